@@ -1,0 +1,114 @@
+"""Which degree is enough: the polynomial gradient of every degree at once, densely, and the degree counted by theory.
+
+Dense on purpose: one compilation serves all degrees, and the tests hold the fast route against it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import jax
+
+    import lora_limits as ll
+
+HIGHEST = 24
+
+
+def series_gradient(problem: ll.LoRAProblem, c: jax.Array) -> tuple[dict[str, ll.Adapter], jax.Array]:
+    """(gradients, smallest row sum / sum of weights) with exp replaced by P(s) = sum_n c_n s^n, from L x L matrices.
+
+    The same quantity as `gradient(problem, Polynomial(g))`: P in the normaliser, P' in the gradient, centred.
+    O(Lq Lk (d + degree)) time, O(Lq Lk) memory.
+    """
+    import jax.numpy as jnp
+
+    from lora_limits import frame as frames
+    from lora_limits import polynomial
+    from lora_limits.problem import dot, project, pull_back, scalars
+
+    frame, beta = frames.make(problem, 512, centred=True), scalars(problem)[1]
+    q = project(problem, "query", problem.x_query) - frame.nu[None]
+    k = project(problem, "key", problem.x_key)
+    w = jnp.exp(beta * dot(k, frame.nu) - frame.shift)[None]
+    k = k - frame.mu[None]
+    v = project(problem, "value", problem.x_value) - frame.v_mean[None]
+    s = beta * dot(q, k.T)
+    weighted = w * polynomial.evaluate(c, s)
+    total = weighted.sum(1, keepdims=True)
+    f = weighted / total
+    mean = dot(f, v)
+    residual = mean + frame.v_mean[None] - problem.target
+    kernel = dot(residual, v.T) - (residual * mean).sum(1, keepdims=True)
+    prime = w * polynomial.evaluate(polynomial.derivative(c), s) / total * kernel
+    rows = {
+        "query": beta * dot(prime, k),
+        "key": beta * (dot(prime.T, q) + (f * kernel).sum(0)[:, None] * frame.nu[None]),
+        "value": dot(f.T, residual),
+    }
+    if "key" in problem.adapters:  # sum_j dl/dK_j = 0 exactly; the fast route imposes it by centring X_K
+        rows["key"] = rows["key"] - (w / frame.total).T * rows["key"].sum(0, keepdims=True)
+    return {n: pull_back(problem, n, rows[n]) for n in problem.adapters}, total.min() / frame.total
+
+
+def errors_by_degree(problem: ll.LoRAProblem, degrees: range, exact: Any) -> list[dict[str, float]]:
+    """Errors of Taylor's gradient for each degree: max norm and Frobenius, relative to the largest array, and worst."""
+    import jax
+    import jax.numpy as jnp
+
+    from lora_limits import polynomial
+
+    run = jax.jit(series_gradient)
+    top = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(exact))
+    norms = [float(jnp.linalg.norm(x)) for x in jax.tree.leaves(exact)]
+    out = []
+    for g in degrees:
+        c = jnp.zeros(HIGHEST + 1, problem.dtype).at[: g + 1].set(polynomial.taylor(g, problem.dtype))
+        got, normaliser = run(problem, c)
+        gaps = [jnp.abs(a - b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True)]
+        fro = max(float(jnp.linalg.norm(x)) / max(n, 1e-300) for x, n in zip(gaps, norms, strict=True))
+        out.append(
+            {
+                "degree": g,
+                "max_error": max(float(x.max()) for x in gaps) / max(top, 1e-300),
+                "frobenius_error": fro,
+                "normaliser": float(normaliser),
+            }
+        )
+    return out
+
+
+def first_below(rows: list[dict[str, float]], name: str, tolerance: float) -> int | None:
+    """The smallest degree from which the error stays at or below the tolerance, or None."""
+    best = None
+    for row in reversed(rows):
+        if not row[name] <= tolerance:
+            break
+        best = int(row["degree"])
+    return best
+
+
+def counted_degree(radius: float, tolerance: float, highest: int = 100_000) -> int | None:
+    """The smallest g for which the row-l1 error 2 T_g / (1 - T_g) of the Chebyshev series on [-R, R] is in tolerance.
+
+    T_g = 2 sum_{n > g} I_n(R), evaluated with scaled Bessel functions; centred keys make e^R disappear from the bound.
+    """
+    from scipy.special import ive
+
+    need = tolerance / (2 + tolerance)
+    count = 64
+    while count <= highest:
+        terms = 2 * ive(np.arange(1, count + 1), radius) * math.exp(min(radius, 700))
+        tails = np.concatenate([np.cumsum(terms[::-1])[::-1], [0.0]])
+        if terms[-1] < need * 1e-3:
+            return int(np.argmax(tails <= need))
+        count *= 2
+    return None
+
+
+def log_binomial(width: int, degree: int) -> float:
+    """ln binom(width + degree, degree), for counts too large to hold."""
+    return math.lgamma(width + degree + 1) - math.lgamma(width + 1) - math.lgamma(degree + 1)

@@ -1,0 +1,115 @@
+"""What the norm bound and the LoRA rank do: error over (Gamma, k), and Gamma and k* over (adapter size, r)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from experiments.config import Fields
+
+VERSION = 1
+SHARED = ("length", "width", "rank", "alpha", "tolerance", "base_gamma", "seed")
+X64 = True
+
+
+class Config(Fields):
+    """Error panel: gammas x degrees. Adapter panel: sizes (std of the entries of A and B) x ranks x conventions."""
+
+    length: PositiveInt
+    width: PositiveInt = 8
+    rank: PositiveInt = 4
+    gammas: tuple[PositiveFloat, ...]
+    degrees: tuple[PositiveInt, ...]
+    sizes: tuple[PositiveFloat, ...]
+    ranks: tuple[PositiveInt, ...]
+    conventions: tuple[Literal["alpha/r", "alpha/sqrt(r)"], ...] = ("alpha/r", "alpha/sqrt(r)")
+    alpha: PositiveFloat = 16.0
+    base_gamma: PositiveFloat = 0.5
+    tolerance: PositiveFloat = 0.01
+    seed: int = 0
+
+
+def points(config: Config) -> list[dict[str, Any]]:
+    """The error panel, degree by degree (one compilation each), then the adapter panel."""
+    out: list[dict[str, Any]] = [
+        {"kind": "error", "degree": d, "gamma": g} for d in config.degrees for g in config.gammas
+    ]
+    out += [
+        {"kind": "adapter", "convention": c, "rank": r, "size": s}
+        for c in config.conventions
+        for r in config.ranks
+        for s in config.sizes
+    ]
+    return out
+
+
+def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Errors and certified bounds of one (Gamma, degree), or the norms and k* of one adapter."""
+    return _error(point, config) if point["kind"] == "error" else _adapter(point, config)
+
+
+def _error(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    import jax
+    import numpy as np
+
+    import lora_limits as ll
+
+    problem = ll.random_problem(
+        jax.random.key(config.seed), length=config.length, width=config.width, rank=config.rank, gamma=point["gamma"]
+    )
+    run = jax.jit(ll.gradient, static_argnames="method")
+    exact = jax.tree.leaves(run(problem, method=ll.Exact(1024)).gradient)
+    result = run(problem, method=ll.Polynomial(point["degree"]))
+    top = max(float(np.abs(x).max()) for x in exact)
+    gaps = [np.abs(np.asarray(a - b)) for a, b in zip(jax.tree.leaves(result.gradient), exact, strict=True)]
+    return {
+        "features": result.rank,
+        "max_error": max(float(x.max()) for x in gaps) / top,
+        "frobenius_error": max(float(np.linalg.norm(x) / np.linalg.norm(e)) for x, e in zip(gaps, exact, strict=True)),
+        "bound": max(float(b) for b in jax.tree.leaves(result.bound)) / top,
+        "normaliser": float(np.asarray(result.normaliser)),
+    }
+
+
+def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    import lora_limits as ll
+    from experiments import degrees
+
+    key = jax.random.key(config.seed)
+    base = ll.random_problem(key, length=config.length, width=config.width, rank=1, gamma=config.base_gamma)
+    a_key, b_key = jax.random.split(jax.random.key(config.seed + 1))
+    r, d = point["rank"], config.width
+    # one large draw, cut to the rank: curves over r differ by r, not by the draw
+    a = point["size"] * jax.random.normal(a_key, (max(config.ranks), d))[:r]
+    b = point["size"] * jax.random.normal(b_key, (d, max(config.ranks)))[:, :r]
+    scale = config.alpha / (r if point["convention"] == "alpha/r" else math.sqrt(r))
+    # the frozen query weight of the base problem with its own adapter merged, so that only the new one moves
+    merged = base.adapters["query"]
+    query = base.weights.query + base.scale * jnp.matmul(merged.b, merged.a)
+    problem = ll.LoRAProblem(
+        base.x_query,
+        base.x_key,
+        base.x_value,
+        base.target,
+        weights=ll.AttentionWeights(query, base.weights.key, base.weights.value),
+        adapters={"query": ll.Adapter(a, b)},
+        scale=scale,
+        beta=base.beta,
+    )
+    report = jax.jit(ll.norm_report)(problem)
+    exact = jax.jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact(1024)).gradient
+    scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact)
+    degree = degrees.first_below(scan, "max_error", config.tolerance)
+    return {
+        "gamma": float(report.gamma),
+        "gamma_ratio": float(report.gamma_ratio),
+        "update": float(report.query_update),
+        "score_bound": float(report.score_bound),
+        "degree": degree,
+        "features": None if degree is None else math.comb(d + degree, degree),
+    }

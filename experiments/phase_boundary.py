@@ -1,0 +1,159 @@
+"""Theorems 3.1 and 4.1 as a map: where over (Gamma, L) a polynomial gradient is cheaper than the exact one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from experiments.config import Fields
+
+VERSION = 1
+SHARED = ("power", "rank", "seed", "repeats", "max_seconds", "svd_length", "most_work")
+X64 = True
+
+
+class Config(Fields):
+    """lengths x gammas, at a fixed width and at width ceil(log2 L); beta = 1/width, tolerance L^-power (relative)."""
+
+    lengths: tuple[PositiveInt, ...]
+    gammas: tuple[PositiveFloat, ...]
+    slices: tuple[Literal["fixed", "growing"], ...] = ("fixed", "growing")
+    width: PositiveInt = 4
+    rank: PositiveInt = 2
+    power: PositiveFloat = 1.0
+    seed: int = 0
+    repeats: PositiveInt = 5
+    max_seconds: PositiveFloat = 2.0
+    svd_length: int = Field(default=1024, ge=0)
+    most_work: PositiveFloat = 4e7  # tokens times features beyond which an approximation is not timed
+    counted_exponents: tuple[PositiveInt, ...] = (10, 16, 24, 32, 48, 64)
+    counted_ratios: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0, 2.0)
+
+
+def _width(config: Config, kind: str, length: int) -> int:
+    return config.width if kind == "fixed" else math.ceil(math.log2(length))
+
+
+def points(config: Config) -> list[dict[str, Any]]:
+    """Measured points, then those that are only counted."""
+    out = [
+        {"kind": "measured", "slice": s, "length": n, "width": _width(config, s, n), "gamma": g}
+        for s in config.slices
+        for n in config.lengths
+        for g in config.gammas
+    ]
+    out += [
+        {"kind": "counted", "slice": s, "log2_length": e, "width": _width(config, s, 2**e), "ratio": r}
+        for s in config.slices
+        for r in config.counted_ratios
+        for e in config.counted_exponents
+    ]
+    return out
+
+
+def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """A measured point: degrees and features needed, times, ranks. A counted one: the exponent log k* / log L."""
+    return _counted(point, config) if point["kind"] == "counted" else _measured(point, config)
+
+
+def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    from experiments.degrees import counted_degree, log_binomial
+
+    log_length = point["log2_length"] * math.log(2)
+    gamma = point["ratio"] * math.sqrt(log_length)
+    degree = counted_degree(gamma**2, math.exp(-config.power * log_length))
+    if degree is None:
+        raise ValueError(f"no degree found for R = {gamma**2:.3g}")
+    return {"gamma": gamma, "degree": degree, "exponent": log_binomial(point["width"], degree) / log_length}
+
+
+def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    import jax
+    import numpy as np
+
+    import lora_limits as ll
+    from experiments import degrees
+
+    problem = ll.random_problem(
+        jax.random.key(config.seed),
+        length=point["length"],
+        width=point["width"],
+        rank=config.rank,
+        gamma=point["gamma"],
+    )
+    run = jax.jit(ll.gradient, static_argnames="method")
+    tolerance = float(point["length"]) ** -config.power
+    exact = run(problem, method=ll.Exact(min(1024, point["length"]))).gradient
+    scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact)
+    degree = degrees.first_below(scan, "max_error", tolerance)
+    report = jax.jit(ll.norm_report)(problem)
+    out: dict[str, Any] = {
+        "tolerance": tolerance,
+        "gamma_ratio": float(report.gamma_ratio),
+        "score_bound": float(report.score_bound),
+        "degree": degree,
+        "features": None if degree is None else math.comb(point["width"] + degree, degree),
+    }
+    out["exponent"] = None if degree is None else math.log(out["features"]) / math.log(point["length"])
+    if point["length"] <= config.svd_length:
+        from lora_limits.exact import dense_terms
+
+        values = np.linalg.svd(np.asarray(dense_terms(problem)["f"]), compute_uv=False)
+        out["svd_rank"] = int((values > tolerance * values[0]).sum())
+    if degree is not None:
+        top = max(float(np.abs(x).max()) for x in jax.tree.leaves(exact))
+        out |= _certified(problem, degree, tolerance * top, config)
+        out |= _timed(problem, degree, config)
+    return out
+
+
+def _fits(problem: Any, degree: int, config: Config) -> bool:
+    length, width = problem.x_query.shape[0], problem.weights.query.shape[1]
+    return length * math.comb(width + degree, degree) <= config.most_work
+
+
+def _certified(problem: Any, degree: int, tolerance: float, config: Config) -> dict[str, Any]:
+    """The first degree, from the measured one on, whose certificate meets the tolerance; None where none was run."""
+    import jax
+
+    import lora_limits as ll
+
+    run = jax.jit(ll.gradient, static_argnames="method")
+    for g in range(degree, degree + 4):
+        if not _fits(problem, g, config):
+            break
+        bound = run(problem, method=ll.Polynomial(g)).bound
+        if all(float(b) <= tolerance for b in jax.tree.leaves(bound)):
+            return {"certified_degree": g, "certified_features": math.comb(problem.weights.query.shape[1] + g, g)}
+    return {"certified_degree": None, "certified_features": None}
+
+
+def _timed(problem: Any, degree: int, config: Config) -> dict[str, Any]:
+    """float32 times of the gradient at the measured degree and of the best exact one, in one run."""
+    if not _fits(problem, degree, config):
+        return {"seconds": None, "exact_seconds": None, "speed_up": None}
+    import jax
+    import jax.numpy as jnp
+
+    import lora_limits as ll
+    from experiments.timing import interleaved
+
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
+    length = problem.x_query.shape[0]
+    methods: dict[str, ll.Method] = {"poly": ll.Polynomial(degree), "tiled": ll.Exact(min(1024, length))}
+    if length <= 2048:
+        methods["dense"] = ll.Exact()
+    calls = {}
+    for name, method in methods.items():
+        compiled = jax.jit(lambda p, m=method: ll.gradient(p, m).gradient).lower(single).compile()
+        calls[name] = lambda run=compiled: run(single)
+    times = interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
+    best = min(times[n]["seconds"] for n in times if n != "poly")
+    return {
+        "seconds": times["poly"]["seconds"],
+        "spread": times["poly"]["spread"],
+        "exact_seconds": best,
+        "speed_up": best / times["poly"]["seconds"],
+    }

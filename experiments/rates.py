@@ -1,0 +1,201 @@
+"""How cost grows: operations counted against L, widths against Gamma to L = 2^64, and what the LoRA rank costs.
+
+Panels of points:
+
+operations   read off the jaxpr (Theorem F.1): Lemma 3.1 as written, the dense gradient, the chain, the fast gradient
+counted      d = log2 L, R = Gamma^2 = kappa^2 ln L, tolerance 1/L: g from Chebyshev's remainder, k = binom(d + g, g)
+measured     the same where it runs: the smallest g and the smallest rank of f whose gradients are within 1/L
+rank         operations and errors of the fast gradient and of the exact one against r
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from experiments.config import Fields
+
+VERSION = 1
+X64 = True
+SHARED = ("width", "degree", "rank_length", "rank_width", "rank_degree", "seed")
+ALGORITHMS = ("literal", "dense", "chain", "fast")
+
+
+class Config(Fields):
+    """lengths: log2 L of the operation counts, at `width` and `degree`. kappas: Gamma / sqrt(ln L).
+
+    counted, measured: log2 L. ranks, at rank_length tokens, rank_width and rank_degree.
+    """
+
+    lengths: tuple[PositiveInt, ...]
+    width: PositiveInt
+    degree: PositiveInt
+    kappas: tuple[PositiveFloat, ...]
+    counted: tuple[PositiveInt, ...]
+    measured_kappas: tuple[PositiveFloat, ...]
+    measured: tuple[PositiveInt, ...]
+    ranks: tuple[PositiveInt, ...]
+    rank_length: PositiveInt
+    rank_width: PositiveInt
+    rank_degree: PositiveInt
+    seed: int = Field(default=0, ge=0)
+
+
+def points(config: Config) -> list[dict[str, Any]]:
+    """The four panels, one after another."""
+    counts = [{"panel": "operations", "algorithm": a, "power": n} for a in ALGORITHMS for n in config.lengths]
+    counted = [{"panel": "counted", "kappa": kappa, "power": n} for kappa in config.kappas for n in config.counted]
+    runs = [
+        {"panel": "measured", "kappa": kappa, "power": n} for kappa in config.measured_kappas for n in config.measured
+    ]
+    return counts + counted + runs + [{"panel": "rank", "rank": rank} for rank in config.ranks]
+
+
+def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """flops; or degree and exponent log k / log L; or those measured, and eps-rank; or costs and error at a rank."""
+    panels: dict[str, Callable[..., dict[str, Any]]] = {
+        "operations": _operations,
+        "counted": _counted,
+        "measured": _measured,
+        "rank": _rank,
+    }
+    return panels[point["panel"]](point, config)
+
+
+def _abstract(length: int, width: int, rank: int) -> Any:
+    """A problem without numbers: counting needs shapes alone."""
+    import jax
+
+    import lora_limits as ll
+
+    small = ll.random_problem(jax.random.key(0), length=1, width=width, rank=rank, gamma=1.0, adapt=("query", "value"))
+    names = ("x_query", "x_key", "x_value", "target")
+
+    def shape(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        tall = getattr(path[0], "name", "") in names
+        return jax.ShapeDtypeStruct((length, width) if tall else jax.numpy.shape(leaf), jax.numpy.result_type(float))
+
+    return jax.tree_util.tree_map_with_path(shape, small)
+
+
+def _literal(problem: Any) -> Any:
+    """Lemma 3.1 as written: an L x L matrix diag f_j - f_j f_j^T and an L x d^2 block C_j for every token j."""
+    import jax
+    import jax.numpy as jnp
+
+    from lora_limits import exact
+
+    t = exact.dense_terms(problem)
+
+    def token(x: Any, f: Any, q: Any) -> Any:
+        block = (x[None, :, None] * t["K"][:, None, :]).reshape(f.shape[0], -1)
+        return jnp.matmul(jnp.matmul(block.T, jnp.diag(f) - f[:, None] * f[None, :]), q)
+
+    return jax.vmap(token)(problem.x_query, t["f"], t["q"]).sum(0)
+
+
+def _operations(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    import lora_limits as ll
+    from experiments.counting import count_operations
+    from lora_limits import chain, exact
+
+    functions = {
+        "literal": _literal,
+        "dense": exact.dense_gradient,
+        "chain": lambda p: chain.run(p, chain.Chain(config.degree))[:2],
+        "fast": lambda p: ll.gradient(p, ll.Polynomial(config.degree + 1)).gradient,
+    }
+    return count_operations(functions[point["algorithm"]], _abstract(2 ** point["power"], config.width, 2))
+
+
+def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    from lora_limits import widths
+
+    power, log_length = point["power"], point["power"] * math.log(2)
+    degree = widths.degree_needed(point["kappa"] ** 2 * log_length, 2.0**-power)
+    exponent = widths.width_exponent(power, degree, log_length)
+    return {"degree": degree, "exponent": exponent, "limit": widths.limit_exponent(point["kappa"] ** 2)}
+
+
+def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
+    """The smallest integer in (low, high] at which a monotone condition holds, or None."""
+    if not holds(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Every factor is evaluated densely, entry by entry, so degrees can be tried whose features would not fit."""
+    import jax
+    import numpy as np
+
+    import lora_limits as ll
+    from lora_limits import exact, widths
+
+    power, length = point["power"], 2 ** point["power"]
+    gamma = point["kappa"] * math.sqrt(math.log(length))
+    problem = ll.random_problem(jax.random.key(config.seed), length=length, width=power, rank=4, gamma=gamma)
+    t = {name: np.asarray(x) for name, x in exact.dense_terms(problem).items()}
+    q, k = t["Q"] - t["Q"].mean(0), t["K"]
+    w = np.exp(k @ t["Q"].mean(0) / power)
+    k = k - w @ k / w.sum()
+    s = q @ k.T / power
+    radius = float(np.abs(s).max())
+    error = _gradient_error(problem, t)
+
+    def polynomial(degree: int) -> bool:
+        p = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(radius * x), degree + 40).truncate(degree + 1)
+        return error(w * p(s / radius)) <= 1 / length
+
+    u, sigma, vt = np.linalg.svd(t["f"])
+    degree = _smallest(polynomial, -1, 40)
+    rank = _smallest(lambda k: error((u[:, :k] * sigma[:k]) @ vt[:k]) <= 1 / length, 0, length)
+    exponent = None if degree is None else widths.width_exponent(power, degree, math.log(length))
+    return {"degree": degree, "exponent": exponent, "eps_rank": rank, "score_bound": radius}
+
+
+def _gradient_error(problem: Any, t: dict[str, Any]) -> Callable[[Any], float]:
+    """f~ (rows of any sum) -> largest max-norm error of the four arrays relative to the largest entry of each."""
+    import numpy as np
+
+    def rows(f: Any) -> tuple[Any, Any]:
+        f = f / f.sum(1, keepdims=True)
+        out = f @ t["V"]
+        c = out - np.asarray(problem.target)
+        p = f * (c @ t["V"].T - (c * out).sum(1, keepdims=True))
+        return p @ t["K"], f.T @ c
+
+    def arrays(f: Any) -> list[Any]:
+        pulled = []
+        for name, x, dh in zip(("query", "value"), (problem.x_query, problem.x_value), rows(f), strict=True):
+            a, b, x = (np.asarray(y) for y in (problem.adapters[name].a, problem.adapters[name].b, x))
+            pulled += [(x @ b).T @ dh, x.T @ (dh @ a.T)]
+        return pulled
+
+    want = arrays(t["f"])
+    return lambda f: max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in zip(arrays(f), want, strict=True))
+
+
+def _rank(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    import jax
+    import numpy as np
+
+    import lora_limits as ll
+    from experiments.counting import count_operations
+    from lora_limits import chain, exact
+
+    shape = {"width": config.rank_width, "rank": point["rank"]}
+    problem = ll.random_problem(jax.random.key(config.seed), length=config.rank_length, **shape, gamma=1.0)
+    want = exact.dense_gradient(problem)[1]
+    got = jax.jit(lambda p: chain.run(p, chain.Chain(config.rank_degree))[1])(problem)
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    error = max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
+    long = _abstract(2**14, **shape)
+    fast = count_operations(lambda p: ll.gradient(p, ll.Polynomial(config.rank_degree + 1)).gradient, long)
+    return {"error": error, "fast": fast["flops"], "dense": count_operations(exact.dense_gradient, long)["flops"]}

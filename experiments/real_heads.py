@@ -1,0 +1,81 @@
+"""Remark 5.2 on real attention heads: norms raw and centred, and the degree and features that they need."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import PositiveFloat, PositiveInt
+
+from experiments.config import Fields
+
+VERSION = 1
+SHARED = ("length", "rank", "seed", "tolerances", "highest")
+X64 = True
+
+
+class Config(Fields):
+    """The first `most` embedded heads of each layer (tame to wild), at `length` tokens; relative Frobenius errors."""
+
+    length: PositiveInt = 512
+    most: PositiveInt = 8
+    rank: PositiveInt = 4
+    tolerances: tuple[PositiveFloat, ...] = (0.1, 0.01)
+    highest: PositiveInt = 24
+    seed: int = 0
+
+
+def points(config: Config) -> list[dict[str, Any]]:
+    """One point a head."""
+    from experiments import heads
+
+    seen: dict[int, int] = {}
+    out = []
+    for layer, head in heads.heads():
+        place = seen.get(layer, 0)
+        seen[layer] = place + 1
+        if place % max(1, 8 // config.most) == 0 and place // max(1, 8 // config.most) < config.most:
+            out.append({"layer": layer, "head": head})
+    return out
+
+
+def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Norms, R / ln L, and for each tolerance the degree, the features k*, and the length from which k* < L."""
+    import jax
+    import numpy as np
+
+    import lora_limits as ll
+    from experiments import degrees, heads
+    from lora_limits.exact import dense_terms
+
+    problem = heads.problem(
+        point["layer"], point["head"], length=config.length, rank=config.rank, seed=config.seed, dtype="float64"
+    )
+    report = jax.jit(ll.norm_report)(problem)
+    exact = jax.jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact()).gradient
+    scan = degrees.errors_by_degree(problem, range(1, min(config.highest, degrees.HIGHEST) + 1), exact)
+    q, k = (np.asarray(dense_terms(problem)[n]) for n in ("Q", "K"))
+    beta = float(problem.beta)
+    weights = np.exp(beta * (k @ q.mean(0) - (k @ q.mean(0)).max()))
+    centre = weights @ k / weights.sum()
+    centred = beta * (q - q.mean(0)) @ (k - centre).T
+    out: dict[str, Any] = {
+        "gamma": float(report.gamma),
+        "gamma_centred": float(report.gamma_centred),
+        "gamma_ratio": float(report.gamma_ratio),
+        "score_bound": float(report.score_bound),
+        "score_ratio": float(report.score_ratio),
+        "score_max": float(np.abs(beta * q @ k.T).max()),
+        "score_max_centred": float(np.abs(centred).max()),
+        "score_std": float((beta * q @ k.T).std()),
+        "score_std_centred": float(centred.std()),
+        "errors": [row["frobenius_error"] for row in scan],
+    }
+    width = q.shape[1]
+    needed = {}
+    for tolerance in config.tolerances:
+        degree = degrees.first_below(scan, "frobenius_error", tolerance)
+        features = None if degree is None else math.comb(width + degree, degree)
+        needed[str(tolerance)] = {"degree": degree, "features": features}
+    out["needed"] = needed
+    return out

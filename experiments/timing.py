@@ -1,0 +1,64 @@
+"""Timing under JAX's asynchronous dispatch: medians with their spread, compile time apart, memory without a run."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def median_time(function: Callable[..., Any], *args: Any, repeats: int, max_seconds: float) -> dict[str, float]:
+    """Time `function(*args)` as `interleaved` does, alone."""
+    return interleaved({"": functools.partial(function, *args)}, repeats=repeats, max_seconds=max_seconds)[""]
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]], *, repeats: int, max_seconds: float
+) -> dict[str, dict[str, float]]:
+    """Time several contenders by turns in one run, so that whatever slows the machine slows them all.
+
+    Each is called once to warm up (and compile), then in up to `repeats` rounds, until the rounds have taken
+    `max_seconds` in all; one round there is always. For each name: "seconds", the median; "spread", the
+    interquartile range in seconds; "repeats", the rounds there were. Raises ValueError for repeats below 1.
+    """
+    import jax
+
+    if repeats < 1:
+        raise ValueError(f"repeats: got {repeats}, expected at least 1")
+    for function in functions.values():
+        jax.block_until_ready(function())
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    began = time.perf_counter()
+    for turn in range(repeats):
+        # Back and forth: no contender always runs in the wake of the same other.
+        for name in list(functions)[:: -1 if turn % 2 else 1]:
+            start = time.perf_counter()
+            jax.block_until_ready(functions[name]())
+            times[name].append(time.perf_counter() - start)
+        if time.perf_counter() - began >= max_seconds:
+            break
+    return {name: _summary(seconds) for name, seconds in times.items()}
+
+
+def _summary(seconds: list[float]) -> dict[str, float]:
+    lower, median, upper = np.percentile(seconds, [25, 50, 75])
+    return {"seconds": float(median), "spread": float(upper - lower), "repeats": len(seconds)}
+
+
+def compile_seconds(jitted: Any, *args: Any) -> tuple[Any, float]:
+    """The compiled form of a jitted function for `args`, and the seconds that tracing and compiling it took.
+
+    A function traced or compiled for such arguments before may come out of JAX's caches in no time.
+    """
+    start = time.perf_counter()
+    compiled = jitted.lower(*args).compile()
+    return compiled, time.perf_counter() - start
+
+
+def temporary_bytes(compiled: Any) -> int | None:
+    """Bytes of working memory that a compiled function asks for beside inputs and outputs; None if unknown."""
+    analysis = compiled.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)

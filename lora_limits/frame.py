@@ -1,0 +1,147 @@
+"""Coordinates in which scores are small: centred, balanced, and read block by block so that no L x d copy exists.
+
+f is unchanged by K - 1 mu^T, and queries shifted by nu re-weight the keys: f_ij ~ w_j exp(x_i . y_j) with
+w_j = exp(beta nu . K_j), x_i = sqrt(beta) N^-T (Q_i - nu), y_j = sqrt(beta) N (K_j - mu). The balancing N equalises
+the second moments of x and y (a matrix geometric mean), which makes |x_i||y_j| a good bound of |x_i . y_j|.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_limits.problem import LoRAProblem, dot, project, scalars
+
+SAMPLE = 256
+
+
+class Frame(NamedTuple):
+    """What the sweeps need to know before the first feature is built. Vectors are columns, (d,) or (d, d)."""
+
+    nu: jax.Array  # (d,) centre of the queries; 0 when not centred
+    mu: jax.Array  # (d,) weighted centre of the keys
+    v_mean: jax.Array  # (d_value,) weighted mean of the values
+    xk_mean: jax.Array  # (d_model,) weighted mean of the key inputs
+    xv_mean: jax.Array  # (d_model,) weighted mean of the value inputs
+    q_shift: jax.Array  # (d_model,) what is subtracted from the query inputs; 0 when not centred
+    k_shift: jax.Array  # (d_model,) the same for the key inputs
+    shift: jax.Array  # () largest log-weight, subtracted before exp
+    total: jax.Array  # () sum of the weights
+    to_x: jax.Array  # (d, d) sqrt(beta) N^-T
+    to_y: jax.Array  # (d, d) sqrt(beta) N
+
+
+def sweep(length: int, block: int, body, start):
+    """Folds body(carry, first, fresh) over blocks of `block` tokens; returns the last carry.
+
+    The last block is moved back to end at the last token, so no input is padded or copied; `fresh` (block,) is 0 where
+    a token was seen before. O(1) extra memory.
+    """
+    size = min(block, length)
+    blocks = -(-length // size)
+
+    def step(carry, i):
+        first = jnp.minimum(i * size, length - size)
+        fresh = first + jnp.arange(size, dtype=jnp.int32) >= i * size
+        return body(carry, first, fresh), None
+
+    return jax.lax.scan(step, start, jnp.arange(blocks, dtype=jnp.int32))[0]
+
+
+def rows(x: jax.Array, first: jax.Array, block: int) -> jax.Array:
+    """Tokens first .. first + block of x: (block, d_model)."""
+    return jax.lax.dynamic_slice_in_dim(x, first, min(block, x.shape[0]))
+
+
+def _key_statistics(problem: LoRAProblem, direction: jax.Array, block: int):
+    """Online over keys: largest log-weight, sum of weights, weighted sums of x_key and x_value."""
+    dtype = problem.dtype
+    lk, dk = problem.x_key.shape
+    start = (
+        jnp.asarray(jnp.finfo(dtype).min, dtype),
+        jnp.zeros((), dtype),
+        jnp.zeros(dk, dtype),
+        jnp.zeros(problem.x_value.shape[1], dtype),
+    )
+
+    def body(carry, first, fresh):
+        top, total, sum_k, sum_v = carry
+        xk, xv = rows(problem.x_key, first, block), rows(problem.x_value, first, block)
+        log_w = jnp.where(fresh, dot(xk, direction), jnp.finfo(dtype).min)
+        new = jnp.maximum(top, log_w.max())
+        shrink, w = jnp.exp(top - new), jnp.exp(log_w - new)
+        return new, total * shrink + w.sum(), sum_k * shrink + dot(w, xk), sum_v * shrink + dot(w, xv)
+
+    return sweep(lk, block, body, start)
+
+
+def _sqrt_and_inverse(m: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Symmetric square root of a positive definite matrix, and its inverse."""
+    values, vectors = jnp.linalg.eigh(m)
+    root = jnp.sqrt(jnp.maximum(values, jnp.finfo(m.dtype).tiny))
+    return dot(vectors * root[None], vectors.T), dot(vectors / root[None], vectors.T)
+
+
+def balance(sx: jax.Array, sy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(N, N^-T), symmetric, with N sy N = N^-1 sx N^-1 = their common second moment: N^2 = sy^-1 # sx.
+
+    Both moments get a ridge of 1e-3 of their trace, so the condition number of N stays below about 30 and the change
+    of coordinates costs no accuracy, whatever the rank of the inputs. sx, sy: (d, d) positive semi-definite.
+    """
+    d = sx.shape[0]
+    eye = jnp.eye(d, dtype=sx.dtype)
+
+    def normalised(m):
+        trace = jnp.trace(m)
+        usable = jnp.isfinite(trace) & (trace > jnp.finfo(m.dtype).tiny * 1e8)
+        trace = jnp.where(usable, trace, 1)
+        return jnp.where(usable, m, eye / d) / trace + 1e-3 / d * eye, trace
+
+    (sx, tx), (sy, ty) = normalised(sx), normalised(sy)
+    root, inverse = _sqrt_and_inverse(sy)
+    middle, _ = _sqrt_and_inverse(dot(dot(root, sx), root))
+    n, n_inverse = _sqrt_and_inverse(dot(dot(inverse, middle), inverse))
+    scale = (tx / ty) ** 0.25
+    return n * scale, n_inverse / scale
+
+
+def sample_rows(x: jax.Array, most: int = SAMPLE) -> jax.Array:
+    """At most `most` rows, evenly spread and static."""
+    length = x.shape[0]
+    return x[np.unique(np.linspace(0, length - 1, min(most, length)).astype(int))]
+
+
+def sample_weights(problem: LoRAProblem, frame: Frame) -> jax.Array:
+    """Weights w_j of the sampled keys."""
+    k = project(problem, "key", sample_rows(problem.x_key))
+    return jnp.exp(scalars(problem)[1] * dot(k, frame.nu) - frame.shift)
+
+
+def make(problem: LoRAProblem, block: int, centred: bool) -> Frame:
+    """The frame of a problem: two cheap passes, O(L d_model) time, O(d_model d) memory."""
+    beta = scalars(problem)[1]
+    q_shift = problem.x_query.mean(0)
+    if not centred:
+        q_shift = jnp.zeros_like(q_shift)
+    nu = project(problem, "query", q_shift[None])[0]
+    direction = beta * dot(problem.weights.key, nu)
+    if "key" in problem.adapters:
+        a, b = problem.adapters["key"].a, problem.adapters["key"].b
+        direction = direction + beta * scalars(problem)[0] * dot(b, dot(a, nu))
+    shift, total, sum_k, sum_v = _key_statistics(problem, direction, block)
+    xk_mean, xv_mean = sum_k / total, sum_v / total
+    k_shift = xk_mean if centred else jnp.zeros_like(xk_mean)
+    mu = project(problem, "key", k_shift[None])[0]
+    v_mean = project(problem, "value", xv_mean[None])[0]
+    d = nu.shape[0]
+    eye = jnp.eye(d, dtype=nu.dtype)
+    frame = Frame(nu, mu, v_mean, xk_mean, xv_mean, q_shift, k_shift, shift, total, eye, eye)
+    x = project(problem, "query", sample_rows(problem.x_query)) - nu[None]
+    y = project(problem, "key", sample_rows(problem.x_key)) - mu[None]
+    w = sample_weights(problem, frame)
+    n, n_inverse = balance(dot(x.T, x), dot((y * w[:, None]).T, y))
+    root = jnp.sqrt(beta)
+    return frame._replace(to_x=root * n_inverse, to_y=root * n)

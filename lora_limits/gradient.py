@@ -1,0 +1,102 @@
+"""The verb: a LoRAProblem and a method go in, a GradientResult comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from lora_limits import exact, moments, monomials
+from lora_limits.polynomial import SERIES
+from lora_limits.problem import Adapter, LoRAProblem, check_static
+
+
+def _require(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """The exact gradient. block_size None: dense, O(Lq Lk) memory; else tiled on both sides, O(L d + block_size^2)."""
+
+    block_size: int | None = None
+
+    def __post_init__(self):
+        if self.block_size is not None:
+            _require("Exact block_size", self.block_size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Polynomial:
+    """exp replaced by a polynomial of the given degree in the scores: k = binom(d + degree, degree) features.
+
+    series: "taylor" (tightest certificate), "chebyshev" (minimax on the score range), "fitted" (least squares on a
+    sample of scores). centred: shift queries and keys first, which changes nothing in exact arithmetic and shrinks the
+    scores. block_size: tokens whose features are held at once.
+    Raises ValueError for a negative degree or an unknown series.
+    """
+
+    degree: int
+    series: str = "taylor"
+    centred: bool = True
+    block_size: int = 512
+
+    def __post_init__(self):
+        _require("Polynomial degree", self.degree, 0)
+        _require("Polynomial block_size", self.block_size, 1)
+        if self.series not in SERIES:
+            raise ValueError(f"Polynomial series: got {self.series!r}, expected one of {list(SERIES)}")
+
+
+Method = Exact | Polynomial
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GradientResult:
+    """A gradient that still knows what it is worth.
+
+    gradient: {name: Adapter}, dl/dA and dl/dB. loss: scalar, of the same (approximate) forward.
+    rank: k, the width of the factor of f; None for an exact gradient.
+    bound: {name: Adapter of scalars}, certified max-norm error of each array, rounding included; inf where the
+    normaliser could not be certified; None for methods without a guarantee, and for exact ones.
+    normaliser: a certified lower bound of min_i D_i / sum_j w_j, the smallest row sum of the approximate exp(S)
+    relative to its value at P = 1. Not positive: some row may not be a distribution, the gradient is not to be trusted,
+    and the remedy is a higher or an even degree, or Exact. None where there is nothing to certify.
+    """
+
+    gradient: dict[str, Adapter]
+    loss: jax.Array
+    rank: int | None = dataclasses.field(metadata={"static": True})
+    bound: dict[str, Adapter] | None = None
+    normaliser: jax.Array | None = None
+
+
+def gradient(problem: LoRAProblem, method: Method) -> GradientResult:
+    """Gradients of the loss in every adapter of the problem.
+
+    dl/dA = s B^T (dl/dW), dl/dB = s (dl/dW) A^T with dl/dW_Q = beta X_Q^T p K, dl/dW_K = beta X_K^T p^T Q,
+    dl/dW_V = X_V^T f^T c (Lemmas 3.1, 3.2, D.4, corrected). jit with `method` static; vmap over a batch of problems.
+    Exact: O(Lq Lk (d + d_value)). Polynomial: O(L k (d + 1)), k = binom(d + g, g); valid for any input, useful while
+    max |score| = o(log L) (Theorems 3.1 and A.1). Raises ValueError for problems that do not fit together.
+    """
+    check_static(problem)
+    if isinstance(method, Exact):
+        if method.block_size is None:
+            loss, grads = exact.dense_gradient(problem)
+        else:
+            loss, grads = exact.tiled_gradient(problem, method.block_size)
+        return GradientResult(grads, loss, rank=None)
+    if isinstance(method, Polynomial):
+        loss, grads, bound, normaliser = moments.run(problem, method, method.block_size)
+        rank = monomials.count(problem.weights.query.shape[1], method.degree)
+        return GradientResult(grads, loss, rank, bound, normaliser)
+    raise ValueError(f"method: got {method!r}, expected one of Exact, Polynomial")
+
+
+def loss(problem: LoRAProblem) -> jax.Array:
+    """The exact loss 1/2 || f V - Y ||_F^2 (Definition 1.2, one data point). O(Lq Lk d) time, memory linear in L."""
+    check_static(problem)
+    return exact.tiled_loss(problem)

@@ -1,0 +1,92 @@
+"""Instances whose answers are known: drawn or planted, and every NO checked by brute force, O(n^2 d)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ATTEMPTS = 50
+
+
+def closest(a: np.ndarray, b: np.ndarray) -> int:
+    """Smallest Hamming distance between the two sets, by brute force."""
+    x, y = 1 - 2 * np.asarray(a, np.int64), 1 - 2 * np.asarray(b, np.int64)
+    return int((a.shape[1] - (x.astype(float) @ y.T.astype(float)).max()) / 2)
+
+
+def has_orthogonal_pair(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether some <a_i, b_j> = 0, by brute force."""
+    return bool((np.asarray(a, float) @ np.asarray(b, float).T < 0.5).any())
+
+
+def random_neighbours(
+    rng: np.random.Generator, n: int, width: int, distance: int, gap: int, answer: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Uniform points, all pairs at `distance + gap` or beyond; for a YES one pair is then moved to exactly `distance`.
+
+    Points that come too near are drawn again. Raises ValueError if that does not end: the width is too small.
+    """
+    a, b = rng.integers(0, 2, (n, width)), rng.integers(0, 2, (n, width))
+    for _ in range(ATTEMPTS):
+        near = width - (1.0 - 2.0 * a) @ (1.0 - 2.0 * b).T < 2 * (distance + gap) - 0.5
+        rows = np.flatnonzero(near.any(1))
+        if not len(rows):
+            break
+        a[rows] = rng.integers(0, 2, (len(rows), width))
+    else:
+        raise ValueError(f"width: got {width}, expected more: {n} points at distance {distance + gap} were not found")
+    if answer:
+        i, j = rng.integers(n, size=2)
+        b[j] = a[i]
+        flipped = rng.choice(width, distance, replace=False)
+        b[j, flipped] = 1 - b[j, flipped]
+    return a, b
+
+
+def clustered_neighbours(
+    rng: np.random.Generator, n: int, width: int, distance: int, gap: int, answer: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The worst case: every pair at exactly `distance + gap`, so that a NO comes as near to YES as the promise allows.
+
+    For a YES one a_i is moved `gap` nearer to one b_j, and is no nearer than distance to any other.
+    """
+    if distance + gap > width:
+        raise ValueError(f"width: got {width}, expected at least distance + gap = {distance + gap}")
+    centre = rng.integers(0, 2, width)
+    a, b = np.tile(centre, (n, 1)), np.tile(centre, (n, 1))
+    for row in b:
+        flipped = rng.choice(width, distance + gap, replace=False)
+        row[flipped] = 1 - row[flipped]
+    if answer:
+        i, j = rng.integers(n, size=2)
+        differ = rng.permutation(np.flatnonzero(a[i] != b[j]))[:gap]
+        a[i, differ] = b[j, differ]
+    return a, b
+
+
+def random_orthogonality(
+    rng: np.random.Generator, n: int, width: int, answer: bool, density: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Binary vectors with an orthogonal pair planted, or with none (offending pairs are given a coordinate in common).
+
+    The planted pair shares no coordinate and covers all. Low density or width makes inner products of exactly 1 common.
+    """
+    a, b = ((rng.random((n, width)) < density).astype(np.int64) for _ in range(2))
+    products = a @ b.T
+    for i, j in np.argwhere(products == 0):
+        shared = rng.integers(width)
+        a[i, shared] = b[j, shared] = 1
+    if answer:
+        i, j = rng.integers(n, size=2)
+        b[j] = 1 - a[i]
+    return a, b
+
+
+def random_3sat(rng: np.random.Generator, variables: int, ratio: float = 4.26) -> list[list[int]]:
+    """round(ratio variables) clauses on three distinct variables each; half are satisfiable near ratio 4.26."""
+    if variables < 3:
+        raise ValueError(f"variables: got {variables}, expected at least 3")
+    clauses = []
+    for _ in range(round(ratio * variables)):
+        chosen = 1 + rng.choice(variables, 3, replace=False)
+        clauses.append([int(s * x) for s, x in zip(rng.choice([-1, 1], 3), chosen, strict=True)])
+    return clauses

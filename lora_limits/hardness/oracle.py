@@ -1,0 +1,32 @@
+"""Gradient oracles: any method of the library, compiled once for each shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+
+from lora_limits.gradient import Exact, Method, gradient
+from lora_limits.problem import Adapter, LoRAProblem
+
+DENSE_TOKENS = 2048
+TILE = 1024
+
+
+@partial(jax.jit, static_argnames="method")
+def _compiled(problem: LoRAProblem, method: Method) -> dict[str, Adapter]:
+    return gradient(problem, method).gradient
+
+
+def gradient_oracle(method: Method | None = None) -> Callable[[LoRAProblem], dict[str, Adapter]]:
+    """LoRAProblem -> {name: Adapter}, the gradient by `method`.
+
+    None: exact, dense to 2048 tokens and tiled beyond, O(L^2 d) time and memory linear in L.
+    """
+
+    def oracle(problem: LoRAProblem) -> dict[str, Adapter]:
+        dense = problem.x_query.shape[0] <= DENSE_TOKENS
+        return _compiled(problem, method or Exact(block_size=None if dense else TILE))
+
+    return oracle

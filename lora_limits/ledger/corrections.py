@@ -1,0 +1,136 @@
+"""What the printed text gives when it is taken literally, measured; and what Appendix G does not test."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lora_limits.ledger.approximation import LEMMAS, WIDTHS
+from lora_limits.ledger.definitions import EXACT
+from lora_limits.ledger.exactness import COUNTED, dense_operations
+from lora_limits.ledger.row import Evidence, Row, exact_gradient, problem, relative, terms
+from lora_limits.problem import LoRAProblem
+
+LITERAL = "tests/test_theorems.py::test_printed_forms_are_wrong_by_more_than_a_tenth"
+MINUTES = "tests/test_theorems.py::test_both_percentages_of_table_1_are_right"
+
+
+def query_gradient(p: LoRAProblem, kernel: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """dA_Q from any stand-in for p."""
+    return p.scale * p.beta * p.adapters["query"].b.T @ p.x_query.T @ kernel @ k
+
+
+def literal(wrong: np.ndarray, right: np.ndarray, want: np.ndarray) -> Evidence:
+    """Frobenius errors, relative, of the printed and of the corrected form."""
+    printed, corrected = (float(np.linalg.norm(x - want) / np.linalg.norm(want)) for x in (wrong, right))
+    return Evidence(
+        f"as printed {printed:.2f}, corrected {corrected:.0e} (relative)", printed > 0.1 and corrected < 1e-12
+    )
+
+
+def transposed_q() -> Evidence:
+    p = problem(gamma=4.0)
+    t = terms(p)
+
+    def kernel(q: np.ndarray) -> np.ndarray:
+        return t["f"] * q - np.diag((t["f"] * q).sum(1)) @ t["f"]
+
+    pair = [query_gradient(p, kernel(q), t["K"]) for q in (t["V"] @ t["c"].T, t["c"] @ t["V"].T)]
+    return literal(pair[0], pair[1], exact_gradient(p)["query"].a)
+
+
+def diagonal_on_the_right() -> Evidence:
+    p = problem(gamma=4.0)
+    t = terms(p)
+    pair = [query_gradient(p, t["p1"] - p2, t["K"]) for p2 in (t["f"] @ np.diag(t["rho"]), np.diag(t["rho"]) @ t["f"])]
+    return literal(pair[0], pair[1], exact_gradient(p)["query"].a)
+
+
+def order_of_factors() -> Evidence:
+    p = problem()
+    t, a = terms(p), p.adapters["query"].a
+    try:
+        _ = t["p"] @ a @ t["K"]
+    except ValueError:
+        right = p.scale * p.x_query.T @ (p.beta * t["p"] @ t["K"]) @ a.T
+        error = relative(right, exact_gradient(p)["query"].b)
+        text = f"p {t['p'].shape} times A_Q {a.shape} is no product; p C2 A_Q^T: {error:.0e}"
+        return Evidence(text, error < 1e-12)
+    return Evidence("the printed product exists", False)
+
+
+def key_side() -> Evidence:
+    """Printed: B_K^T C_K1^T p C_K2, which needs d_model = d even to be a product."""
+    p = problem(square=True)
+    t, b = terms(p), p.adapters["key"].b
+    printed = p.scale * p.beta * b.T @ t["Q"].T @ t["p"] @ p.x_key
+    right = p.scale * p.beta * b.T @ p.x_key.T @ t["p"].T @ t["Q"]
+    return literal(printed, right, exact_gradient(p)["key"].a)
+
+
+def swapped_sizes() -> Evidence:
+    p = problem()
+    g = exact_gradient(p)["query"]
+    (r, d), dm = p.adapters["query"].a.shape, p.x_query.shape[1]
+    text = f"G^(A) is {g.a.shape}, printed {(d, r)}; G^(B) is {g.b.shape}, printed {(r, dm)}"
+    return Evidence(text, g.a.shape == (r, d) and g.b.shape == (dm, r))
+
+
+def width_of_q() -> Evidence:
+    rank, width = int(np.linalg.matrix_rank(terms(problem())["q"])), problem().target.shape[1]
+    return Evidence(f"rank of q: {rank} = d; printed width {2 * width}", rank == width)
+
+
+def max_norm_of_a_product() -> Evidence:
+    """max |A B| <= max |A| max |B| fails by a factor of the inner dimension; so in p C2, and again in C1^T (p C2)."""
+    ones = np.ones((24, 24))
+    factor = float((ones @ ones).max())
+    p = problem()
+    t = terms(p)
+    worst = np.abs(t["f"] @ np.abs(t["V"]) / (t["f"].max() * np.abs(t["V"]).max())).max()
+    text = f"max |A B| / (max |A| max |B|): ones {factor:.0f} = L, f |V| {worst:.1f}; allowed 1"
+    return Evidence(text, factor == 24 and worst > 1)
+
+
+def table_1() -> Evidence:
+    """-5.2, -11.6, -25 % are time saved and 5.5, 13.1, 33.3 % speed-up, of the same minutes per epoch."""
+    before, after = np.array([58.0, 69.0, 84.0]), np.array([55.0, 61.0, 63.0])
+    saved, gained = 100 * (1 - after / before), 100 * (before / after - 1)
+    text = (
+        "saved " + ", ".join(f"{x:.1f}" for x in saved) + " %; faster " + ", ".join(f"{x:.1f}" for x in gained) + " %"
+    )
+    agree = np.abs(saved - [5.2, 11.6, 25.0]).max() < 0.1 and np.abs(gained - [5.5, 13.1, 33.3]).max() < 0.1
+    return Evidence(text, bool(agree))
+
+
+def timed_exact_attention() -> Evidence:
+    """Appendix G times exact attention, whose operation count knows no norm: shapes alone determine it."""
+    count = dense_operations(256)
+    text = f"not tested: exact attention takes {count:.1e} operations at L = 256 whatever the norms"
+    return Evidence(text, count > 0)
+
+
+FAILS = "fails as printed"
+ROWS = (
+    Row("Lemma 3.2, Def. D.5", "q = C3 c^T; right: q = c C3^T", FAILS, transposed_q, LITERAL),
+    Row("Lemma 3.7, C.6", "p2 = f diag(rho); right: p2 = diag(rho) f", FAILS, diagonal_on_the_right, LITERAL),
+    Row("Lemma 3.2, order", "p A_Q C2; right: p C2 A_Q^T", FAILS, order_of_factors, EXACT),
+    Row("Lemma D.4, keys", "B_K^T C_K1^T p C_K2; right: B_K^T C_K2^T p^T C_K1", FAILS, key_side, LITERAL),
+    Row("Problems 1-3, sizes", "G^(A) in R^{d x r}, G^(B) in R^{r x d}; right: swapped", FAILS, swapped_sizes, EXACT),
+    Row("Lemma 3.5, k2", "k2 = 2 d; right: k2 = d", FAILS, width_of_q, WIDTHS),
+    Row(
+        "C.7, max norm",
+        "the max norm is sub-multiplicative; right: a factor L^2 d is missing",
+        FAILS,
+        max_norm_of_a_product,
+        LEMMAS,
+        "chain_errors",
+    ),
+    Row("Table 1", "percentages of table and text differ; right: both, of the same data", FAILS, table_1, MINUTES),
+    Row(
+        "App. G, Fig. 1",
+        "training times bear out the theory; not tested here",
+        "assumption",
+        timed_exact_attention,
+        COUNTED,
+    ),
+)

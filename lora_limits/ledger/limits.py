@@ -1,0 +1,200 @@
+"""Hardness: Lemma 1.1, Hypothesis 1, Theorem 4.1 and Appendix E, as programs that ask a gradient oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_limits import hardness
+from lora_limits.hardness import gadgets, instances, quadrature
+from lora_limits.hardness.deciders import PATH_GAP, PATH_SLACK, path_problem
+from lora_limits.ledger.row import Evidence, Row, close, exact_gradient, problem, relative, softmax
+from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
+
+DECIDES = "tests/test_hardness.py::test_orthogonal_vectors"
+EMBEDS = "tests/test_theorems.py::test_attention_in_x_is_a_lora_problem"
+POINTS, WIDTH, DISTANCE, GAP = 32, 30, 2, 3
+
+
+def tau(gadget: gadgets.Gadget, lam: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """(f v, d/dlambda f v) on the rows of the gadget, with scores lambda S: one forward pass."""
+    queries, keys, v = gadgets.token_rows(gadget, gadgets.inverse_noise(gadget, PATH_SLACK), 0.0)
+    s = queries @ keys.T / gadget.width
+    f = softmax(lam * s)
+    out = f @ v
+    return out, (f * s) @ v - out * (f * s).sum(1)
+
+
+def neighbours(answer: bool, clustered: bool = True) -> gadgets.Gadget:
+    """A gap nearest-neighbour instance whose answer is known."""
+    rng = np.random.default_rng([5, answer])
+    maker = instances.clustered_neighbours if clustered else instances.random_neighbours
+    a, b = maker(rng, POINTS, WIDTH, DISTANCE, GAP, answer)
+    return hardness.hamming_gadget(a, b, DISTANCE, GAP)
+
+
+def forward() -> Evidence:
+    """Entries of the attention output alone tell YES from NO, at scores of Theta(log L)."""
+    yes, no = (float((tau(neighbours(answer))[0][:POINTS] ** 2).sum()) for answer in (True, False))
+    return Evidence(f"sum tau^2: YES {yes:.3f} >= 1/4, NO {no:.3f} <= 1/8", yes >= 0.25 and no <= 0.125 + 1e-12)
+
+
+def hypothesis() -> Evidence:
+    """Assumed, not tested. What is run is the reduction that makes it bite: k-SAT through 2^{N/2} vectors."""
+    oracle = hardness.gradient_oracle()
+    yes, no = [[1, 2], [-1, 3], [-2, -3]], [[1, 2], [-1, 2], [1, -2], [-1, -2, 3], [-3, -2, -1]]
+    answers = [bool(hardness.satisfiable(clauses, oracle)) for clauses in (yes, no)]
+    return Evidence(f"assumed; 2 formulas through gradients: {answers}", answers == [True, False])
+
+
+def theorem_4_1() -> Evidence:
+    oracle, right, calls = hardness.gradient_oracle(), 0, 0
+    for trial in range(4):
+        a, b = instances.random_orthogonality(np.random.default_rng([6, trial]), 8, 10, trial % 2 == 0)
+        decision = hardness.orthogonal_vectors(a, b, oracle)
+        right += bool(decision) == instances.has_orthogonal_pair(a, b)
+        calls += decision.calls
+    return Evidence(f"orthogonal vectors through gradients: {right} of 4 right, {calls} calls", right == 4)
+
+
+def lemma_e_1() -> Evidence:
+    """The published quadrature on log^4 n nodes against Gauss-Legendre on 24, both on the exact derivative."""
+    gadget = neighbours(False, clustered=False)
+    exact = float((tau(gadget)[0] ** 2).sum() - (tau(gadget, 0.0)[0] ** 2).sum())
+
+    def slope(lam: float) -> float:
+        out, change = tau(gadget, lam)
+        return 2 * float(out @ change)
+
+    left = abs(quadrature.left_riemann(slope, round(math.log(POINTS) ** 4)) - exact)
+    gauss = abs(quadrature.gauss_legendre(slope, 24) - exact)
+    text = f"error: left Riemann {left:.2f}, Gauss-Legendre {gauss:.0e}; {PATH_GAP:.3f} is allowed"
+    return Evidence(text, left > PATH_GAP > 1e4 * gauss)
+
+
+def attention_problem() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A1, A2, A3 (L x r), X (r x r) and E (L x r) of AAttLGC."""
+    rng = np.random.default_rng(8)
+    a1, a2, a3, e = (rng.normal(size=(20, 3)) for _ in range(4))
+    return a1, a2, a3, rng.normal(size=(3, 3)), e
+
+
+def attention_gradient() -> np.ndarray:
+    """Definition E.1: the gradient of 1/2 || D^-1 exp(A1 X A2^T / r) A3 - E ||^2 in X, by automatic differentiation."""
+    a1, a2, a3, x, e = attention_problem()
+
+    def value(x: jax.Array) -> jax.Array:
+        f = jax.nn.softmax(jnp.matmul(jnp.matmul(a1, x), a2.T) / 3, axis=-1)
+        return 0.5 * ((jnp.matmul(f, a3) - e) ** 2).sum()
+
+    return np.asarray(jax.grad(value)(jnp.asarray(x)))
+
+
+def definition_e_1() -> Evidence:
+    """The same gradient by hand, A1^T p A2 / r."""
+    a1, a2, a3, x, e = attention_problem()
+    f = softmax(a1 @ x @ a2.T / 3)
+    q = (f @ a3 - e) @ a3.T
+    p = f * (q - (f * q).sum(1, keepdims=True))
+    return close(relative(a1.T @ p @ a2 / 3, attention_gradient()))
+
+
+def embedding() -> Evidence:
+    """C1 B = A1, A = [X, 0], C2 = [A2, 0] / r, C3 = A3, W*_Q = 0: the first r columns of dl/dA are that gradient."""
+    a1, a2, a3, x, e = attention_problem()
+    no, eye = np.zeros((20, 1)), np.eye(4)
+    weights = AttentionWeights(np.zeros((4, 4)), eye, eye[:, :3])
+    adapter = Adapter(np.pad(x, ((0, 0), (0, 1))), eye[:, :3])
+    xq, xk, xv = (np.concatenate([a, no], 1) for a in (a1, a2, a3))
+    p = LoRAProblem(xq, xk, xv, e, weights=weights, adapters={"query": adapter}, scale=1.0, beta=1 / 3)
+    return close(relative(exact_gradient(p)["query"].a[:, :3], attention_gradient()))
+
+
+def free_weight() -> Evidence:
+    """The path of the reduction starts at uniform attention: true for W*_Q = 0, not for another."""
+    gadget = neighbours(False)
+    p = path_problem(gadget, gadgets.inverse_noise(gadget, PATH_SLACK), 0.0)
+    uniform = gadget.tokens * (POINTS / gadget.tokens) ** 2
+    out = []
+    for query in (np.asarray(p.weights.query), np.eye(len(p.weights.query))):
+        scores = p.beta * np.asarray(p.x_query) @ query @ (np.asarray(p.x_key) @ np.asarray(p.weights.key)).T
+        value = softmax(scores) @ np.asarray(p.x_value) @ np.asarray(p.weights.value)
+        out.append(abs(float((value**2).sum()) - uniform))
+    text = f"F(0) off by {out[0]:.0e} at W*_Q = 0, by {out[1]:.2f} at W*_Q = I; {PATH_GAP:.3f} is allowed"
+    return Evidence(text, out[0] < 1e-12 and out[1] > PATH_GAP)
+
+
+def mini_batch() -> Evidence:
+    """The gradient of a batch is the sum over its data points, so one data point is already as hard."""
+    points = [problem(), problem(gamma=2.0)]
+    adapters = points[0].adapters
+
+    def total(a: jax.Array) -> jax.Array:
+        loss = jnp.zeros(())
+        for p in points:
+            q = jnp.matmul(p.x_query, p.weights.query + p.scale * jnp.matmul(adapters["query"].b, a))
+            k = p.x_key @ (p.weights.key + p.scale * p.adapters["key"].b @ p.adapters["key"].a)
+            v = p.x_value @ (p.weights.value + p.scale * p.adapters["value"].b @ p.adapters["value"].a)
+            f = jax.nn.softmax(p.beta * jnp.matmul(q, k.T), axis=-1)
+            loss = loss + 0.5 * ((jnp.matmul(f, v) - p.target) ** 2).sum()
+        return loss
+
+    got = jax.grad(total)(jnp.asarray(adapters["query"].a))
+    shared = [dataclasses.replace(p, adapters=p.adapters | {"query": adapters["query"]}) for p in points]
+    return close(relative(sum(exact_gradient(p)["query"].a for p in shared), got))
+
+
+SETH = "conditional on SETH"
+ROWS = (
+    Row(
+        "Lemma 1.1",
+        "forward attention is subquadratic only below Theta(sqrt(log L))",
+        SETH,
+        forward,
+        DECIDES,
+        "hardness",
+    ),
+    Row(
+        "Hypothesis 1",
+        "SETH: for every eps some k-SAT is not in 2^{(1-eps) n}",
+        "assumption",
+        hypothesis,
+        "tests/test_hardness.py::test_random_3sat_of_12_variables",
+    ),
+    Row("Theorem 4.1", "above sqrt(log L), no L^{2-delta} gradient", SETH, theorem_4_1, DECIDES, "hardness"),
+    Row("Theorem 1.1", "informal Theorem 4.1", SETH, theorem_4_1, DECIDES, "hardness"),
+    Row("Def. E.1", "AAttLGC: the gradient of attention in X", "definition", definition_e_1, EMBEDS),
+    Row(
+        "Lemma E.1",
+        "AAttLGC is hard; its published quadrature misses its own gap, Gauss-Legendre repairs it",
+        SETH,
+        lemma_e_1,
+        "tests/test_hardness.py::test_quadrature_error_stays_below_its_bound_and_left_riemann_misses_the_gap",
+        "hardness",
+    ),
+    Row(
+        "App. E",
+        "AAttLGC is an ALoRAGC: C1 B = A1, A = [X, 0], W*_Q = 0",
+        "holds",
+        embedding,
+        EMBEDS,
+    ),
+    Row(
+        "Rem. 4.2",
+        "one data point is already hard, so mini-batches are too",
+        SETH,
+        mini_batch,
+        "tests/test_exact.py::test_the_gradient_is_the_derivative_of_the_loss",
+    ),
+    Row(
+        "Theorem 4.1, W*_Q",
+        "W*_Q may be anything; the proof needs W*_Q = 0",
+        "fails as printed",
+        free_weight,
+        "tests/test_hardness.py::test_the_path_integral_recovers_the_sum_of_tau_squared",
+    ),
+)

@@ -1,0 +1,102 @@
+"""What a row of the ledger is, and the small problems its checks run on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lora_limits import exact
+from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
+
+VERDICTS = (
+    "definition",
+    "holds",
+    "holds as corrected",
+    "fails as printed",
+    "conditional on SETH",
+    "assumption",
+)
+PARTIAL = ("query", "value")
+FULL = ("query", "key", "value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What a check measured, for people; and whether that supports the verdict."""
+
+    measured: str
+    holds: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One statement. number: as in the paper (ICLR 2025). check: measures it, in float64, in about a second at most.
+
+    test: the pytest node that tries it harder. figure: the module of paper_figures that shows it, or "".
+    """
+
+    number: str
+    statement: str
+    verdict: str
+    check: Callable[[], Evidence]
+    test: str
+    figure: str = ""
+
+
+def relative(got: Any, want: Any) -> float:
+    """Max-norm error relative to the largest entry wanted."""
+    got, want = np.asarray(got), np.asarray(want)
+    if got.shape != want.shape:
+        raise ValueError(f"shape: got {got.shape}, expected {want.shape}")
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+def close(error: float, limit: float = 1e-12, what: str = "relative error") -> Evidence:
+    """An error that has to stay within rounding."""
+    return Evidence(f"{what} {error:.1e}", error <= limit)
+
+
+def softmax(s: np.ndarray) -> np.ndarray:
+    """D^-1 exp(S), row by row."""
+    e = np.exp(s - s.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@functools.cache
+def problem(
+    adapt: tuple[str, ...] = FULL, length: int = 24, keys: int = 0, gamma: float = 1.0, square: bool = False
+) -> LoRAProblem:
+    """A gaussian problem in NumPy float64: d_model = 5, d = 3, d_value = 4, r = 2; all three widths 4 where `square`.
+
+    keys: Lk, with inputs of their own (cross-attention); 0: self-attention. beta = 1/d and both Q and K have max norm
+    gamma, so |S| <= gamma^2. The same arguments give the same problem.
+    """
+    rng = np.random.default_rng(7)
+    dm, d, dv = (4, 4, 4) if square else (5, 3, 4)
+    xq = rng.normal(size=(length, dm))
+    xk, xv = (rng.normal(size=(keys, dm)), rng.normal(size=(keys, dm))) if keys else (xq, xq)
+    w = {name: rng.normal(size=(dm, dv if name == "value" else d)) for name in FULL}
+    ab = {name: Adapter(rng.normal(size=(2, w[name].shape[1])) / 2, rng.normal(size=(dm, 2)) / 2) for name in FULL}
+    scale = 0.7
+    for name, x in (("query", xq), ("key", xk)):
+        full = w[name] + (scale * ab[name].b @ ab[name].a if name in adapt else 0)
+        size = gamma / np.abs(x @ full).max()
+        w[name], ab[name] = size * w[name], Adapter(size * ab[name].a, ab[name].b)
+    adapters = {name: ab[name] for name in adapt}
+    weights = AttentionWeights(**w)
+    y = rng.normal(size=(length, dv))
+    return LoRAProblem(xq, xk, xv, y, weights=weights, adapters=adapters, scale=scale, beta=1 / d)
+
+
+def terms(p: LoRAProblem) -> dict[str, np.ndarray]:
+    """Q, K, V, f, c, q, rho, p1, p2, p of a problem as NumPy arrays."""
+    return {name: np.asarray(x) for name, x in exact.dense_terms(p).items()}
+
+
+def exact_gradient(p: LoRAProblem) -> dict[str, Adapter]:
+    """The dense gradient, as NumPy arrays."""
+    return {n: Adapter(np.asarray(g.a), np.asarray(g.b)) for n, g in exact.dense_gradient(p)[1].items()}

@@ -1,0 +1,256 @@
+"""The fast gradient: every sum over tokens through k features, in three sweeps over blocks of tokens.
+
+With s_ij = x_i . y_j, f~_ij = w_j P(s_ij) / D_i and P(s_ij) = psi(x_i) . C phi(y_j), C = diag(c_|alpha| multinomial):
+
+    keys       M = sum_j w_j phi(y_j) [1, v_j, X_V,j B]              k x (1 + d_value + r)
+    queries    [D, D m(v), D m(X_V B)] = psi(x_i) C M;  c~ = m(v) + v_mean - Y;  rho = c~ . m(v)
+               g_i = [-rho, c~] / D_i;  h_i = C M g_i                (the derivative of 1/2 |c~|^2 in psi)
+               dl/dQ_i = to_x^T (d psi / d x)^T h_i
+               T = sum_i psi(x_i) g_i,  T_V = sum_i psi(x_i) c~_i A^T / D_i
+    keys       e_j = C T [1, v_j] w_j;  dl/dK_j = to_y^T (d phi / d y)^T e_j + beta nu (phi(y_j) . e_j)
+               dl/dV_j A^T = w_j phi(y_j) . C T_V
+
+The third sweep exists only for key adapters and for B of the value adapter. It is the exact gradient of the factored
+forward, so it equals the paper's chain with P' in place of P (for Taylor: one degree lower).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lora_limits import certificate, monomials, polynomial
+from lora_limits import frame as frames
+from lora_limits.frame import Frame, rows, sweep
+from lora_limits.problem import Adapter, LoRAProblem, dot, project, scalars
+
+
+class Keys(NamedTuple):
+    """One block of keys. Token axis first except in y."""
+
+    xk: jax.Array
+    xv: jax.Array
+    k: jax.Array  # (n, d) centred
+    v: jax.Array  # (n, d_value) centred
+    w: jax.Array  # (n,) weights, 0 on tokens seen before
+    y: jax.Array  # (d, n)
+
+
+def _keys(problem: LoRAProblem, frame: Frame, first, fresh, block: int) -> Keys:
+    xk, xv = rows(problem.x_key, first, block), rows(problem.x_value, first, block)
+    # inputs are centred before they are projected: a large common bias then costs no digits
+    k, v = project(problem, "key", xk - frame.k_shift[None]), project(problem, "value", xv - frame.xv_mean[None])
+    beta = scalars(problem)[1]
+    log_w = beta * dot(k, frame.nu) - (frame.shift - beta * dot(frame.mu, frame.nu))
+    w = jnp.where(fresh, jnp.exp(log_w), 0)
+    return Keys(xk - frame.xk_mean[None], xv - frame.xv_mean[None], k, v, w, dot(frame.to_y, k.T))
+
+
+def _queries(problem: LoRAProblem, frame: Frame, first, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(inputs (n, d_model), centred queries (d, n), x (d, n))."""
+    xq = rows(problem.x_query, first, block)
+    q = project(problem, "query", xq - frame.q_shift[None]).T
+    return xq, q, dot(frame.to_x, q)
+
+
+def _summarise(problem, frame, cols, degree: int, block: int):
+    """First sweep: M (k, 1 + d_value + r), the certificate's key moments, the longest centred input rows."""
+    d, dv = frame.nu.shape[0], frame.v_mean.shape[0]
+    value = problem.adapters.get("value")
+    width = 1 + dv + (value.a.shape[0] if value is not None else 0)
+    dtype = problem.dtype
+    start = (
+        jnp.zeros((monomials.count(d, degree), width), dtype),
+        certificate.zero_moments(d, degree, len(certificate.names(problem)), dtype),
+        (jnp.zeros((), dtype), jnp.zeros((), dtype)),
+    )
+
+    def body(carry, first, fresh):
+        total, moments, longest = carry
+        t = _keys(problem, frame, first, fresh, block)
+        parts = monomials.by_degree(t.y, degree)
+        z = [jnp.ones_like(t.w)[:, None], t.v]
+        if value is not None:
+            z.append(dot(t.xv, value.b))
+        total = total + dot(jnp.concatenate(parts), t.w[:, None] * jnp.concatenate(z, 1))
+        weighted = certificate.measure(problem, cols, t.xk, t.k, t.xv, t.v) * t.w[None]
+        moments = certificate.add_keys(moments, t.y, parts, weighted, fresh)
+        lengths = (jnp.sqrt((x**2).sum(1)).max() for x in (t.xk + (frame.xk_mean - frame.k_shift)[None], t.xv))
+        return total, moments, tuple(jnp.maximum(old, new) for old, new in zip(longest, lengths, strict=True))
+
+    return sweep(problem.x_key.shape[0], block, body, start)
+
+
+def _query_radius(problem: LoRAProblem, frame: Frame, moments, block: int) -> jax.Array:
+    """R >= every |score|; needed ahead of time by the series that depend on it."""
+
+    def body(radius, first, fresh):
+        x = _queries(problem, frame, first, block)[2]
+        return jnp.maximum(radius, certificate.row_range(x, moments.reach, moments.box).max())
+
+    return sweep(problem.x_query.shape[0], block, body, jnp.zeros((), problem.dtype))
+
+
+def _setup(problem: LoRAProblem, frame: Frame, moments, method, gamma: float, block: int) -> certificate.Setup:
+    """The polynomial and the envelopes of what it leaves out."""
+    dtype, g = problem.dtype, method.degree
+    if method.series == "taylor":
+        return certificate.Setup(polynomial.taylor(g, dtype), None, None, gamma, method.centred)
+    radius = jnp.maximum(_query_radius(problem, frame, moments, block) * (1 + 32 * gamma), 0.05)
+    x = dot(project(problem, "query", frames.sample_rows(problem.x_query, 64)) - frame.nu[None], frame.to_x.T)
+    y = dot(project(problem, "key", frames.sample_rows(problem.x_key)) - frame.mu[None], frame.to_y.T)
+    s = jnp.clip(dot(x, y.T), -radius, radius).reshape(-1)
+    w = jnp.tile(frames.sample_weights(problem, frame), x.shape[0]) + jnp.finfo(dtype).tiny
+    c = polynomial.coefficients(method.series, g, radius, (s, w))
+    mean = [(w * jnp.abs(s) ** p).sum() / w.sum() for p in (g, g + 1)]
+    h = polynomial.envelope(c, radius, g + 1, mean[1])
+    # where P is a constant its derivative is 0, and exp itself is what is left out
+    h_prime = polynomial.envelope(polynomial.derivative(c), radius, g, mean[0])
+    return certificate.Setup(c, h, h_prime, gamma, method.centred)
+
+
+class Queries(NamedTuple):
+    """Carry of the second sweep."""
+
+    loss: jax.Array
+    gradient: dict[str, Any]
+    back: jax.Array | None  # T
+    back_value: jax.Array | None  # T_V
+    ca: jax.Array | None  # sum of c~ A^T
+    sums: certificate.Sums
+
+
+def _score_rounding(problem: LoRAProblem, frame: Frame, floors, xq, x, moments):
+    """(rounding of every score of these queries, of the queries themselves), (1, n) each, first order in epsilon.
+
+    Log-weights are scores against nu, so their rounding is part of it.
+    """
+    unit = certificate.LAMBDA * float(jnp.finfo(problem.dtype).eps) / 2
+    to_x, to_y = jnp.sqrt((frame.to_x**2).sum()), jnp.sqrt((frame.to_y**2).sum())
+    lengths = jnp.sqrt(((xq - frame.q_shift[None]) ** 2).sum(1))[None] + jnp.sqrt((frame.q_shift**2).sum())
+    d_query = floors.query * lengths
+    norm = jnp.sqrt((x**2).sum(0, keepdims=True))
+    d_log_weight = 2 * scalars(problem)[1] * jnp.sqrt((frame.nu**2).sum()) * floors.key
+    d_score = to_x * d_query * moments.reach + to_y * floors.key * norm + d_log_weight
+    return d_score + 2 * x.shape[0] ** 0.5 * unit * norm * moments.reach, d_query
+
+
+def _visit_queries(problem, frame, cols, setup, moments, m, floors, block: int) -> Queries:
+    """Second sweep: loss, gradients that live on queries, and T for those that live on keys."""
+    degree, dtype = setup.c.shape[0] - 1, problem.dtype
+    dv, names, scale = frame.v_mean.shape[0], problem.adapters, scalars(problem)[0]
+    zero = {n: jax.tree.map(jnp.zeros_like, names[n]) for n in ("query", "value") if n in names}
+    start = Queries(
+        jnp.zeros((), dtype),
+        {n: (z if n == "query" else z.a) for n, z in zero.items()},
+        jnp.zeros((m.shape[0], 1 + dv), dtype) if "key" in names else None,
+        jnp.zeros((m.shape[0], names["value"].a.shape[0]), dtype) if "value" in names else None,
+        jnp.zeros(names["value"].a.shape[0], dtype) if "value" in names else None,
+        certificate.zero_sums(problem),
+    )
+
+    def body(carry: Queries, first, fresh):
+        xq, q, x = _queries(problem, frame, first, block)
+        parts = monomials.by_degree(x, degree)
+        psi = jnp.concatenate(parts)
+        u = dot(m.T, psi)
+        target = rows(problem.target, first, block).T
+        live = fresh.astype(dtype)[None]
+        mean = u[1:] / u[:1]
+        c = mean[:dv] + frame.v_mean[:, None] - target
+        g = jnp.concatenate([-(c * mean[:dv]).sum(0, keepdims=True), c]) * (live / u[:1])
+        gradient, dq, m_xb = dict(carry.gradient), None, None
+        back, back_value, ca = carry.back, carry.back_value, carry.ca
+        if "query" in names:
+            dq = dot(frame.to_x.T, monomials.pull_back(x, parts, dot(m[:, : 1 + dv], g)))
+            a, b = names["query"].a, names["query"].b
+            old = gradient["query"]
+            gradient["query"] = Adapter(
+                old.a + scale * dot(dot(xq, b).T, dq.T), old.b + scale * dot(xq.T, dot(dq.T, a.T))
+            )
+        if back is not None:
+            back = back + dot(psi, g.T)
+        if back_value is not None and ca is not None:
+            value = names["value"]
+            m_xb = mean[dv:] + dot(frame.xv_mean, value.b)[:, None]
+            c_live = c * live
+            gradient["value"] = gradient["value"] + scale * dot(m_xb, c_live.T)
+            ca_rows = dot(value.a, c_live)
+            back_value, ca = back_value + dot(psi, (ca_rows / u[:1]).T), ca + ca_rows.sum(1)
+        d_score, d_query = _score_rounding(problem, frame, floors, xq, x, moments)
+        bounds = certificate.rows(setup, moments, x, parts, u[:1], d_score)
+        scale_y = jnp.sqrt((target**2).sum(0, keepdims=True)) + jnp.sqrt((frame.v_mean**2).sum())
+        visit = certificate.Block(xq.T, q, dq, c, mean[:dv], m_xb, scale_y, d_score, d_query, live)
+        sums = certificate.add_queries(problem, setup, cols, frame, floors, carry.sums, visit, bounds)
+        loss = carry.loss + 0.5 * (live * c**2).sum()
+        return Queries(loss, gradient, back, back_value, ca, sums)
+
+    return sweep(problem.x_query.shape[0], block, body, start)
+
+
+def _visit_keys(problem, frame, seen: Queries, coefficient, degree: int, block: int) -> dict[str, Any]:
+    """Third sweep: the key adapter, and B of the value adapter. Both live on keys."""
+    names, (scale, beta) = problem.adapters, scalars(problem)
+    start: dict[str, Any] = {}
+    if "key" in names:
+        start["key"] = jax.tree.map(jnp.zeros_like, names["key"])
+    if "value" in names:
+        start["value"] = jnp.zeros_like(names["value"].b)
+
+    def body(carry, first, fresh):
+        t = _keys(problem, frame, first, fresh, block)
+        parts = monomials.by_degree(t.y, degree)
+        phi, out = jnp.concatenate(parts), dict(carry)
+        if "key" in names:
+            z = jnp.concatenate([jnp.ones_like(t.w)[:, None], t.v], 1) * t.w[:, None]
+            e = dot(seen.back * coefficient, z.T)
+            dk = dot(frame.to_y.T, monomials.pull_back(t.y, parts, e)).T
+            dk = dk + (phi * e).sum(0)[:, None] * (beta * frame.nu)[None]
+            a, b = names["key"].a, names["key"].b
+            out["key"] = Adapter(
+                carry["key"].a + scale * dot(dot(t.xk, b).T, dk), carry["key"].b + scale * dot(t.xk.T, dot(dk, a.T))
+            )
+        if "value" in names:
+            rows_a = dot(phi.T, seen.back_value * coefficient) * t.w[:, None]
+            out["value"] = carry["value"] + scale * dot(t.xv.T, rows_a)
+        return out
+
+    return sweep(problem.x_key.shape[0], block, body, start)
+
+
+def rounding_unit(problem: LoRAProblem, k: int, degree: int, block: int) -> float:
+    """LAMBDA sqrt(n) u: u the unit roundoff, n the longest chain of operations behind a moment or its evaluation."""
+    d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
+    lengths = (problem.x_query.shape[0], problem.x_key.shape[0])
+    n = min(block, max(lengths)) + -(-max(lengths) // block) + k + 4 * degree + 4 * d + 2 * dv + 32
+    return certificate.LAMBDA * n**0.5 * float(jnp.finfo(problem.dtype).eps) / 2
+
+
+def run(problem: LoRAProblem, method, block: int):
+    """(loss, gradients, bounds, certified normaliser) of a Polynomial method.
+
+    Time O((Lq + Lk) k (1 + d_value + r) + L d_model (d + r)), memory O(k (1 + d_value + r) + block (k + d_model)).
+    """
+    d, degree, names = problem.weights.query.shape[1], method.degree, problem.adapters
+    frame = frames.make(problem, block, method.centred)
+    cols = certificate.columns(problem, frame)
+    m, moments, longest = _summarise(problem, frame, cols, degree, block)
+    gamma = rounding_unit(problem, m.shape[0], degree, block)
+    setup = _setup(problem, frame, moments, method, gamma, block)
+    order, multinomial = monomials.tables(d, degree)
+    coefficient = setup.c[order.astype(int)] * jnp.asarray(multinomial, problem.dtype)
+    coefficient = coefficient[:, None]
+    floors = certificate.floors(problem, frame, cols, *longest)
+    seen = _visit_queries(problem, frame, cols, setup, moments, m * coefficient, floors, block)
+    gradient = dict(seen.gradient)
+    if "key" in names or "value" in names:
+        late = _visit_keys(problem, frame, seen, coefficient, degree, block)
+        if "key" in names:
+            gradient["key"] = late["key"]
+        if seen.ca is not None:
+            mean = scalars(problem)[0] * frame.xv_mean[:, None] * seen.ca[None]
+            gradient["value"] = Adapter(gradient["value"], late["value"] + mean)
+    bound = certificate.bounds(problem, cols, frame, seen.sums)
+    return seen.loss, {n: gradient[n] for n in names}, bound, seen.sums.certain

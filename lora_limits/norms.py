@@ -1,0 +1,131 @@
+"""The norms of the theorems, measured on a problem: the practitioner's conditions of Remark 5.2."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lora_limits import frame as frames
+from lora_limits.problem import LoRAProblem, check_static, dot, project, scalars
+
+BLOCK = 512
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NormReport:
+    """Max norms (largest absolute entry) and score bounds of a problem. Scalars, but for the static `tokens`.
+
+    query, key: of Q = X_Q (W*_Q + s B_Q A_Q) and K, the two factors of the scores (Theorem 3.1 bounds both by Gamma).
+    query_centred, key_centred: the same after the shifts that leave f unchanged.
+    query_through_key, x_key: of Q W_K^T and X_K, the other pair of conditions of the full case (Theorem A.1).
+    query_update, key_update: of s X B A, what the adapter adds (Theorem 4.1); 0 where there is no adapter.
+    score_bound: certified R >= max |S_ij| of the centred scores, the R of Theorem 3.1; score_bound_raw: uncentred.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    query_centred: jax.Array
+    key_centred: jax.Array
+    query_through_key: jax.Array
+    x_key: jax.Array
+    query_update: jax.Array
+    key_update: jax.Array
+    score_bound: jax.Array
+    score_bound_raw: jax.Array
+    tokens: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def gamma(self) -> jax.Array:
+        """Gamma of Theorem 3.1: the larger max norm of Q and K."""
+        return jnp.maximum(self.query, self.key)
+
+    @property
+    def gamma_centred(self) -> jax.Array:
+        """Gamma after centring: what the polynomial method pays for."""
+        return jnp.maximum(self.query_centred, self.key_centred)
+
+    @property
+    def gamma_full(self) -> jax.Array:
+        """Gamma of Theorem A.1: the largest of the four norms of the full case."""
+        return jnp.maximum(self.gamma, jnp.maximum(self.query_through_key, self.x_key))
+
+    @property
+    def threshold(self) -> float:
+        """sqrt(ln L): Gamma must stay below about this at beta = 1/d."""
+        return math.sqrt(math.log(max(self.tokens, 2)))
+
+    @property
+    def gamma_ratio(self) -> jax.Array:
+        """Gamma / sqrt(ln L), raw."""
+        return self.gamma / self.threshold
+
+    @property
+    def score_ratio(self) -> jax.Array:
+        """R / ln L, centred: easy while it goes to 0, hard where it stays above a constant (Theorem 4.1)."""
+        return self.score_bound / self.threshold**2
+
+
+def _reach(problem: LoRAProblem, name: str, centre: jax.Array, coordinates: jax.Array) -> dict[str, jax.Array]:
+    """Block by block over the rows H of one projection: max |H|, max |H - centre|, reach of the coordinates, update."""
+    x = problem.x_query if name == "query" else problem.x_key
+    zero = jnp.zeros((), problem.dtype)
+    box = jnp.zeros(centre.shape[0], problem.dtype)
+    start = {"max": zero, "centred": zero, "norm": zero, "raw_norm": zero, "box": box, "update": zero, "through": zero}
+
+    def body(carry, first, fresh):
+        del fresh  # a maximum may see a token twice
+        rows = frames.rows(x, first, BLOCK)
+        h = project(problem, name, rows)
+        centred = h - centre[None]
+        y = dot(centred, coordinates.T)
+        new = {
+            "max": jnp.abs(h).max(),
+            "centred": jnp.abs(centred).max(),
+            "norm": jnp.sqrt((y**2).sum(1)).max(),
+            "raw_norm": jnp.sqrt((h**2).sum(1)).max(),
+            "box": jnp.abs(y).max(0),
+            "update": zero,
+            "through": zero,
+        }
+        if name in problem.adapters:
+            a, b = problem.adapters[name].a, problem.adapters[name].b
+            new["update"] = jnp.abs(scalars(problem)[0] * dot(dot(rows, b), a)).max()
+        if name == "query":
+            through = dot(h, problem.weights.key.T)
+            if "key" in problem.adapters:
+                a, b = problem.adapters["key"].a, problem.adapters["key"].b
+                through = through + scalars(problem)[0] * dot(dot(h, a.T), b.T)
+            new["through"] = jnp.abs(through).max()
+        return {k: jnp.maximum(carry[k], new[k]) for k in carry}
+
+    return frames.sweep(x.shape[0], BLOCK, body, start)
+
+
+def norm_report(problem: LoRAProblem) -> NormReport:
+    """The norms of Theorems 3.1, 4.1 and A.1 and certified score bounds, raw and centred.
+
+    O(L d_model d) time, memory independent of L; jit and vmap apply. The score bounds are Cauchy-Schwarz or box
+    bounds in balanced coordinates: never below max |S_ij|, and not computed from the L x L scores.
+    """
+    check_static(problem)
+    frame = frames.make(problem, BLOCK, centred=True)
+    q = _reach(problem, "query", frame.nu, frame.to_x)
+    k = _reach(problem, "key", frame.mu, frame.to_y)
+    beta = scalars(problem)[1]
+    return NormReport(
+        query=q["max"],
+        key=k["max"],
+        query_centred=q["centred"],
+        key_centred=k["centred"],
+        query_through_key=q["through"],
+        x_key=jnp.abs(problem.x_key).max(),
+        query_update=q["update"],
+        key_update=k["update"],
+        score_bound=jnp.minimum(q["norm"] * k["norm"], dot(q["box"], k["box"])),
+        score_bound_raw=beta * q["raw_norm"] * k["raw_norm"],
+        tokens=max(problem.x_query.shape[0], problem.x_key.shape[0]),
+    )

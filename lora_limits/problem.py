@@ -1,0 +1,223 @@
+"""The LoRA attention problem: inputs, frozen weights, adapters, and what the paper calls C1, C2, C3."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+NAMES = ("query", "key", "value")
+# Scores and moments feed an error claim, so no matrix product here may drop to TF32 or bfloat16.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product at the full precision of its inputs."""
+    return jnp.matmul(a, b, precision=PRECISION)
+
+
+def _pytree(cls):
+    """Registers a dataclass whose every field is data; rebuilding it never validates (leaves may be tracers)."""
+    names = tuple(f.name for f in dataclasses.fields(cls))
+
+    def flatten_with_keys(x):
+        return tuple((jax.tree_util.GetAttrKey(n), getattr(x, n)) for n in names), None
+
+    def unflatten(_, children):
+        out = object.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(out, name, child)
+        return out
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """One low-rank update, W = W* + scale * b @ a (Definition 1.1). Also holds its gradient, or a bound on it.
+
+    a: (r, d); b: (d_model, r).
+    """
+
+    a: Any
+    b: Any
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class AttentionWeights:
+    """Frozen pretrained projections, used as X @ W. query, key: (d_model, d); value: (d_model, d_value)."""
+
+    query: Any
+    key: Any
+    value: Any
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True, init=False)
+class LoRAProblem:
+    """One attention head, one data point, some of its projections adapted (Definitions 1.2, 3.1 and A.1).
+
+    loss = 1/2 || softmax(beta Q K^T) V - Y ||_F^2 with Q = X_Q (W*_Q + scale B_Q A_Q), and so for K and V.
+
+    x_query: (Lq, d_model); x_key, x_value: (Lk, d_model), each width its own; target: (Lq, d_value).
+    weights: AttentionWeights; adapters: {"query" | "key" | "value": Adapter}, any non-empty subset.
+    scale = alpha / r (or alpha / sqrt(r)); beta: inverse temperature, 1/sqrt(d) in practice, 1/d in the theory.
+    A pytree: every array and both scalars are leaves, so jit, vmap and tree_map apply.
+    Raises ValueError, with what was got and what was expected, for shapes or dtypes that do not fit, unknown or
+    missing adapters, beta <= 0, and non-finite entries in concrete arrays.
+    """
+
+    x_query: Any
+    x_key: Any
+    x_value: Any
+    target: Any
+    weights: AttentionWeights
+    adapters: dict[str, Adapter]
+    scale: Any
+    beta: Any
+
+    def __init__(
+        self,
+        x_query: Any,
+        x_key: Any,
+        x_value: Any,
+        target: Any,
+        *,
+        weights: AttentionWeights,
+        adapters: Mapping[str, Adapter],
+        scale: Any,
+        beta: Any,
+    ):
+        values = (x_query, x_key, x_value, target, weights, dict(adapters), scale, beta)
+        for field, value in zip(dataclasses.fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+        check_static(self)
+        check_values(self)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of every array."""
+        return jnp.result_type(self.x_query)
+
+
+def _fail(what: str, got: Any, expected: Any) -> None:
+    raise ValueError(f"{what}: got {got}, expected {expected}")
+
+
+def check_static(problem: LoRAProblem) -> None:
+    """Checks all that is known without running: names, shapes, dtypes. Raises ValueError; O(1)."""
+    unknown = sorted(set(problem.adapters) - set(NAMES))
+    if unknown:
+        _fail("adapters", unknown, f"names among {list(NAMES)}")
+    if not problem.adapters:
+        _fail("adapters", "none", f"at least one of {list(NAMES)}")
+    x = inputs(problem)
+    w = {name: getattr(problem.weights, name) for name in NAMES}
+    # x_query first: the others are held against its dtype
+    arrays = {f"x_{n}": x[n] for n in NAMES} | {"target": problem.target} | {f"weights.{n}": w[n] for n in NAMES}
+    for n, adapter in problem.adapters.items():
+        arrays |= {f"adapters[{n!r}].a": adapter.a, f"adapters[{n!r}].b": adapter.b}
+    for name, value in arrays.items():
+        if not hasattr(value, "dtype") or np.ndim(value) != 2:
+            got = f"shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
+            _fail(name, got, "a 2-d array (vmap over a batch of problems)")
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            _fail(name, f"dtype {value.dtype}", "a floating dtype")
+        if value.dtype != problem.dtype:
+            _fail(name, f"dtype {value.dtype}", f"{problem.dtype}, the dtype of x_query")
+    _check_shapes(problem, x, w)
+    for name in ("scale", "beta"):
+        if np.ndim(getattr(problem, name)) != 0:
+            _fail(name, f"shape {np.shape(getattr(problem, name))}", "a scalar")
+
+
+def _check_shapes(problem: LoRAProblem, x: dict[str, Any], w: dict[str, Any]) -> None:
+    if 0 in (*x["query"].shape, *x["key"].shape, *w["query"].shape, *w["value"].shape):
+        _fail("shapes", [v.shape for v in (*x.values(), *w.values())], "no empty dimension")
+    for n in NAMES:
+        if x[n].shape[1] != w[n].shape[0]:
+            _fail(f"weights.{n}", f"shape {w[n].shape}", f"({x[n].shape[1]}, ...) to fit x_{n} {x[n].shape}")
+    if w["query"].shape[1] != w["key"].shape[1]:
+        _fail("weights.key", f"width {w['key'].shape[1]}", f"{w['query'].shape[1]}, the width of weights.query")
+    if x["key"].shape[0] != x["value"].shape[0]:
+        _fail("x_value", f"{x['value'].shape[0]} tokens", f"{x['key'].shape[0]}, as many as x_key")
+    expected = (x["query"].shape[0], w["value"].shape[1])
+    if problem.target.shape != expected:
+        _fail("target", f"shape {problem.target.shape}", expected)
+    for n, adapter in problem.adapters.items():
+        r = adapter.a.shape[0]
+        if r == 0:
+            _fail(f"adapters[{n!r}]", "rank 0", "rank at least 1")
+        if adapter.a.shape != (r, w[n].shape[1]):
+            _fail(f"adapters[{n!r}].a", f"shape {adapter.a.shape}", (r, w[n].shape[1]))
+        if adapter.b.shape != (w[n].shape[0], r):
+            _fail(f"adapters[{n!r}].b", f"shape {adapter.b.shape}", (w[n].shape[0], r))
+
+
+def check_values(problem: LoRAProblem) -> None:
+    """Checks concrete values: finite entries, beta > 0. Tracers pass. Raises ValueError; reads every array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(problem):
+        if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+            continue
+        if not bool(np.isfinite(np.asarray(leaf)).all()):
+            _fail(jax.tree_util.keystr(path).lstrip("."), "NaN or infinite entries", "finite numbers")
+    if not isinstance(problem.beta, Tracer) and not float(problem.beta) > 0:
+        _fail("beta", problem.beta, "an inverse temperature above 0")
+
+
+def inputs(problem: LoRAProblem) -> dict[str, Any]:
+    """The three input sequences by the name of their projection."""
+    return {"query": problem.x_query, "key": problem.x_key, "value": problem.x_value}
+
+
+def scalars(problem: LoRAProblem) -> tuple[jax.Array, jax.Array]:
+    """(scale, beta) in the dtype of the problem."""
+    return jnp.asarray(problem.scale, problem.dtype), jnp.asarray(problem.beta, problem.dtype)
+
+
+def project(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
+    """x (W* + scale B A) for the projection `name`: (L, d_model) -> (L, d), never forming B A. O(L d_model (d + r))."""
+    y = dot(x, getattr(problem.weights, name))
+    if name in problem.adapters:
+        adapter = problem.adapters[name]
+        y = y + scalars(problem)[0] * dot(dot(x, adapter.b), adapter.a)
+    return y
+
+
+def projections(problem: LoRAProblem) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Q, K, V with the adapters in: (Lq, d), (Lk, d), (Lk, d_value)."""
+    q, k, v = (project(problem, name, x) for name, x in inputs(problem).items())
+    return q, k, v
+
+
+def pull_back(problem: LoRAProblem, name: str, rows: jax.Array) -> Adapter:
+    """Gradient of an adapter from that of its projection, dH = dl/d(X W): dA = s (X B)^T dH, dB = s X^T (dH A^T).
+
+    Never forms the (d_model, d) matrix dl/dW. rows: (L, d). O(L r (d_model + d)).
+    """
+    x, adapter, scale = inputs(problem)[name], problem.adapters[name], scalars(problem)[0]
+    return Adapter(
+        a=scale * dot(dot(x, adapter.b).T, rows),
+        b=scale * dot(x.T, dot(rows, adapter.a.T)),
+    )
+
+
+def reduced_form(problem: LoRAProblem) -> dict[str, jax.Array]:
+    """The reduced problem (3.3): C1 = s X_Q, C2 = beta X_K W_K, C3 = X_V W_V and Wbar = W*_Q / s + B_Q A_Q.
+
+    Then Q K^T beta = C1 Wbar C2^T. Shapes (Lq, d_model), (Lk, d), (Lk, d_value), (d_model, d). scale must not be 0.
+    """
+    scale, beta = scalars(problem)
+    _, k, v = projections(problem)
+    wbar = problem.weights.query / scale
+    if "query" in problem.adapters:
+        wbar = wbar + dot(problem.adapters["query"].b, problem.adapters["query"].a)
+    return {"C1": scale * problem.x_query, "C2": beta * k, "C3": v, "Wbar": wbar}

@@ -1,0 +1,1 @@
+"""One module per figure, drawing from stored results only: NAME, CONFIG, optional ALSO, draw(rows, ...) -> Figure."""

@@ -1,0 +1,74 @@
+"""python -m paper_figures [NAME ...] [--results DIR] [--out DIR]: draw figures from stored results."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+STORED = HERE / "data"
+SKIP = {"__init__", "__main__", "style"}
+
+
+def available() -> list[str]:
+    """Names of the figures there are: one module each."""
+    return sorted(p.stem for p in HERE.glob("*.py") if p.stem not in SKIP)
+
+
+def load(results: Path, config: str) -> list[dict[str, Any]] | None:
+    """Rows of a config that finished: from results/CONFIG/rows*.jsonl, or from the kept results/CONFIG.jsonl."""
+    from experiments import store
+
+    kept = results / f"{config}.jsonl"
+    if kept.is_file():
+        rows = [store.decode(json.loads(line)) for line in kept.read_text().splitlines()]
+    elif (results / config).is_dir():
+        rows = store.read(results / config)
+    else:
+        return None
+    return [row for row in rows if row["status"] == "ok"] or None
+
+
+def draw(name: str, results: Path, out: Path) -> str | None:
+    """Draws one figure; returns what is missing, or None."""
+    module = importlib.import_module(f"paper_figures.{name}")
+    rows = load(results, module.CONFIG)
+    if rows is None:
+        where = "" if results == STORED else f" --out {results / module.CONFIG}"
+        make = f"python -m experiments configs/{module.CONFIG}.toml{where}"
+        return f"{name}: no results of {module.CONFIG} in {results}; make them with: {make}"
+    also = {config: load(results, config) or [] for config in getattr(module, "ALSO", ())}
+    from paper_figures import style
+
+    figure = module.draw(rows, also) if also else module.draw(rows)
+    for path in style.save(figure, out / name):
+        print(path)
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0; 1 when results are missing for a figure that was named, 2 for bad arguments."""
+    parser = argparse.ArgumentParser(prog="python -m paper_figures", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"figures to draw: {', '.join(available())}")
+    parser.add_argument("--results", type=Path, default=STORED, help="where the results lie (default: those kept here)")
+    parser.add_argument("--out", type=Path, default=HERE, help="where to write PDF and PNG (default: beside this file)")
+    args = parser.parse_args(argv)
+    unknown = sorted(set(args.names) - set(available()))
+    if unknown:
+        print(f"error: figures: got {unknown}, expected names among {available()}", file=sys.stderr)
+        return 2
+    if not args.results.is_dir():
+        print(f"error: --results: got {args.results}, expected a folder of results", file=sys.stderr)
+        return 2
+    missing = [m for m in (draw(name, args.results, args.out) for name in args.names or available()) if m]
+    for line in missing:
+        print(line, file=sys.stderr if args.names else sys.stdout)
+    return 1 if missing and args.names else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Error over (Gamma, features), and what the adapter's size and rank do to Gamma and to the features needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from paper_figures import style
+
+NAME = "norm_rank"
+CONFIG = "norm_rank"
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """(a) error map; (b) Gamma and (c) k* against the size of the adapter's entries, by rank and scaling."""
+    fig, axes = style.figure(2.4, 1, 3, width_ratios=[1.25, 1, 1])
+    error = [r for r in rows if r["point"]["kind"] == "error"]
+    gammas = sorted({r["point"]["gamma"] for r in error})
+    features = sorted({r["metrics"]["features"] for r in error})
+    grid = np.full((len(features), len(gammas)), np.nan)
+    for r in error:
+        value = r["metrics"]["max_error"]
+        usable = value is not None and np.isfinite(value) and value > 0
+        grid[features.index(r["metrics"]["features"]), gammas.index(r["point"]["gamma"])] = (
+            np.log10(value) if usable else np.nan
+        )
+    ax = axes[0, 0]
+    ax.set_facecolor(style.GREY)
+    image = ax.pcolormesh(gammas, features, grid, cmap="cividis_r", vmin=-8, vmax=0, shading="nearest", rasterized=True)
+    if min(grid.shape) > 1:
+        lines = ax.contour(
+            gammas, features, np.nan_to_num(grid, nan=1), levels=[-4, -2, -1], colors="white", linewidths=0.8
+        )
+        ax.clabel(lines, fmt=lambda v: f"$10^{{{int(v)}}}$", fontsize=6)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+    ax.minorticks_off()
+    ax.set_xlim(style.edges(gammas)[0], style.edges(gammas)[-1])
+    ax.set_xlabel(r"$\Gamma$")
+    ax.set_ylabel("features $k$")
+    style.panel(ax, "a", "relative error")
+    bar = fig.colorbar(image, ax=ax, pad=0.02, aspect=22)
+    bar.set_ticks([-8, -6, -4, -2, 0], labels=["$10^{-8}$", "$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"])
+    adapter = [r for r in rows if r["point"]["kind"] == "adapter"]
+    for i, rank in enumerate(sorted({r["point"]["rank"] for r in adapter})):
+        for convention, dash in (("alpha/r", "-"), ("alpha/sqrt(r)", ":")):
+            line = sorted(
+                (r["point"]["size"], r["metrics"]["gamma"], r["metrics"]["features"])
+                for r in adapter
+                if r["point"]["rank"] == rank and r["point"]["convention"] == convention
+            )
+            if not line:
+                continue
+            size, gamma, need = zip(*line, strict=True)
+            need = [np.nan if n is None else n for n in need]
+            label = f"$r={rank}$" if dash == "-" else None
+            axes[0, 1].plot(size, gamma, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label)
+            axes[0, 2].plot(size, need, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label)
+    for ax, letter, title in ((axes[0, 1], "b", r"$\Gamma$"), (axes[0, 2], "c", r"$k^\star$ at 1 %")):
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("size of entries of $A$, $B$")
+        style.panel(ax, letter, title)
+    axes[0, 1].legend(loc="upper left", handlelength=1.2, labelspacing=0.2)
+    axes[0, 2].plot([], [], "k-", label=r"$s=\alpha/r$")
+    axes[0, 2].plot([], [], "k:", label=r"$s=\alpha/\sqrt{r}$")
+    handles, labels = axes[0, 2].get_legend_handles_labels()
+    axes[0, 2].legend(handles[-2:], labels[-2:], loc="upper left", handlelength=1.6, labelspacing=0.2)
+    return fig

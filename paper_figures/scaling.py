@@ -1,0 +1,79 @@
+"""Time, operations and temporary memory over L, exact against polynomial, with fitted exponents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from paper_figures import style
+
+NAME = "scaling"
+CONFIG = "scaling"
+LABELS = {"exact": "best exact", "polynomial": "polynomial", "certified": "with certificate"}
+
+
+def exponent(lengths, values, least: int = 2048) -> tuple[float, float] | None:
+    """Slope of log value against log L over L >= least (all, if fewer than three), with its 95 % half-width."""
+    x, y = np.log(np.asarray(lengths, float)), np.log(np.asarray(values, float))
+    keep = np.asarray(lengths) >= least
+    if keep.sum() < 3:
+        keep[:] = True
+    if keep.sum() < 3:
+        return None
+    fit: Any = stats.linregress(x[keep], y[keep])
+    return float(fit.slope), float(stats.t.ppf(0.975, keep.sum() - 2) * fit.stderr)
+
+
+def series(rows: list[dict[str, Any]], case: str, method: str, quantity: str) -> tuple[list[int], list[float]]:
+    """(lengths, values) of one line; "exact" is the method that was fastest at each length."""
+    out = []
+    for row in rows:
+        if row["point"]["case"] != case:
+            continue
+        metrics = row["metrics"]
+        name = metrics.get("best") if method == "exact" else method
+        value = metrics["methods"].get(name, {}).get(quantity)
+        if value:
+            out.append((row["point"]["length"], float(value)))
+    lengths, values = zip(*sorted(out), strict=True) if out else ((), ())
+    return list(lengths), list(values)
+
+
+def _lines(ax: Axes, rows, quantity: str, unit: float, methods) -> None:
+    every: list[int] = []
+    for i, method in enumerate(methods):
+        for case, dash in (("partial", "-"), ("full", ":")):
+            lengths, values = series(rows, case, method, quantity)
+            if not lengths:
+                continue
+            every += lengths
+            label = None
+            if case == "partial":
+                fit = exponent(lengths, values)
+                label = LABELS[method] + (f", $L^{{{fit[0]:.2f} \\pm {fit[1]:.2f}}}$" if fit else "")
+            ax.plot(
+                lengths, np.array(values) * unit, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label
+            )
+    ax.set_yscale("log")
+    if every:
+        style.powers_of_two(ax, every)
+    ax.set_xlabel("tokens $L$")
+    ax.legend(loc="upper left", handlelength=1.2, labelspacing=0.2, borderaxespad=0.2)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.35)
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """(a) seconds, (b) counted operations, (c) temporary memory; solid: partial (Q, V), dotted: full (Q, K, V)."""
+    fig, axes = style.figure(2.5, 1, 3)
+    _lines(axes[0, 0], rows, "seconds", 1e3, ("exact", "polynomial", "certified"))
+    style.panel(axes[0, 0], "a", "time (ms)")
+    _lines(axes[0, 1], rows, "operations", 1e-9, ("exact", "polynomial"))
+    style.panel(axes[0, 1], "b", "operations ($10^9$)")
+    _lines(axes[0, 2], rows, "temporary", 1e-6, ("exact", "polynomial", "certified"))
+    style.panel(axes[0, 2], "c", "temporary memory (MB)")
+    return fig

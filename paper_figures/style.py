@@ -1,0 +1,88 @@
+"""One look for every figure: the ICLR text block, stix serif, colour-blind safe, the same bytes each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+WIDTH = 5.5  # inches
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
+GREY = "#BBBBBB"
+RC: dict[Any, Any] = {
+    "font.family": "serif",
+    "font.serif": ["STIXGeneral"],
+    "mathtext.fontset": "stix",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "lora_limits",
+    "pdf.fonttype": 42,
+}
+
+
+def figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, np.ndarray]:
+    """A figure of the text width and `height` inches with a grid of axes, always a 2-d array."""
+    plt.rcParams.update(RC)
+    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **kwargs)
+    return fig, axes
+
+
+def save(fig: Figure, stem: Path) -> list[Path]:
+    """Writes stem.pdf and stem.png, with no date in either, and closes the figure."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
+    fig.savefig(paths[0], metadata={"CreationDate": None})
+    fig.savefig(paths[1], metadata={"Software": None})
+    plt.close(fig)
+    return paths
+
+
+def around_one(most: float) -> Normalize:
+    """A norm for log10 of a ratio, diverging around 1 (use with a diverging colour map)."""
+    return Normalize(-abs(most), abs(most))
+
+
+def panel(ax: Axes, letter: str, title: str) -> None:
+    """A panel's title, with its letter."""
+    ax.set_title(f"({letter}) {title}", loc="left")
+
+
+def edges(values: Sequence[float]) -> np.ndarray:
+    """Cell edges around positive values on a log axis."""
+    logs = np.log(np.asarray(values, float))
+    if len(logs) == 1:
+        return np.exp(logs[0] + np.array([-0.35, 0.35]))
+    middle = (logs[1:] + logs[:-1]) / 2
+    return np.exp(np.concatenate([[2 * logs[0] - middle[0]], middle, [2 * logs[-1] - middle[-1]]]))
+
+
+def powers_of_two(ax: Axes, lengths: Sequence[int]) -> None:
+    """Labels a log L axis by powers of two."""
+    exponents = sorted({round(np.log2(n)) for n in lengths})
+    step = max(1, len(exponents) // 6)
+    exponents = exponents[::step]
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([2.0**e for e in exponents], [f"$2^{{{e}}}$" for e in exponents])
+    ax.minorticks_off()

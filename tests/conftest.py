@@ -1,0 +1,32 @@
+"""One strict session: 64 bits, no silent promotion of dtypes or ranks; warnings are errors (pyproject.toml)."""
+
+import os
+
+# Compiling is most of what the tests do: compile fast rather than well. Before jax is imported, and for children too.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples on every run; tests marked slow draw fresh ones.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    """Skips tests marked gpu where JAX sees no accelerator."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and jax.default_backend() == "cpu":
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="JAX sees no accelerator"))

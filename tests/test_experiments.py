@@ -1,0 +1,61 @@
+"""Every experiment at smoke size, through its own command, and the figures drawn from what it leaves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.toml"))
+NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.py"))
+
+
+def run(*args, **env):
+    """The command's process, finished."""
+    return subprocess.run(
+        [sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | env
+    )
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    """A folder with the smoke results of every config, made on demand."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_smoke_size_runs_and_its_figure_is_drawn_alike_twice(name, results, tmp_path):
+    done = run("-m", "experiments", f"configs/{name}.toml", "--smoke", "--out", str(results / name))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"results: {results / name}")
+    if not (ROOT / "paper_figures" / f"{name}.py").exists():
+        pytest.fail(f"no figure for {name}")
+    for folder in ("one", "two"):
+        drawn = run("-m", "paper_figures", name, "--results", str(results), "--out", str(tmp_path / folder))
+        assert drawn.returncode == 0, drawn.stderr
+    for suffix in ("pdf", "png"):
+        one, two = ((tmp_path / folder / f"{name}.{suffix}").read_bytes() for folder in ("one", "two"))
+        assert len(one) > 5000
+        assert one == two
+
+
+def test_a_missing_result_names_the_command_that_makes_it(tmp_path):
+    done = run("-m", "paper_figures", "scaling", "--results", str(tmp_path), "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert "python -m experiments configs/scaling.toml" in done.stderr
+    assert run("-m", "paper_figures", "nothing").returncode == 2
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_runs(name):
+    """Top to bottom as a script; the figures go nowhere."""
+    done = run(f"notebooks/{name}.py", MPLBACKEND="Agg", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_command_line_answers_without_jax():
+    code = "import sys; from lora_limits.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr

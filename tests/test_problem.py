@@ -1,0 +1,130 @@
+"""LoRAProblem: what it refuses, what it computes, and that it is a pytree."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+import reference
+from tools import quick_jit
+
+import lora_limits as ll
+from lora_limits.problem import project, projections, pull_back, reduced_form, scalars
+
+
+def rebuilt(problem, **changes):
+    """The problem through its constructor, some arguments replaced."""
+    arguments = {f.name: getattr(problem, f.name) for f in dataclasses.fields(problem)} | changes
+    arrays = [arguments.pop(n) for n in ("x_query", "x_key", "x_value", "target")]
+    return ll.LoRAProblem(*arrays, **arguments)
+
+
+def refusals():
+    """(what is wrong, changes, words of the message)."""
+    p = problems.make(0, shape=problems.CROSS)
+    a, w = p.adapters["query"], p.weights
+    nan = p.x_key.copy()
+    nan[0, 0] = np.nan
+    yield "unknown name", {"adapters": {"output": a}}, r"adapters: got \['output'\]"
+    yield "no adapter", {"adapters": {}}, "at least one of"
+    yield "list for an array", {"x_query": [[1.0]]}, "x_query: got list, expected a 2-d array"
+    yield "batch", {"target": p.target[None]}, r"target: got shape \(1, 11, 3\)"
+    yield "integers", {"x_value": np.ones((17, 4), int)}, "x_value: got dtype int64, expected a floating dtype"
+    yield "mixed dtypes", {"target": p.target.astype(np.float32)}, "target: got dtype float32, expected float64"
+    yield "no tokens", {"x_query": p.x_query[:0], "target": p.target[:0]}, "no empty dimension"
+    yield "input width", {"x_query": p.x_query[:, :2]}, r"weights.query: got shape \(3, 2\), expected \(2, "
+    yield "score width", {"weights": dataclasses.replace(w, key=w.key[:, :1])}, "weights.key: got width 1, expected 2"
+    yield "tokens", {"x_value": p.x_value[:-1]}, "x_value: got 16 tokens, expected 17"
+    yield "target", {"target": p.target[:-1]}, r"target: got shape \(10, 3\), expected \(11, 3\)"
+    yield (
+        "A",
+        {"adapters": {"query": ll.Adapter(a.a[:, :1], a.b)}},
+        r"\['query'\].a: got shape \(1, 1\), expected \(1, 2\)",
+    )
+    yield (
+        "B",
+        {"adapters": {"query": ll.Adapter(a.a, a.b[:2])}},
+        r"\['query'\].b: got shape \(2, 1\), expected \(3, 1\)",
+    )
+    yield "rank 0", {"adapters": {"query": ll.Adapter(a.a[:0], a.b[:, :0])}}, "rank at least 1"
+    yield "vector scale", {"scale": np.ones(2)}, r"scale: got shape \(2,\), expected a scalar"
+    yield "NaN", {"x_key": nan}, "x_key: got NaN or infinite entries"
+    yield "infinite scale", {"scale": float("inf")}, "scale: got NaN or infinite"
+    yield "beta 0", {"beta": 0.0}, "beta: got 0.0, expected an inverse temperature above 0"
+    yield "beta < 0", {"beta": -1.0}, "beta: got -1.0"
+
+
+@pytest.mark.parametrize(("changes", "message"), [pytest.param(c, m, id=name) for name, c, m in refusals()])
+def test_what_is_wrong_is_refused_at_the_door(changes, message):
+    with pytest.raises(ValueError, match=message):
+        rebuilt(problems.make(0, shape=problems.CROSS), **changes)
+
+
+def test_tracers_pass_the_door_and_shapes_are_checked_under_jit():
+    p = problems.make(0, shape=problems.CROSS)
+    with pytest.raises(ValueError, match="target: got shape"):
+        jax.eval_shape(lambda x: rebuilt(p, x_query=x).target, jax.ShapeDtypeStruct((12, 3), np.float64))
+    out = jax.eval_shape(lambda x: projections(rebuilt(p, x_query=x)), jax.ShapeDtypeStruct((11, 3), np.float64))
+    assert [v.shape for v in out] == [(11, 2), (17, 2), (17, 3)]
+
+
+def test_a_problem_is_a_pytree_with_every_number_a_leaf():
+    p = problems.make(0, shape=problems.CROSS)
+    leaves, tree = jax.tree.flatten(p)
+    assert len(leaves) == 4 + 3 + 2 * 3 + 2
+    again = jax.tree.unflatten(tree, leaves)
+    assert isinstance(again, ll.LoRAProblem)
+    assert all(x is y for x, y in zip(jax.tree.leaves(again), leaves, strict=True))
+    paths = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(p)}
+    assert {".weights.key", ".adapters['value'].b", ".beta"} <= paths
+
+
+@pytest.mark.parametrize("adapt", problems.SUBSETS, ids="+".join)
+def test_reduced_form_has_the_same_scores(adapt):
+    p = problems.make(1, shape=problems.CROSS, adapt=adapt)
+    r = reduced_form(p)
+    np.testing.assert_allclose(r["C1"] @ r["Wbar"] @ r["C2"].T, reference.scores(p), rtol=1e-12, atol=1e-13)
+    np.testing.assert_array_equal(r["C3"], projections(p)[2])
+
+
+@pytest.mark.parametrize("name", problems.FULL)
+def test_pull_back_is_the_transpose_of_project(name):
+    p = problems.make(2, shape=problems.CROSS)
+    x = jnp.asarray(getattr(p, f"x_{name}"))
+
+    def with_adapter(adapter):
+        leaves = {**p.adapters, name: adapter}
+        return project(rebuilt(p, adapters=leaves), name, x)
+
+    out, back = jax.vjp(with_adapter, jax.tree.map(jnp.asarray, p.adapters[name]))
+    rows = np.random.default_rng(0).normal(size=out.shape)
+    got, (want,) = pull_back(p, name, jnp.asarray(rows)), back(jnp.asarray(rows))
+    np.testing.assert_allclose(got.a, want.a, rtol=1e-12)
+    np.testing.assert_allclose(got.b, want.b, rtol=1e-12)
+
+
+def test_the_update_itself_is_never_formed():
+    """B A would be (d_model, d) = (64, 48); with r = 1 nothing of that size appears."""
+    shape = problems.Shape(lq=3, lk=3, inputs=(64, 64, 64), width=48, value_width=48, rank=1)
+    p = problems.make(0, shape=shape)
+    rows = jnp.ones((3, 48))
+    jaxpr = jax.make_jaxpr(lambda p: (projections(p), [pull_back(p, n, rows) for n in problems.FULL]))(p)
+    assert max(v.aval.size for e in jaxpr.jaxpr.eqns for v in e.outvars) < 64 * 48
+
+
+def test_dtype_follows_the_inputs():
+    for dtype in (np.float32, np.float64):
+        p = problems.make(0, dtype=dtype)
+        assert p.dtype == dtype
+        assert {v.dtype for v in scalars(p)} == {np.dtype(dtype)}
+        assert {v.dtype for v in projections(p)} == {np.dtype(dtype)}
+
+
+def test_a_problem_passes_through_jit_unchanged():
+    p = problems.make(3)
+    out = quick_jit(lambda p: p)(p)
+    assert isinstance(out, ll.LoRAProblem)
+    for x, y in zip(jax.tree.leaves(out), jax.tree.leaves(p), strict=True):
+        np.testing.assert_array_equal(x, y)

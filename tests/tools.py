@@ -1,0 +1,51 @@
+"""What several test files share: optional extras, quick compilation, and walks over pairs of gradients."""
+
+import importlib
+import os
+
+import jax
+import numpy as np
+import pytest
+
+# Half the optimisation, a third of the compile time, the same buffers. Only for the CPU; the GPU knows other options.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+def extra(name):
+    """The module `name` of an optional extra: skips without it, or fails under LORA_LIMITS_ALL_EXTRAS=1."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if os.environ.get("LORA_LIMITS_ALL_EXTRAS") == "1":
+            pytest.fail(f"LORA_LIMITS_ALL_EXTRAS=1, but {name} is missing: {error}")
+        pytest.skip(f"needs {name}")
+
+
+def quick_jit(function, **options):
+    """jax.jit with little optimisation, for programs that compile for longer than they run."""
+    quick = QUICK if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=quick, **options)
+
+
+def arrays(gradient):
+    """{"query.a": array, ...} of a {name: Adapter}, as float64 NumPy."""
+    return {
+        f"{name}.{half}": np.asarray(getattr(adapter, half), np.float64)
+        for name, adapter in gradient.items()
+        for half in ("a", "b")
+    }
+
+
+def assert_close(got, want, tolerance, scale=None):
+    """Every array within `tolerance` of the largest entry anywhere (or of `scale`), in max norm; same names."""
+    got, want = arrays(got), arrays(want)
+    assert got.keys() == want.keys()
+    scale = max(np.abs(x).max() for x in want.values()) if scale is None else scale
+    for name, x in want.items():
+        assert got[name].shape == x.shape, name
+        error = np.abs(got[name] - x).max()
+        assert error <= tolerance * scale, f"{name}: {error:.3e} against {tolerance * scale:.3e}"
