@@ -42,7 +42,7 @@ def points(config: Config) -> list[dict[str, Any]]:
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """terms: {name: [max-norm error, bound, largest exact entry]}; k1; row-l1 error of f, and Lemma 3.3's bound of it."""
+    """terms: {name: [max-norm error, bound, largest exact entry]}; k1; row-l1 error of f, Lemma 3.3's bound of it."""
     import jax.numpy as jnp
 
     from lora_limits import widths
@@ -90,9 +90,10 @@ def _prepare(gamma: float, config: Config) -> tuple[Any, dict[str, Any], dict[st
 
     shape = {"length": config.length, "width": config.width, "rank": config.rank}
     adapt = ("query", "key", "value")
-    problem = ll.random_problem(jax.random.key(config.seed), **shape, gamma=gamma, adapt=adapt)
+    draw = jax.jit(lambda key: ll.random_problem(key, **shape, gamma=gamma, adapt=adapt))
+    problem = draw(jax.random.key(config.seed))
     true = exact.dense_terms(problem)
     sizes = {name: float(jnp.abs(true[name]).max()) for name in ("f", "c", "q", "p1", "p2", "p")}
     for name, adapter in exact.dense_gradient(problem)[1].items():
         sizes |= {f"{name}.{half}": float(jnp.abs(getattr(adapter, half)).max()) for half in ("a", "b")}
-    return problem, true, sizes, float(ll.norm_report(problem).score_bound)
+    return problem, true, sizes, float(jax.jit(ll.norm_report)(problem).score_bound)

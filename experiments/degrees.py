@@ -59,9 +59,10 @@ def errors_by_degree(problem: ll.LoRAProblem, degrees: range, exact: Any) -> lis
     import jax
     import jax.numpy as jnp
 
+    from experiments.compiling import quick_jit
     from lora_limits import polynomial
 
-    run = jax.jit(series_gradient)
+    run = quick_jit(series_gradient)
     top = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(exact))
     norms = [float(jnp.linalg.norm(x)) for x in jax.tree.leaves(exact)]
     out = []

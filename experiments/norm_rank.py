@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -55,11 +56,11 @@ def _error(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
     import lora_limits as ll
+    from experiments.compiling import quick_jit
 
-    problem = ll.random_problem(
-        jax.random.key(config.seed), length=config.length, width=config.width, rank=config.rank, gamma=point["gamma"]
-    )
-    run = jax.jit(ll.gradient, static_argnames="method")
+    make = functools.partial(ll.random_problem, length=config.length, width=config.width, rank=config.rank)
+    problem = quick_jit(make)(jax.random.key(config.seed), gamma=point["gamma"])
+    run = quick_jit(ll.gradient, static_argnames="method")
     exact = jax.tree.leaves(run(problem, method=ll.Exact(1024)).gradient)
     result = run(problem, method=ll.Polynomial(point["degree"]))
     top = max(float(np.abs(x).max()) for x in exact)
@@ -79,9 +80,11 @@ def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
     import lora_limits as ll
     from experiments import degrees
+    from experiments.compiling import quick_jit
 
     key = jax.random.key(config.seed)
-    base = ll.random_problem(key, length=config.length, width=config.width, rank=1, gamma=config.base_gamma)
+    make = functools.partial(ll.random_problem, length=config.length, width=config.width, rank=1)
+    base = quick_jit(make)(key, gamma=config.base_gamma)
     a_key, b_key = jax.random.split(jax.random.key(config.seed + 1))
     r, d = point["rank"], config.width
     # one large draw, cut to the rank: curves over r differ by r, not by the draw
@@ -101,8 +104,8 @@ def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
         scale=scale,
         beta=base.beta,
     )
-    report = jax.jit(ll.norm_report)(problem)
-    exact = jax.jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact(1024)).gradient
+    report = quick_jit(ll.norm_report)(problem)
+    exact = quick_jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact(1024)).gradient
     scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact)
     degree = degrees.first_below(scan, "max_error", config.tolerance)
     return {

@@ -10,6 +10,7 @@ rank         operations and errors of the fast gradient and of the exact one aga
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -65,20 +66,24 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     return panels[point["panel"]](point, config)
 
 
+@functools.cache
+def _problem(length: int, width: int, rank: int) -> Callable[..., Any]:
+    """(key, gamma) -> a random problem of one shape, compiled once."""
+    import jax
+
+    import lora_limits as ll
+
+    return jax.jit(lambda key, gamma: ll.random_problem(key, length=length, width=width, rank=rank, gamma=gamma))
+
+
 def _abstract(length: int, width: int, rank: int) -> Any:
     """A problem without numbers: counting needs shapes alone."""
     import jax
 
     import lora_limits as ll
 
-    small = ll.random_problem(jax.random.key(0), length=1, width=width, rank=rank, gamma=1.0, adapt=("query", "value"))
-    names = ("x_query", "x_key", "x_value", "target")
-
-    def shape(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        tall = getattr(path[0], "name", "") in names
-        return jax.ShapeDtypeStruct((length, width) if tall else jax.numpy.shape(leaf), jax.numpy.result_type(float))
-
-    return jax.tree_util.tree_map_with_path(shape, small)
+    shape = {"length": length, "width": width, "rank": rank, "adapt": ("query", "value")}
+    return jax.eval_shape(lambda key: ll.random_problem(key, **shape, gamma=1.0), jax.random.key(0))
 
 
 def _literal(problem: Any) -> Any:
@@ -135,12 +140,11 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    import lora_limits as ll
     from lora_limits import exact, widths
 
     power, length = point["power"], 2 ** point["power"]
     gamma = point["kappa"] * math.sqrt(math.log(length))
-    problem = ll.random_problem(jax.random.key(config.seed), length=length, width=power, rank=4, gamma=gamma)
+    problem = _problem(length, power, 4)(jax.random.key(config.seed), gamma)
     t = {name: np.asarray(x) for name, x in exact.dense_terms(problem).items()}
     q, k = t["Q"] - t["Q"].mean(0), t["K"]
     w = np.exp(k @ t["Q"].mean(0) / power)
@@ -154,7 +158,8 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
         return error(w * p(s / radius)) <= 1 / length
 
     u, sigma, vt = np.linalg.svd(t["f"])
-    degree = _smallest(polynomial, -1, 40)
+    # one by one: odd and even degrees need not fall in line
+    degree = next((g for g in range(41) if polynomial(g)), None)
     rank = _smallest(lambda k: error((u[:, :k] * sigma[:k]) @ vt[:k]) <= 1 / length, 0, length)
     exponent = None if degree is None else widths.width_exponent(power, degree, math.log(length))
     return {"degree": degree, "exponent": exponent, "eps_rank": rank, "score_bound": radius}
@@ -191,8 +196,8 @@ def _rank(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from lora_limits import chain, exact
 
     shape = {"width": config.rank_width, "rank": point["rank"]}
-    problem = ll.random_problem(jax.random.key(config.seed), length=config.rank_length, **shape, gamma=1.0)
-    want = exact.dense_gradient(problem)[1]
+    problem = _problem(config.rank_length, **shape)(jax.random.key(config.seed), 1.0)
+    want = jax.jit(exact.dense_gradient)(problem)[1]
     got = jax.jit(lambda p: chain.run(p, chain.Chain(config.rank_degree))[1])(problem)
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
     error = max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)

@@ -41,18 +41,18 @@ def points(config: Config) -> list[dict[str, Any]]:
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Norms, R / ln L, and for each tolerance the degree, the features k*, and the length from which k* < L."""
-    import jax
     import numpy as np
 
     import lora_limits as ll
     from experiments import degrees, heads
+    from experiments.compiling import quick_jit
     from lora_limits.exact import dense_terms
 
     problem = heads.problem(
         point["layer"], point["head"], length=config.length, rank=config.rank, seed=config.seed, dtype="float64"
     )
-    report = jax.jit(ll.norm_report)(problem)
-    exact = jax.jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact()).gradient
+    report = quick_jit(ll.norm_report)(problem)
+    exact = quick_jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact()).gradient
     scan = degrees.errors_by_degree(problem, range(1, min(config.highest, degrees.HIGHEST) + 1), exact)
     q, k = (np.asarray(dense_terms(problem)[n]) for n in ("Q", "K"))
     beta = float(problem.beta)

@@ -16,6 +16,7 @@ Symbols, used as printed in the paper. Row-vector convention: a token is a row a
 """
 
 from lora_limits import hardness
+from lora_limits.chain import Chain
 from lora_limits.choose import choose
 from lora_limits.gradient import Exact, GradientResult, Method, Polynomial, gradient, loss
 from lora_limits.norms import NormReport, norm_report
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "AttentionWeights",
+    "Chain",
     "Exact",
     "GradientResult",
     "LoRAProblem",

@@ -8,6 +8,12 @@ import sys
 
 # subcommand: (module, function, help, arguments); the function takes the arguments and returns the exit status
 COMMANDS = {
+    "theorems": (
+        "lora_limits.theorems",
+        "theorems_command",
+        "every statement of the paper, with its verdict and the evidence for it",
+        (),
+    ),
     "solve": (
         "lora_limits.hardness.command",
         "solve_command",

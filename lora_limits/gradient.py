@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from lora_limits import exact, moments, monomials
+from lora_limits import chain, exact, moments, monomials
+from lora_limits.chain import Chain
 from lora_limits.polynomial import SERIES
 from lora_limits.problem import Adapter, LoRAProblem, check_static
 
@@ -50,7 +51,7 @@ class Polynomial:
             raise ValueError(f"Polynomial series: got {self.series!r}, expected one of {list(SERIES)}")
 
 
-Method = Exact | Polynomial
+Method = Exact | Polynomial | Chain
 
 
 @jax.tree_util.register_dataclass
@@ -93,7 +94,10 @@ def gradient(problem: LoRAProblem, method: Method) -> GradientResult:
         loss, grads, bound, normaliser = moments.run(problem, method, method.block_size)
         rank = monomials.count(problem.weights.query.shape[1], method.degree)
         return GradientResult(grads, loss, rank, bound, normaliser)
-    raise ValueError(f"method: got {method!r}, expected one of Exact, Polynomial")
+    if isinstance(method, Chain):
+        loss, grads, rank = chain.run(problem, method)
+        return GradientResult(grads, loss, rank)
+    raise ValueError(f"method: got {method!r}, expected one of Exact, Polynomial, Chain")
 
 
 def loss(problem: LoRAProblem) -> jax.Array:

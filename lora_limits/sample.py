@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from lora_limits.problem import NAMES, Adapter, AttentionWeights, LoRAProblem, dot
 
@@ -22,7 +23,7 @@ def random_problem(
     length: int,
     width: int,
     rank: int,
-    gamma: float,
+    gamma: float | jax.Array,
     adapt: Sequence[str] = ("query", "value"),
 ) -> LoRAProblem:
     """Self-attention whose two score factors fill the box of Theorem 3.1: max |Q| = max |K| = gamma exactly.
@@ -37,7 +38,7 @@ def random_problem(
             raise ValueError(f"{name}: got {value}, expected at least 1")
     if rank > width:
         raise ValueError(f"rank: got {rank}, expected at most the width {width}")
-    if not gamma >= 0:
+    if not isinstance(gamma, Tracer) and not gamma >= 0:
         raise ValueError(f"gamma: got {gamma}, expected a number of at least 0")
     unknown = sorted(set(adapt) - set(NAMES))
     if unknown or not adapt:

@@ -64,9 +64,9 @@ def limit_exponent(score_ratio: float, width_ratio: float = 1 / math.log(2)) -> 
     """The limit of log k / log L as L grows, at R = score_ratio ln L, d = width_ratio ln L and tolerance 1/L.
 
     With g = x ln L, Chebyshev's remainder is I_g(R) up to factors that do not count, and uniformly (Debye)
-    ln I_g(R) ~ g eta(R / g), eta(z) = sqrt(1 + z^2) + ln(z / (1 + sqrt(1 + z^2))), x solves
-    x eta(score_ratio / x) = -1, and k = binom(d + g, g) gives (a + x) ln(a + x) - a ln a - x ln x with a = width_ratio. Finite L approaches it from
-    below, as the square root of d in Stirling's formula is left out. score_ratio > 0.
+    ln I_g(R) ~ g eta(R / g), eta(z) = sqrt(1 + z^2) + ln(z / (1 + sqrt(1 + z^2))). So x solves
+    x eta(score_ratio / x) = -1, and k = binom(d + g, g) gives (a + x) ln(a + x) - a ln a - x ln x with a = width_ratio.
+    Finite L approaches it from below, as Stirling's square roots are left out. score_ratio > 0.
     """
     from scipy.optimize import brentq
 

@@ -22,16 +22,20 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     grid = np.full((len(features), len(gammas)), np.nan)
     for r in error:
         value = r["metrics"]["max_error"]
-        usable = value is not None and np.isfinite(value) and value > 0
-        grid[features.index(r["metrics"]["features"]), gammas.index(r["point"]["gamma"])] = (
-            np.log10(value) if usable else np.nan
-        )
+        place = features.index(r["metrics"]["features"]), gammas.index(r["point"]["gamma"])
+        grid[place] = np.log10(value) if value and np.isfinite(value) else np.nan
     ax = axes[0, 0]
     ax.set_facecolor(style.GREY)
     image = ax.pcolormesh(gammas, features, grid, cmap="cividis_r", vmin=-8, vmax=0, shading="nearest", rasterized=True)
     if min(grid.shape) > 1:
         lines = ax.contour(
-            gammas, features, np.nan_to_num(grid, nan=1), levels=[-4, -2, -1], colors="white", linewidths=0.8
+            gammas,
+            features,
+            np.nan_to_num(grid, nan=1),
+            levels=[-4, -2, -1],
+            colors="white",
+            linewidths=0.8,
+            linestyles="solid",
         )
         ax.clabel(lines, fmt=lambda v: f"$10^{{{int(v)}}}$", fontsize=6)
     ax.set_xscale("log")
@@ -62,6 +66,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     for ax, letter, title in ((axes[0, 1], "b", r"$\Gamma$"), (axes[0, 2], "c", r"$k^\star$ at 1 %")):
         ax.set_xscale("log")
         ax.set_yscale("log")
+        ax.set_xticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])
+        ax.minorticks_off()
         ax.set_xlabel("size of entries of $A$, $B$")
         style.panel(ax, letter, title)
     axes[0, 1].legend(loc="upper left", handlelength=1.2, labelspacing=0.2)

@@ -2,8 +2,10 @@
 
 import os
 
+from experiments.compiling import QUICK
+
 # Compiling is most of what the tests do: compile fast rather than well. Before jax is imported, and for children too.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={str(v).lower()}" for k, v in QUICK.items()))
 
 import jax
 import pytest

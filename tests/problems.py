@@ -1,4 +1,4 @@
-"""Problems of controlled conditioning, well behaved and degenerate, as NumPy arrays: a seed gives the same one always."""
+"""Problems of controlled conditioning, well behaved and degenerate, as NumPy arrays: one seed, one problem."""
 
 import dataclasses
 

@@ -45,11 +45,13 @@ def test_dense_and_tiled_equal_the_definitions(adapt, shape):
 def test_dense_and_tiled_equal_the_definitions_on_degenerate_inputs(kind, reach):
     p = problems.make(2, kind=kind, reach=reach)
     loss, want = definition(p)
+    # scores of 1e6 cost six digits wherever they are formed
+    tolerance = 1e-8 if kind == "vast biases" else 1e-11
     top = max(1e-300, *(np.abs(x).max() for x in arrays(want).values()))
     for method in (ll.Exact(), ll.Exact(block_size=5)):
         got = EXACT(p, method)
         np.testing.assert_allclose(got.loss, loss, rtol=1e-11, atol=1e-20)
-        assert_close(got.gradient, want, 1e-11, scale=top + 1e-14)
+        assert_close(got.gradient, want, tolerance, scale=top + 1e-14)
 
 
 @pytest.mark.parametrize("shape", ["smallest", "one key", "one query"])

@@ -45,7 +45,7 @@ def series():
 
 @pytest.mark.parametrize("degree", DEGREES)
 def test_the_derivative_of_the_chebyshev_series_is_within_the_brackets(series, degree):
-    """(pi/2) I_{g+1}(R) <= best error <= error of the cut series <= T_g, for P' of degree g - 1; no P beats the first."""
+    """(pi/2) I_{g+1}(R) <= best error <= error of the cut series <= T_g, for P' of degree g - 1."""
     for radius in RADII:
         c = series("chebyshev", degree, radius)
         s = grid(radius)
@@ -113,11 +113,14 @@ def test_taylor_horner_and_derivative():
     assert float(polynomial.derivative(c[:1])[0]) == 0.0
 
 
+REMAINDER = quick_jit(polynomial.remainder_factor, static_argnums=0)
+
+
 @pytest.mark.parametrize("power", [1, 2, 3, 5, 8])
 def test_remainder_factor_bounds_the_series_and_hardly_more(power):
     """phi_p(R) = sum_n R^n / (n + p)! in exact rational arithmetic."""
     radii = np.array([0.0, 1e-8, 0.01, 0.3, 1.0, 2.5, 6.0, 10.0, 15.0, 30.0, 100.0])
-    got = np.asarray(polynomial.remainder_factor(power, jnp.asarray(radii)))
+    got = np.asarray(REMAINDER(power, radii))
     for radius, phi in zip(radii, got, strict=True):
         r, term, exact = Fraction(float(radius)), Fraction(1, math.factorial(power)), Fraction(0)
         for n in range(500):
@@ -135,7 +138,7 @@ def test_remainder_factor_is_the_lagrange_remainder_of_taylor(power):
     """|exp(s) - P_{p-1}(s)| <= phi_p(R) |s|^p on [-R, R], with equality at s = R."""
     for radius in (0.5, 2.0, 5.0):
         s = grid(radius)
-        phi = float(polynomial.remainder_factor(power, jnp.asarray(radius)))
+        phi = float(REMAINDER(power, np.full(11, radius))[0])
         error = np.abs(residual(polynomial.taylor(power - 1, np.float64), s))
         assert (error <= phi * np.abs(s) ** power * (1 + 1e-12) + 1e-14 * np.exp(radius)).all()
         np.testing.assert_allclose(error[0], phi * radius**power, rtol=1e-3)
@@ -169,15 +172,18 @@ def test_envelopes_are_above_the_error_everywhere_and_near_the_best_of_their_kin
         s = grid(radius[i], 3001)
         error, column = np.abs(residual(c[i], s)), np.abs(s) ** power
         assert (error <= h0[i] + h1[i] * column).all(), (c[i], radius[i])
-        # |s|^p and 1 are rescaled so that the solver sees numbers of order one
-        scale = np.array([1.0, radius[i] ** -power]) * error.max()
+        # in units of the largest error and of R^p, so that the solver sees numbers of order one
+        scale = np.array([1.0, radius[i] ** -power])
         best = linprog(
             np.array([1.0, weight[i]]) * scale,
             A_ub=-np.stack([np.ones_like(s), column], 1) * scale,
-            b_ub=-error,
+            b_ub=-error / error.max(),
             bounds=[(0, None)] * 2,
         )
-        looseness.append((h0[i] + h1[i] * weight[i]) / max(best.fun, 1e-12 * np.exp(radius[i])))
+        least = best.fun * error.max()
+        if least > 1e-11 * np.exp(radius[i]):  # else it is all rounding
+            looseness.append((h0[i] + h1[i] * weight[i]) / least)
+    assert len(looseness) > n / 2
     assert min(looseness) >= 1 - 1e-4
     assert np.median(looseness) < 1.15
     assert max(looseness) < 2.5
@@ -187,7 +193,7 @@ def test_envelopes_are_above_the_error_everywhere_and_near_the_best_of_their_kin
 def test_envelopes_include_their_own_rounding(dtype):
     """Degree 8 on a short range: the error of P is far below epsilon, and the bound must not be."""
     c, radius = polynomial.taylor(8, dtype), np.asarray(0.05, dtype)
-    h0, h1 = polynomial.envelope(c, jnp.asarray(radius), 9, jnp.zeros((), dtype))
+    h0, h1 = (h[0] for h in ENVELOPE(c[None], radius[None], 9, np.zeros(1, dtype)))
     s = grid(0.05)
     p = np.asarray(polynomial.evaluate(c, jnp.asarray(s, dtype)), np.longdouble)
     assert (np.abs(np.exp(s.astype(np.longdouble)) - p) <= np.longdouble(h0) + np.longdouble(h1)).all()

@@ -84,7 +84,7 @@ def test_a_problem_is_a_pytree_with_every_number_a_leaf():
 @pytest.mark.parametrize("adapt", problems.SUBSETS, ids="+".join)
 def test_reduced_form_has_the_same_scores(adapt):
     p = problems.make(1, shape=problems.CROSS, adapt=adapt)
-    r = reduced_form(p)
+    r = quick_jit(reduced_form)(p)
     np.testing.assert_allclose(r["C1"] @ r["Wbar"] @ r["C2"].T, reference.scores(p), rtol=1e-12, atol=1e-13)
     np.testing.assert_array_equal(r["C3"], projections(p)[2])
 

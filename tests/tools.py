@@ -3,16 +3,12 @@
 import importlib
 import os
 
-import jax
 import numpy as np
 import pytest
 
-# Half the optimisation, a third of the compile time, the same buffers. Only for the CPU; the GPU knows other options.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
+from experiments.compiling import QUICK, quick_jit
+
+__all__ = ["QUICK", "quick_jit"]
 
 
 def extra(name):
@@ -23,12 +19,6 @@ def extra(name):
         if os.environ.get("LORA_LIMITS_ALL_EXTRAS") == "1":
             pytest.fail(f"LORA_LIMITS_ALL_EXTRAS=1, but {name} is missing: {error}")
         pytest.skip(f"needs {name}")
-
-
-def quick_jit(function, **options):
-    """jax.jit with little optimisation, for programs that compile for longer than they run."""
-    quick = QUICK if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=quick, **options)
 
 
 def arrays(gradient):
