@@ -47,7 +47,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
     from lora_limits import widths
 
-    problem, true, sizes, radius = _prepare(point["gamma"], config)
+    problem, true, sizes, radius = _prepare(point["gamma"], config.length, config.width, config.rank, config.seed)
     if point["factor"] == "svd":
         u, s, vt = jnp.linalg.svd(true["f"])
         u1, v1, bound = u[:, : point["size"]] * s[None, : point["size"]], vt[: point["size"]].T, None
@@ -80,7 +80,9 @@ def _jitted(name: str, *static: int) -> Any:
 
 
 @functools.cache
-def _prepare(gamma: float, config: Config) -> tuple[Any, dict[str, Any], dict[str, float], float]:
+def _prepare(
+    gamma: float, length: int, width: int, rank: int, seed: int
+) -> tuple[Any, dict[str, Any], dict[str, float], float]:
     """The problem of a gamma, its dense terms, the largest entry of each term and gradient, and R."""
     import jax
     import jax.numpy as jnp
@@ -88,10 +90,8 @@ def _prepare(gamma: float, config: Config) -> tuple[Any, dict[str, Any], dict[st
     import lora_limits as ll
     from lora_limits import exact
 
-    shape = {"length": config.length, "width": config.width, "rank": config.rank}
-    adapt = ("query", "key", "value")
-    draw = jax.jit(lambda key: ll.random_problem(key, **shape, gamma=gamma, adapt=adapt))
-    problem = draw(jax.random.key(config.seed))
+    shape = {"length": length, "width": width, "rank": rank}
+    problem = ll.random_problem(jax.random.key(seed), **shape, gamma=gamma, adapt=("query", "key", "value"))
     true = exact.dense_terms(problem)
     sizes = {name: float(jnp.abs(true[name]).max()) for name in ("f", "c", "q", "p1", "p2", "p")}
     for name, adapter in exact.dense_gradient(problem)[1].items():

@@ -54,15 +54,20 @@ def series_gradient(problem: ll.LoRAProblem, c: jax.Array) -> tuple[dict[str, ll
     return {n: pull_back(problem, n, rows[n]) for n in problem.adapters}, total.min() / frame.total
 
 
-def errors_by_degree(problem: ll.LoRAProblem, degrees: range, exact: Any) -> list[dict[str, float]]:
-    """Errors of Taylor's gradient for each degree: max norm and Frobenius, relative to the largest array, and worst."""
+def errors_by_degree(
+    problem: ll.LoRAProblem, degrees: range, exact: Any, enough: float = 0.0
+) -> list[dict[str, float]]:
+    """Errors of Taylor's gradient for each degree: max norm relative to the largest entry, and worst Frobenius.
+
+    Stops after two degrees in a row whose max-norm error is at most `enough`.
+    """
     import jax
     import jax.numpy as jnp
 
     from experiments.compiling import quick_jit
     from lora_limits import polynomial
 
-    run = quick_jit(series_gradient)
+    run = (quick_jit if problem.x_query.shape[0] <= 1024 else jax.jit)(series_gradient)
     top = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(exact))
     norms = [float(jnp.linalg.norm(x)) for x in jax.tree.leaves(exact)]
     out = []
@@ -79,6 +84,8 @@ def errors_by_degree(problem: ll.LoRAProblem, degrees: range, exact: Any) -> lis
                 "normaliser": float(normaliser),
             }
         )
+        if len(out) > 1 and max(out[-1]["max_error"], out[-2]["max_error"]) <= enough:
+            break
     return out
 
 

@@ -106,7 +106,7 @@ def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
     )
     report = quick_jit(ll.norm_report)(problem)
     exact = quick_jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact(1024)).gradient
-    scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact)
+    scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact, config.tolerance)
     degree = degrees.first_below(scan, "max_error", config.tolerance)
     return {
         "gamma": float(report.gamma),

@@ -10,8 +10,9 @@ With s_ij = x_i . y_j, f~_ij = w_j P(s_ij) / D_i and P(s_ij) = psi(x_i) . C phi(
     keys       e_j = C T [1, v_j] w_j;  dl/dK_j = to_y^T (d phi / d y)^T e_j + beta nu (phi(y_j) . e_j)
                dl/dV_j A^T = w_j phi(y_j) . C T_V
 
-The third sweep exists only for key adapters and for B of the value adapter. It is the exact gradient of the factored
-forward, so it equals the paper's chain with P' in place of P (for Taylor: one degree lower).
+The third sweep exists only for key adapters and for B of the value adapter. This is the exact gradient of the factored
+forward with its centres held constant: the paper's chain with two factors, P in the normaliser, mean and residual, and
+P' in the kernel (for Taylor: one degree lower). Its error is of the order of the chain's at degree g - 1.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def examine(row: Row) -> Evidence:
 def theorems_command() -> int:
     """Prints the ledger, each row as soon as its section is measured; 1 if any row's check fails, else 0.
 
-    A check that raises counts as failed and shows its error. About ten seconds.
+    A check that raises counts as failed and shows its error. Takes 10 to 40 seconds, most of it compilation.
     """
     from rich.console import Console
 

@@ -110,7 +110,7 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[s
     label = r"known: $1 + \log\log\frac{1}{\rho}\,/\log\frac{1}{\rho}$"
     axis.plot(known, curve, color="black", linestyle="--", linewidth=0.9, label=label)
     axis.axhline(2, color=style.GREY, linewidth=0.8, zorder=0)
-    axis.annotate("exact", (6, 2.04), fontsize=7, color="#777777")
+    axis.annotate("exact", (0.99, 2.04), xycoords=("axes fraction", "data"), ha="right", fontsize=7, color="#777777")
     axis.set_xscale("log")
     axis.set_ylim(0.9, 4.2)
     axis.set_xlabel(r"$\rho = R / \ln L = \kappa^2$")

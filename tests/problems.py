@@ -70,12 +70,13 @@ def _nearly_equal(rng, x, w, a, b, y):
 
 
 def _hidden(rng, x, w, a, b, y):
-    """Large inputs in a direction that the projections nearly annihilate."""
+    """Large inputs that the projections cancel: two columns, nearly equal, with opposite weights."""
     for n, rows in x.items():
         if rows.shape[1] > 1:
-            rows[:, -1] = 1e4 * rng.normal(size=len(rows))
-            w[n][-1] *= 1e-6
-            b[n][-1] *= 1e-6
+            rows[:, -2] = 1e4 * rng.normal(size=len(rows))
+            rows[:, -1] += rows[:, -2]
+            w[n][-2] = -w[n][-1]
+            b[n][-2] = -b[n][-1]
 
 
 def _huge_key(rng, x, w, a, b, y):

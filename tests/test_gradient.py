@@ -9,7 +9,8 @@ import numpy as np
 import problems
 import pytest
 import reference
-from tools import BATCH, BLOCK, GRADIENT, arrays, assert_close, batched, polynomial, quick_jit
+from compiled import BATCH, BLOCK, GRADIENT, batched, polynomial
+from tools import arrays, assert_close, quick_jit
 
 import lora_limits as ll
 from lora_limits import certificate, moments
@@ -89,14 +90,14 @@ def test_polynomial_is_the_derivative_of_the_factored_forward(shape, adapt, m):
 
 
 def test_the_error_falls_with_the_degree_as_fast_as_the_series():
-    """One degree divides the error by about (g + 1) / R; five degrees at R = 1 by more than 5! / 2."""
+    """Degree g leaves about R^g / g! of the gradient: at R = 1, 6 from degree 1 to 3 and 120 from 3 to 6, at least."""
     many = [problems.make(seed, reach=1.0) for seed in range(BATCH)]
     errors = []
-    for degree in (1, 4, 6):
+    for degree in (1, 3, 6):
         batch = batched("taylor", degree)(problems.stack(many)).gradient
         each = [worst(jax.tree.map(lambda v, i=i: v[i], batch), exact(p)) for i, p in enumerate(many[:6])]
         errors.append(np.median(each))
-    assert errors[0] > 40 * errors[1] > 400 * errors[2]
+    assert errors[0] > 6 * errors[1] > 6 * 120 * errors[2]
     assert errors[2] < 1e-4
 
 
@@ -149,7 +150,9 @@ def test_the_block_changes_only_rounding():
     assert_close(GRADIENT(p, ll.Polynomial(3, block_size=64)).gradient, GRADIENT(p, polynomial(3)).gradient, 1e-12)
 
 
-@pytest.mark.parametrize("shape", ["one key", "one query", pytest.param("smallest", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "shape", ["one query", *(pytest.param(s, marks=pytest.mark.slow) for s in ("one key", "smallest"))]
+)
 def test_smallest_shapes(shape):
     """One key: softmax is 1 whatever the scores, so query and key gradients vanish and the value's is exact."""
     p = problems.make(4, shape=problems.SHAPES[shape])
