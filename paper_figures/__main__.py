@@ -50,13 +50,33 @@ def draw(name: str, results: Path, out: Path) -> str | None:
     return None
 
 
+def keep(folder: Path) -> None:
+    """Copies the results in a folder to those kept here: CONFIG.jsonl, and of the manifest all but paths and argv."""
+    from experiments import store
+
+    manifest = json.loads(next(iter(sorted(folder.glob("manifest*.json")))).read_text())
+    name = manifest["experiment"]
+    STORED.mkdir(exist_ok=True)
+    lines = [json.dumps(store.encode(row), allow_nan=False) + "\n" for row in store.read(folder)]
+    (STORED / f"{name}.jsonl").write_text("".join(lines))
+    told = {k: v for k, v in manifest.items() if k not in ("argv", "runs")}
+    (STORED / f"{name}.manifest.json").write_text(json.dumps(told, indent=1) + "\n")
+    print(STORED / f"{name}.jsonl")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 1 when results are missing for a figure that was named, 2 for bad arguments."""
     parser = argparse.ArgumentParser(prog="python -m paper_figures", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"figures to draw: {', '.join(available())}")
     parser.add_argument("--results", type=Path, default=STORED, help="where the results lie (default: those kept here)")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write PDF and PNG (default: beside this file)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="first keep the results in DIR here, in data/")
     args = parser.parse_args(argv)
+    if args.keep is not None:
+        if not list(args.keep.glob("manifest*.json")):
+            print(f"error: --keep: got {args.keep}, expected a folder that a sweep wrote", file=sys.stderr)
+            return 2
+        keep(args.keep)
     unknown = sorted(set(args.names) - set(available()))
     if unknown:
         print(f"error: figures: got {unknown}, expected names among {available()}", file=sys.stderr)

@@ -7,12 +7,22 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from paper_figures import style
 
 NAME = "phase_boundary"
 CONFIG = "phase_boundary"
 ALSO = ("real_heads",)
+HEAD: dict[str, Any] = {
+    "marker": "o",
+    "color": "white",
+    "markeredgecolor": "black",
+    "markeredgewidth": 0.6,
+    "markersize": 3,
+    "linestyle": "none",
+}
 SLICES = {"fixed": "d = {d}", "growing": r"d = \lceil\log_2 L\rceil"}
 
 
@@ -57,6 +67,8 @@ def _map(ax: Axes, rows: list[dict[str, Any]], kind: str, limit: float):
     ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8) if gammas[0] * 0.7 < t < gammas[-1] * 1.5]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
+    ax.set_xlim(style.edges(lengths)[0], style.edges(lengths)[-1])
+    ax.set_ylim(style.edges(gammas)[0], style.edges(gammas)[-1])
     ax.set_xlabel("tokens $L$")
     return image
 
@@ -106,22 +118,15 @@ def draw(rows: list[dict[str, Any]], also: dict[str, list[dict[str, Any]]]) -> F
         _heads(axes[0, j], also.get("real_heads", []))
     axes[0, 0].set_ylabel(r"norm bound $\Gamma$  ($\beta = 1/d$, $R \leq \Gamma^2$)")
     axes[1, 0].set_ylabel(r"$\log k^\star / \log L$")
-    axes[1, 1].legend(title=r"$\Gamma/\sqrt{\ln L}$", title_fontsize=7, loc="upper right", ncols=2)
-    axes[0, 1].legend(
-        handles=[
-            axes[0, 1].plot([], [], "k-", linewidth=1.4, label="$k^\\star = L$, measured")[0],
-            axes[0, 1].plot([], [], "k--", linewidth=1, label=r"$\Gamma \propto \sqrt{\ln L}$")[0],
-            axes[0, 1].plot(
-                [], [], "o", color="white", markeredgecolor="black", label=r"real heads, $\Gamma = \sqrt{R}$"
-            )[0],
-            axes[0, 1].plot([], [], "s", color=style.GREY, label="not run: $k^\\star$ too large")[0],
-        ],
-        loc="lower center",
-        bbox_to_anchor=(-0.12, 1.1),
-        ncols=4,
-        columnspacing=1.0,
-        handletextpad=0.5,
-    )
+    if axes[1, 0].get_legend_handles_labels()[0]:
+        axes[1, 0].legend(title=r"$\Gamma/\sqrt{\ln L}$", title_fontsize=7, loc="upper right", ncols=3)
+    keys = [
+        Line2D([], [], color="black", linewidth=1.4, label="$k^\\star = L$, measured"),
+        Line2D([], [], color="black", linestyle="--", linewidth=1, label=r"$\Gamma \propto \sqrt{\ln L}$"),
+        Line2D([], [], **HEAD, label=r"real heads, $\Gamma = \sqrt{R}$"),
+        Patch(color=style.GREY, label="not timed: $k^\\star$ too large"),
+    ]
+    fig.legend(handles=keys, loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.5)
     if image is not None:
         bar = fig.colorbar(image, ax=axes[0, :].tolist(), pad=0.02, aspect=18)
         ticks = [t for t in (0.01, 0.1, 1, 10, 100, 1000) if abs(np.log10(t)) <= limit]
@@ -131,16 +136,10 @@ def draw(rows: list[dict[str, Any]], also: dict[str, list[dict[str, Any]]]) -> F
 
 
 def _heads(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Real heads at their length, at the Gamma whose R they have; jittered sideways, those off the map on its edge."""
-    if not rows:
-        return
-    low, high = ax.get_ylim()
-    x_low, x_high = ax.get_xlim()
+    """Real heads at their length and at the Gamma whose R they have, jittered sideways; arrows leave the map."""
+    high = ax.get_ylim()[1]
     for i, row in enumerate(rows):
         gamma = float(np.sqrt(row["metrics"]["score_max_centred"]))
-        x = 512 * 2 ** (0.5 * ((i * 0.618) % 1 - 0.5))
-        ax.plot(
-            x, min(gamma, high * 0.97), "o", color="white", markeredgecolor="black", markeredgewidth=0.6, markersize=3
-        )
-    ax.set_ylim(low, high)
-    ax.set_xlim(x_low, x_high)
+        x = 512 * 2 ** (0.8 * ((i * 0.618) % 1 - 0.5))
+        above = gamma > high
+        ax.plot(x, high * 0.95 if above else gamma, **(HEAD | {"marker": "^" if above else "o"}), clip_on=False)

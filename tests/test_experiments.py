@@ -59,3 +59,22 @@ def test_the_command_line_answers_without_jax():
     code = "import sys; from lora_limits.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_code_runs():
+    """The Python block of the README, at a shorter length."""
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    assert blocks
+    for block in blocks:
+        code = block.split("```")[0]
+        assert "length=16384" in code
+        done = run("-c", code.replace("length=16384", "length=256"), PYTHONPATH=str(ROOT))
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_kept_results_draw_every_kept_figure(tmp_path):
+    names = sorted(p.stem for p in (ROOT / "paper_figures").glob("*.png"))
+    assert "phase_boundary" in names
+    done = run("-m", "paper_figures", *names, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.stem for p in tmp_path.glob("*.png")) == names
