@@ -81,8 +81,12 @@ def edges(values: Sequence[float]) -> np.ndarray:
 def powers_of_two(ax: Axes, lengths: Sequence[int]) -> None:
     """Labels a log L axis by powers of two."""
     exponents = sorted({round(np.log2(n)) for n in lengths})
-    step = max(1, len(exponents) // 6)
-    exponents = exponents[::step]
+    spacing = (exponents[-1] - exponents[0]) / 6
+    kept = exponents[:1]
+    for exponent in exponents[1:]:
+        if exponent - kept[-1] >= max(spacing, 1):
+            kept.append(exponent)
+    exponents = kept
     ax.set_xscale("log", base=2)
     ax.set_xticks([2.0**e for e in exponents], [f"$2^{{{e}}}$" for e in exponents])
     ax.minorticks_off()
