@@ -28,280 +28,15 @@ left, is counted apart (`Floors`).
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lora_limits import monomials, polynomial
-from lora_limits.frame import Frame, balance, sample_rows, sample_weights
-from lora_limits.problem import Adapter, LoRAProblem, dot, project, scalars
-
-LAMBDA = 8.0
-FIXED = ("one", "Z", "W")  # columns every problem needs; the others depend on which adapters it has
-
-
-class Columns(NamedTuple):
-    """How to turn tokens into the non-negative columns of the certificate. sigma: {name: (n,)} scale of each entry."""
-
-    n3: jax.Array
-    n3_inverse: jax.Array
-    sigma: dict[str, jax.Array]
-
-
-def even_order(degree: int) -> int:
-    """t, the largest even number <= degree: the power of the score whose moments the certificate reads exactly."""
-    return degree - degree % 2
-
-
-def _key_columns(problem: LoRAProblem, xk, k, xv, v) -> dict[str, jax.Array]:
-    """The columns k of (*) per gradient array, token rows: {"query.a": (n, d), ...}. All centred by the caller."""
-    out = {}
-    if "query" in problem.adapters:
-        out["query.a"] = k
-        out["query.b"] = dot(k, problem.adapters["query"].a.T)
-    if "key" in problem.adapters:
-        out["key.a"] = dot(xk, problem.adapters["key"].b)
-        out["key.b"] = xk
-    if "value" in problem.adapters:
-        out["value.a"] = dot(xv, problem.adapters["value"].b)
-        out["value.b"] = xv
-        out["v"] = v
-        out["va"] = dot(v, problem.adapters["value"].a.T)
-    return out
-
-
-def _centred_tokens(problem: LoRAProblem, frame: Frame, xk, xv):
-    k = project(problem, "key", xk) - frame.mu[None]
-    v = project(problem, "value", xv) - frame.v_mean[None]
-    return xk - frame.xk_mean[None], k, xv - frame.xv_mean[None], v
-
-
-def columns(problem: LoRAProblem, frame: Frame) -> Columns:
-    """Scales and whitening, from a sample: any values are valid, these make the bound tight. O(SAMPLE d_model d)."""
-    tiny = jnp.finfo(problem.dtype).tiny ** 0.5
-    w = sample_weights(problem, frame)
-    w = w / (w.sum() + tiny)
-    tokens = _centred_tokens(problem, frame, sample_rows(problem.x_key), sample_rows(problem.x_value))
-    v = tokens[3]
-    c = frame.v_mean[None] - sample_rows(problem.target)
-    n3, n3_inverse = balance(dot(c.T, c) / c.shape[0], dot((v * w[:, None]).T, v))
-    sigma = {}
-    for name, z in _key_columns(problem, *tokens).items():
-        mean = (w[:, None] * z**2).sum(0)
-        # a floor, so that an entry the sample missed does not inflate the shared column
-        sigma[name] = jnp.sqrt(mean + 0.05 * mean.mean()) + tiny
-    reach = (jnp.sqrt((x**2).sum(1).max()) for x in (tokens[0], tokens[2]))
-    for name, floor in _column_rounding(problem, *reach).items():
-        sigma[name] = sigma[name] + floor
-    return Columns(n3, n3_inverse, sigma)
-
-
-def _frobenius(x: jax.Array) -> jax.Array:
-    return jnp.sqrt((x**2).sum())
-
-
-def _unit(problem: LoRAProblem) -> float:
-    return LAMBDA * float(jnp.finfo(problem.dtype).eps) / 2
-
-
-def projection_rounding(problem: LoRAProblem, name: str) -> jax.Array:
-    """Rounding of a row of x (W* + s B A) for |x| = 1: ()."""
-    weight = getattr(problem.weights, name)
-    size, n = _frobenius(weight), weight.shape[0] + 2 * weight.shape[1] + 16
-    if name in problem.adapters:
-        a, b = problem.adapters[name].a, problem.adapters[name].b
-        size, n = size + jnp.abs(scalars(problem)[0]) * _frobenius(a) * _frobenius(b), n + a.shape[0]
-    return _unit(problem) * n**0.5 * size
-
-
-def _column_rounding(problem: LoRAProblem, key_reach, value_reach) -> dict[str, jax.Array]:
-    """Rounding of an entry of each centred column, given the longest rows of the centred inputs: {name: ()}."""
-    out, adapters = {}, problem.adapters
-    key = projection_rounding(problem, "key") * key_reach
-    value = projection_rounding(problem, "value") * value_reach
-    inner = {n: _unit(problem) * a.b.shape[0] ** 0.5 * _frobenius(a.b) for n, a in adapters.items()}
-    if "query" in adapters:
-        out |= {"query.a": key, "query.b": 2 * key * _frobenius(adapters["query"].a)}
-    if "key" in adapters:
-        out["key.a"] = 2 * inner["key"] * key_reach
-    if "value" in adapters:
-        out |= {"value.a": inner["value"] * value_reach, "v": value, "va": 2 * value * _frobenius(adapters["value"].a)}
-    return out
-
-
-class Floors(NamedTuple):
-    """Rounding of the projected tokens, in proportion to |x||W|: all that centring by cancellation leaves behind."""
-
-    columns: dict[str, jax.Array]  # {name: ()} of an entry of the column, over the smallest sigma
-    key: jax.Array  # () of a centred key
-    value: jax.Array  # () of a centred value
-    v_mean: jax.Array  # () of v_mean
-    query: jax.Array  # () of a query, over |x|
-    mixing: jax.Array  # () (K A^T) from independent errors in K: root of A^2 sigma^2 over sigma
-
-
-def floors(problem: LoRAProblem, frame: Frame, cols: Columns, key_reach, value_reach) -> Floors:
-    """The floors of a problem; key_reach, value_reach: longest rows of the centred inputs. O(d_model d)."""
-    entries = {n: v / cols.sigma[n].min() for n, v in _column_rounding(problem, key_reach, value_reach).items()}
-    per_value = projection_rounding(problem, "value")
-    mixing = jnp.ones((), problem.dtype)
-    if "query" in problem.adapters:
-        spread = jnp.sqrt(dot(problem.adapters["query"].a ** 2, cols.sigma["query.a"] ** 2))
-        mixing = (spread / cols.sigma["query.b"]).max()
-    return Floors(
-        entries,
-        projection_rounding(problem, "key") * key_reach,
-        per_value * value_reach,
-        per_value * _frobenius(frame.xv_mean),
-        projection_rounding(problem, "query"),
-        mixing,
-    )
-
-
-def names(problem: LoRAProblem) -> tuple[str, ...]:
-    """Names of the columns, in the order in which `measure` stacks them."""
-    pairs = {"query": ("query.a", "query.b"), "key": ("key.a", "key.b"), "value": ("value.a", "value.b", "v", "va")}
-    return FIXED + tuple(c for n in ("query", "key", "value") if n in problem.adapters for c in pairs[n])
-
-
-def measure(problem: LoRAProblem, cols: Columns, xk, k, xv, v) -> jax.Array:
-    """The non-negative columns of a block of centred tokens: (number of columns, n), in the order of `names`."""
-    table = _key_columns(problem, xk, k, xv, v)
-    fixed = [jnp.ones_like(v[:, 0]), (dot(v, cols.n3) ** 2).sum(-1), (dot(v, cols.n3_inverse) ** 2).sum(-1)]
-    shared = [((table[n] / cols.sigma[n][None]) ** 2).max(-1) for n in names(problem)[len(FIXED) :]]
-    return jnp.stack(fixed + shared)
-
-
-class KeyMoments(NamedTuple):
-    """Sums over keys, all of non-negative columns z (C of them): what `rows` needs to bound any query."""
-
-    low: jax.Array  # (features of degree <= t, C): sum_j w phi(y) z
-    top: jax.Array  # (features of degree t, C): sum_j w |y|^{g-t} phi(y) z
-    radial: jax.Array  # (g + 1, C): sum_j w |y|^m z
-    reach: jax.Array  # () max_j |y_j|
-    box: jax.Array  # (d,) max_j |y_j| by coordinate
-
-
-def zero_moments(width: int, degree: int, count: int, dtype) -> KeyMoments:
-    """The empty sums."""
-    t = even_order(degree)
-    low = monomials.count(width, t)
-    top = low - (monomials.count(width, t - 1) if t else 0)
-    zero = jnp.zeros((), dtype)
-    low, top, radial = (jnp.zeros(s, dtype) for s in ((low, count), (top, count), (degree + 1, count)))
-    return KeyMoments(low, top, radial, zero, jnp.zeros(width, dtype))
-
-
-def add_keys(moments: KeyMoments, y: jax.Array, parts: list[jax.Array], weighted: jax.Array, live) -> KeyMoments:
-    """Adds a block: y (d, n), its features by degree, w z (C, n), live (n,) false on tokens already counted."""
-    degree = len(parts) - 1
-    t = even_order(degree)
-    norm = jnp.sqrt((y**2).sum(0))
-    powers = jnp.stack([norm**m for m in range(degree + 1)])
-    low = dot(jnp.concatenate(parts[: t + 1]), weighted.T)
-    top = dot(parts[t] * powers[degree - t][None], weighted.T) if degree > t else low[-parts[t].shape[0] :]
-    return KeyMoments(
-        moments.low + low,
-        moments.top + top,
-        moments.radial + dot(powers, weighted.T),
-        jnp.maximum(moments.reach, jnp.where(live, norm, 0).max()),
-        jnp.maximum(moments.box, jnp.where(live, jnp.abs(y), 0).max(1)),
-    )
-
-
-class Setup(NamedTuple):
-    """What the row bounds need to know about P. h, h_prime: envelopes of exp - P and exp - P' (None: Taylor)."""
-
-    c: jax.Array
-    h: tuple[jax.Array, jax.Array] | None
-    h_prime: tuple[jax.Array, jax.Array] | None
-    gamma: float
-    jensen: bool
-
-
-def row_range(x: jax.Array, reach: jax.Array, box: jax.Array) -> jax.Array:
-    """R_i >= max_j |s_ij|, the smaller of the Euclidean and the box bound. x: (d, n) -> (1, n)."""
-    return jnp.minimum(jnp.sqrt((x**2).sum(0, keepdims=True)) * reach, dot(box[None], jnp.abs(x)))
-
-
-class Rows(NamedTuple):
-    """Bounds for n queries and C columns. The first four are (C, n), the others (1, n)."""
-
-    eta: jax.Array  # eta[z] >= sum_j |eps_j| z_j
-    eta_prime: jax.Array
-    mean: jax.Array  # >= E_f[z]
-    size: jax.Array  # sums of absolute values over D: what rounding is proportional to
-    certain: jax.Array  # lower bound of D_i over the sum of the weights: P certified positive where > 0
-    slack: jax.Array  # b >= 1 / (1 + a_i)
-    reach: jax.Array  # R_i
-
-
-def _moments_at(setup: Setup, moments: KeyMoments, parts: list[jax.Array], norm: jax.Array):
-    """Upper bounds, rounding included, of sum_j w z s^t, sum_j w z s^t (|x||y|)^{g-t} and sum_j w z P_{t-1}(s)."""
-    degree, width, dtype = len(parts) - 1, parts[1].shape[0] if len(parts) > 1 else 0, norm.dtype
-    t = even_order(degree)
-    order, multinomial = monomials.tables(width, t)
-    inner = monomials.count(width, t - 1) if t else 0
-    factorial = [float(math.factorial(m)) for m in range(t + 1)]
-    radial = [moments.radial[m][:, None] * norm**m for m in range(degree + 1)]
-    top_scale = jnp.asarray(multinomial[inner:, None], dtype)
-    mu_t = dot((moments.low[inner:] * top_scale).T, parts[t]) + setup.gamma * radial[t]
-    nu_t = dot((moments.top * top_scale).T, parts[t]) * norm ** (degree - t) + setup.gamma * radial[degree]
-    below = jnp.zeros_like(mu_t)
-    if t:
-        scale = jnp.asarray((multinomial[:inner] / np.array(factorial)[order[:inner].astype(int)])[:, None], dtype)
-        below = dot((moments.low[:inner] * scale).T, jnp.concatenate(parts[:t]))
-        below = below + setup.gamma * sum(radial[m] / factorial[m] for m in range(t))
-    return mu_t, nu_t, below, radial
-
-
-def _absolute(setup: Setup, radial: list[jax.Array], norm: jax.Array) -> jax.Array:
-    """sum_j w z (P_abs + |P'|_abs)(|x||y|) up to the larger of the two: the scale of rounding errors, (C, n)."""
-    c = jnp.abs(setup.c)
-    size = c[0] * radial[0]
-    for m in range(1, len(radial)):
-        size = size + c[m] * radial[m]
-        if setup.h is not None:  # Taylor's P' is a part of P
-            size = size + (m * c[m]) * radial[m - 1]
-    return size
-
-
-def rows(setup: Setup, moments: KeyMoments, x: jax.Array, parts: list[jax.Array], d_sum, d_score) -> Rows:
-    """Row bounds of a block of queries.
-
-    x: (d, n); parts: its features by degree; d_sum (1, n): the computed D_i; d_score (1, n): rounding of the scores,
-    which acts as one more error of exp, |e^{s + ds} - e^s| <= 2 ds e^s (`add_queries` counts it as rounding).
-    """
-    degree, gamma = len(parts) - 1, setup.gamma
-    norm = jnp.sqrt((x**2).sum(0, keepdims=True))
-    mu_t, nu_t, below, radial = _moments_at(setup, moments, parts, norm)
-    reach = row_range(x, moments.reach, moments.box) * (1 + 8 * jnp.finfo(x.dtype).eps) + d_score
-    phi = {degree + 1: polynomial.remainder_factor(degree + 1, reach)}
-    for p in range(degree, even_order(degree) - 1, -1):
-        phi[p] = 1 / math.factorial(p) + reach * phi[p + 1]
-    exp_sum = below + phi[even_order(degree)] * mu_t
-    if setup.h is None or setup.h_prime is None:
-        eta = phi[degree + 1] * reach * nu_t
-        eta_prime = phi[degree] * nu_t
-    else:
-        eta = setup.h[0] * radial[0] + setup.h[1] * reach * nu_t
-        eta_prime = setup.h_prime[0] * radial[0] + setup.h_prime[1] * nu_t
-    size = _absolute(setup, radial, norm)
-    low = d_sum - gamma * size[:1]
-    safe = jnp.where(low > 0, low, 1)
-    eta, eta_prime = eta / safe, eta_prime / safe
-    total = moments.radial[0, 0]
-    floor = safe * (1 - eta[:1])  # Z_i = D_i (1 + a_i)
-    if setup.jensen:
-        floor = jnp.maximum(floor, total * jnp.exp(-4 * gamma * (1 + norm * moments.reach) - d_score))
-    known = (low > 0) & (floor > 0)
-    floor = jnp.where(known, floor, 1)
-    unknown = jnp.where(known, 0, jnp.inf).astype(x.dtype)
-    slack = (d_sum + gamma * size[:1]) / floor + unknown
-    return Rows(eta, eta_prime, exp_sum / floor + unknown, size / safe, low / total, slack, reach)
+from lora_limits.columns import LAMBDA, Columns, Floors, frobenius, names, unit_roundoff
+from lora_limits.frame import Frame
+from lora_limits.problem import Adapter, LoRAProblem, dot, scalars
+from lora_limits.row_bounds import Rows, Setup
 
 
 class Sums(NamedTuple):
@@ -367,7 +102,7 @@ def _terms(gamma: float, cols: Columns, floors: Floors, b: Block, r: Rows) -> Te
     z = jnp.sqrt(r.eta[1:2]) + mz * jnp.sqrt(e1)
     z_prime = jnp.sqrt(r.eta_prime[1:2]) + mz * jnp.sqrt(r.eta_prime[:1])
     dc = jnp.sqrt(e1) * (jnp.sqrt(r.eta[2:3]) + mw * jnp.sqrt(e1))
-    inverse = _frobenius(cols.n3_inverse)
+    inverse = frobenius(cols.n3_inverse)
     rounded_c = gamma * inverse * (inverse * s1 * sz + _norm(b.m) + b.scale_y)
     rounded_c = rounded_c + inverse * (floors.value * s1**2 + floors.v_mean)
     spread = sz + mz * s1
@@ -407,7 +142,7 @@ def add_queries(
             truncation = dot(x, (b.live * prime)[0]) + nu * (b.live * plain).sum()
             moved, size = b.d_query, x + nu[:, None]
             if name == "key.b":  # dK A^T from independent errors in dK
-                moved = moved * _frobenius(a)
+                moved = moved * frobenius(a)
                 size = jnp.maximum(size, jnp.sqrt(dot(a**2, (jnp.abs(b.x) + jnp.abs(frame.nu)[:, None]) ** 2)))
             squares = dot(size**2, (b.live * rounded(name) ** 2)[0])
             squares = squares + (b.live * (moved * t.cn * jnp.sqrt(t.fz) * of(r.mean, name)) ** 2).sum()
@@ -423,9 +158,9 @@ def _add_query(problem, setup, add, t: Terms, b: Block, r: Rows, of, second, rou
     adapter, beta = problem.adapters["query"], scalars(problem)[1]
     weight, gamma = b.live * r.slack, setup.gamma
     assert b.dq is not None
-    unit, length = _unit(problem), _norm(b.x_in)
-    d_u = unit * b.x_in.shape[0] ** 0.5 * _frobenius(adapter.b) * length
-    d_g = unit * b.dq.shape[0] ** 0.5 * _frobenius(adapter.a) * _norm(b.dq)
+    unit, length = unit_roundoff(problem), _norm(b.x_in)
+    d_u = unit * b.x_in.shape[0] ** 0.5 * frobenius(adapter.b) * length
+    d_g = unit * b.dq.shape[0] ** 0.5 * frobenius(adapter.a) * _norm(b.dq)
     for name, u, g in (("query.a", dot(adapter.b.T, b.x_in), b.dq), ("query.b", b.x_in, dot(adapter.a, b.dq))):
         last = dot((d_u * b.live) ** 2, (g**2).T) if name == "query.a" else dot((u * b.live) ** 2, (d_g**2).T)
         row = t.cn * t.z_prime * of(r.eta_prime, name) + second(name)
@@ -450,9 +185,9 @@ def _add_value(problem, setup, cols, frame, floors: Floors, add, t: Terms, b: Bl
         row = gamma * jnp.sqrt(r.size[:1]) * of(r.size, name) + 2 * b.d_score * of(r.mean, name)
         return row + r.size[:1] * floors.columns.get(name, 0.0)
 
-    a, unit = problem.adapters["value"].a, _unit(problem)
+    a, unit = problem.adapters["value"].a, unit_roundoff(problem)
     d_c = 4 * unit * (b.scale_y + _norm(b.m)) + floors.v_mean  # the last additions that make c
-    d_x = unit * frame.xv_mean.shape[0] ** 0.5 * _frobenius(frame.xv_mean) * _frobenius(problem.adapters["value"].b)
+    d_x = unit * frame.xv_mean.shape[0] ** 0.5 * frobenius(frame.xv_mean) * frobenius(problem.adapters["value"].b)
 
     def twice(x, weights):
         return dot(jnp.abs(x), (live * weights[0])[0]), dot(x**2, (live * weights[1] ** 2)[0])
@@ -463,10 +198,10 @@ def _add_value(problem, setup, cols, frame, floors: Floors, add, t: Terms, b: Bl
     add("value.a", *twice(b.c, nx), *twice(b.m_xb, nv), both, squares)
     nx, nv = (
         (moved("value.b"), rounded("value.b")),
-        (moved("va"), rounded("va") + gamma + d_c * _frobenius(a) / cols.sigma["va"].min()),
+        (moved("va"), rounded("va") + gamma + d_c * frobenius(a) / cols.sigma["va"].min()),
     )
     ca = dot(a, b.c)
-    ca_square = ca**2 + (_frobenius(a) * _norm(b.c) * (unit * a.shape[1] ** 0.5 / gamma)) ** 2
+    ca_square = ca**2 + (frobenius(a) * _norm(b.c) * (unit * a.shape[1] ** 0.5 / gamma)) ** 2
     size = of(r.mean, "value.b") + nx[0] + nx[1]
     add(
         "value.b",

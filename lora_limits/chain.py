@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits import certificate, exact, monomials, polynomial
+from lora_limits import exact, monomials, polynomial, row_bounds
 from lora_limits import frame as frames
 from lora_limits.problem import NAMES, Adapter, LoRAProblem, dot, inputs, projections, pull_back, scalars
 
@@ -118,7 +118,7 @@ def polynomial_factor(problem: LoRAProblem, degree: int, series: str = "taylor")
     x, y = dot(frame.to_x, (q - frame.nu[None]).T), dot(frame.to_y, (k - frame.mu[None]).T)
     w = jnp.exp(scalars(problem)[1] * dot(k, frame.nu) - frame.shift)
     reach, box = jnp.sqrt((y**2).sum(0)).max(), jnp.abs(y).max(1)
-    radius = jnp.maximum(certificate.row_range(x, reach, box).max(), 0.05)
+    radius = jnp.maximum(row_bounds.row_range(x, reach, box).max(), 0.05)
     few = frames.sample_rows(x.T, 64)
     s = jnp.clip(dot(few, y), -radius, radius).reshape(-1)
     sample = (s, jnp.tile(w, few.shape[0]) + jnp.finfo(w.dtype).tiny)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits import certificate, monomials, polynomial
+from lora_limits import certificate, columns, monomials, polynomial, row_bounds
 from lora_limits import frame as frames
 from lora_limits.frame import Frame, rows, sweep
 from lora_limits.problem import Adapter, LoRAProblem, dot, project, scalars
@@ -64,7 +64,7 @@ def _summarise(problem, frame, cols, degree: int, block: int):
     dtype = problem.dtype
     start = (
         jnp.zeros((monomials.count(d, degree), width), dtype),
-        certificate.zero_moments(d, degree, len(certificate.names(problem)), dtype),
+        row_bounds.zero_moments(d, degree, len(columns.names(problem)), dtype),
         (jnp.zeros((), dtype), jnp.zeros((), dtype)),
     )
 
@@ -76,8 +76,8 @@ def _summarise(problem, frame, cols, degree: int, block: int):
         if value is not None:
             z.append(dot(t.xv, value.b))
         total = total + dot(jnp.concatenate(parts), t.w[:, None] * jnp.concatenate(z, 1))
-        weighted = certificate.measure(problem, cols, t.xk, t.k, t.xv, t.v) * t.w[None]
-        moments = certificate.add_keys(moments, t.y, parts, weighted, fresh)
+        weighted = columns.measure(problem, cols, t.xk, t.k, t.xv, t.v) * t.w[None]
+        moments = row_bounds.add_keys(moments, t.y, parts, weighted, fresh)
         lengths = (jnp.sqrt((x**2).sum(1)).max() for x in (t.xk + (frame.xk_mean - frame.k_shift)[None], t.xv))
         return total, moments, tuple(jnp.maximum(old, new) for old, new in zip(longest, lengths, strict=True))
 
@@ -89,16 +89,16 @@ def _query_radius(problem: LoRAProblem, frame: Frame, moments, block: int) -> ja
 
     def body(radius, first, fresh):
         x = _queries(problem, frame, first, block)[2]
-        return jnp.maximum(radius, certificate.row_range(x, moments.reach, moments.box).max())
+        return jnp.maximum(radius, row_bounds.row_range(x, moments.reach, moments.box).max())
 
     return sweep(problem.x_query.shape[0], block, body, jnp.zeros((), problem.dtype))
 
 
-def _setup(problem: LoRAProblem, frame: Frame, moments, method, gamma: float, block: int) -> certificate.Setup:
+def _setup(problem: LoRAProblem, frame: Frame, moments, method, gamma: float, block: int) -> row_bounds.Setup:
     """The polynomial and the envelopes of what it leaves out."""
     dtype, g = problem.dtype, method.degree
     if method.series == "taylor":
-        return certificate.Setup(polynomial.taylor(g, dtype), None, None, gamma, method.centred)
+        return row_bounds.Setup(polynomial.taylor(g, dtype), None, None, gamma, method.centred)
     radius = jnp.maximum(_query_radius(problem, frame, moments, block) * (1 + 32 * gamma), 0.05)
     x = dot(project(problem, "query", frames.sample_rows(problem.x_query, 64)) - frame.nu[None], frame.to_x.T)
     y = dot(project(problem, "key", frames.sample_rows(problem.x_key)) - frame.mu[None], frame.to_y.T)
@@ -109,7 +109,7 @@ def _setup(problem: LoRAProblem, frame: Frame, moments, method, gamma: float, bl
     h = polynomial.envelope(c, radius, g + 1, mean[1])
     # where P is a constant its derivative is 0, and exp itself is what is left out
     h_prime = polynomial.envelope(polynomial.derivative(c), radius, g, mean[0])
-    return certificate.Setup(c, h, h_prime, gamma, method.centred)
+    return row_bounds.Setup(c, h, h_prime, gamma, method.centred)
 
 
 class Queries(NamedTuple):
@@ -128,7 +128,7 @@ def _score_rounding(problem: LoRAProblem, frame: Frame, floors, xq, x, moments):
 
     Log-weights are scores against nu, so their rounding is part of it.
     """
-    unit = certificate.LAMBDA * float(jnp.finfo(problem.dtype).eps) / 2
+    unit = columns.LAMBDA * float(jnp.finfo(problem.dtype).eps) / 2
     to_x, to_y = jnp.sqrt((frame.to_x**2).sum()), jnp.sqrt((frame.to_y**2).sum())
     lengths = jnp.sqrt(((xq - frame.q_shift[None]) ** 2).sum(1))[None] + jnp.sqrt((frame.q_shift**2).sum())
     d_query = floors.query * lengths
@@ -181,7 +181,7 @@ def _visit_queries(problem, frame, cols, setup, moments, m, floors, block: int) 
             ca_rows = dot(value.a, c_live)
             back_value, ca = back_value + dot(psi, (ca_rows / u[:1]).T), ca + ca_rows.sum(1)
         d_score, d_query = _score_rounding(problem, frame, floors, xq, x, moments)
-        bounds = certificate.rows(setup, moments, x, parts, u[:1], d_score)
+        bounds = row_bounds.rows(setup, moments, x, parts, u[:1], d_score)
         scale_y = jnp.sqrt((target**2).sum(0, keepdims=True)) + jnp.sqrt((frame.v_mean**2).sum())
         visit = certificate.Block(xq.T, q, dq, c, mean[:dv], m_xb, scale_y, d_score, d_query, live)
         sums = certificate.add_queries(problem, setup, cols, frame, floors, carry.sums, visit, bounds)
@@ -226,7 +226,7 @@ def rounding_unit(problem: LoRAProblem, k: int, degree: int, block: int) -> floa
     d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
     lengths = (problem.x_query.shape[0], problem.x_key.shape[0])
     n = min(block, max(lengths)) + -(-max(lengths) // block) + k + 4 * degree + 4 * d + 2 * dv + 32
-    return certificate.LAMBDA * n**0.5 * float(jnp.finfo(problem.dtype).eps) / 2
+    return columns.LAMBDA * n**0.5 * float(jnp.finfo(problem.dtype).eps) / 2
 
 
 def run(problem: LoRAProblem, method, block: int):
@@ -236,14 +236,14 @@ def run(problem: LoRAProblem, method, block: int):
     """
     d, degree, names = problem.weights.query.shape[1], method.degree, problem.adapters
     frame = frames.make(problem, block, method.centred)
-    cols = certificate.columns(problem, frame)
+    cols = columns.columns(problem, frame)
     m, moments, longest = _summarise(problem, frame, cols, degree, block)
     gamma = rounding_unit(problem, m.shape[0], degree, block)
     setup = _setup(problem, frame, moments, method, gamma, block)
     order, multinomial = monomials.tables(d, degree)
     coefficient = setup.c[order.astype(int)] * jnp.asarray(multinomial, problem.dtype)
     coefficient = coefficient[:, None]
-    floors = certificate.floors(problem, frame, cols, *longest)
+    floors = columns.floors(problem, frame, cols, *longest)
     seen = _visit_queries(problem, frame, cols, setup, moments, m * coefficient, floors, block)
     gradient = dict(seen.gradient)
     if "key" in names or "value" in names:

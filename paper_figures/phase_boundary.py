@@ -142,4 +142,5 @@ def _heads(ax: Axes, rows: list[dict[str, Any]]) -> None:
         gamma = float(np.sqrt(row["metrics"]["score_max_centred"]))
         x = 512 * 2 ** (0.8 * ((i * 0.618) % 1 - 0.5))
         above = gamma > high
-        ax.plot(x, high * 0.95 if above else gamma, **(HEAD | {"marker": "^" if above else "o"}), clip_on=False)
+        marker: dict[str, Any] = HEAD | {"marker": "^" if above else "o"}
+        ax.plot(x, high * 0.95 if above else gamma, clip_on=False, **marker)

@@ -13,7 +13,7 @@ from compiled import BATCH, BLOCK, GRADIENT, batched, polynomial
 from tools import arrays, assert_close, quick_jit
 
 import lora_limits as ll
-from lora_limits import certificate, moments
+from lora_limits import columns, moments
 from lora_limits import frame as frames
 
 
@@ -61,7 +61,7 @@ def coefficients(problem, m):
 
     def run(p):
         frame = frames.make(p, BLOCK, m.centred)
-        summary = moments._summarise(p, frame, certificate.columns(p, frame), m.degree, BLOCK)
+        summary = moments._summarise(p, frame, columns.columns(p, frame), m.degree, BLOCK)
         return moments._setup(p, frame, summary[1], m, 1e-13, BLOCK).c
 
     return np.asarray(quick_jit(run)(problem))

@@ -1,0 +1,141 @@
+"""The non-negative columns z whose moments the certificate reads, their scales, and how far rounding moves them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lora_limits.frame import Frame, balance, sample_rows, sample_weights
+from lora_limits.problem import LoRAProblem, dot, project, scalars
+
+LAMBDA = 8.0
+FIXED = ("one", "Z", "W")  # columns every problem needs; the others depend on which adapters it has
+
+
+class Columns(NamedTuple):
+    """How to turn tokens into the non-negative columns of the certificate. sigma: {name: (n,)} scale of each entry."""
+
+    n3: jax.Array
+    n3_inverse: jax.Array
+    sigma: dict[str, jax.Array]
+
+
+def _key_columns(problem: LoRAProblem, xk, k, xv, v) -> dict[str, jax.Array]:
+    """The columns k of (*) per gradient array, token rows: {"query.a": (n, d), ...}. All centred by the caller."""
+    out = {}
+    if "query" in problem.adapters:
+        out["query.a"] = k
+        out["query.b"] = dot(k, problem.adapters["query"].a.T)
+    if "key" in problem.adapters:
+        out["key.a"] = dot(xk, problem.adapters["key"].b)
+        out["key.b"] = xk
+    if "value" in problem.adapters:
+        out["value.a"] = dot(xv, problem.adapters["value"].b)
+        out["value.b"] = xv
+        out["v"] = v
+        out["va"] = dot(v, problem.adapters["value"].a.T)
+    return out
+
+
+def _centred_tokens(problem: LoRAProblem, frame: Frame, xk, xv):
+    k = project(problem, "key", xk) - frame.mu[None]
+    v = project(problem, "value", xv) - frame.v_mean[None]
+    return xk - frame.xk_mean[None], k, xv - frame.xv_mean[None], v
+
+
+def columns(problem: LoRAProblem, frame: Frame) -> Columns:
+    """Scales and whitening, from a sample: any values are valid, these make the bound tight. O(SAMPLE d_model d)."""
+    tiny = jnp.finfo(problem.dtype).tiny ** 0.5
+    w = sample_weights(problem, frame)
+    w = w / (w.sum() + tiny)
+    tokens = _centred_tokens(problem, frame, sample_rows(problem.x_key), sample_rows(problem.x_value))
+    v = tokens[3]
+    c = frame.v_mean[None] - sample_rows(problem.target)
+    n3, n3_inverse = balance(dot(c.T, c) / c.shape[0], dot((v * w[:, None]).T, v))
+    sigma = {}
+    for name, z in _key_columns(problem, *tokens).items():
+        mean = (w[:, None] * z**2).sum(0)
+        # a floor, so that an entry the sample missed does not inflate the shared column
+        sigma[name] = jnp.sqrt(mean + 0.05 * mean.mean()) + tiny
+    reach = (jnp.sqrt((x**2).sum(1).max()) for x in (tokens[0], tokens[2]))
+    for name, floor in _column_rounding(problem, *reach).items():
+        sigma[name] = sigma[name] + floor
+    return Columns(n3, n3_inverse, sigma)
+
+
+def frobenius(x: jax.Array) -> jax.Array:
+    return jnp.sqrt((x**2).sum())
+
+
+def unit_roundoff(problem: LoRAProblem) -> float:
+    return LAMBDA * float(jnp.finfo(problem.dtype).eps) / 2
+
+
+def projection_rounding(problem: LoRAProblem, name: str) -> jax.Array:
+    """Rounding of a row of x (W* + s B A) for |x| = 1: ()."""
+    weight = getattr(problem.weights, name)
+    size, n = frobenius(weight), weight.shape[0] + 2 * weight.shape[1] + 16
+    if name in problem.adapters:
+        a, b = problem.adapters[name].a, problem.adapters[name].b
+        size, n = size + jnp.abs(scalars(problem)[0]) * frobenius(a) * frobenius(b), n + a.shape[0]
+    return unit_roundoff(problem) * n**0.5 * size
+
+
+def _column_rounding(problem: LoRAProblem, key_reach, value_reach) -> dict[str, jax.Array]:
+    """Rounding of an entry of each centred column, given the longest rows of the centred inputs: {name: ()}."""
+    out, adapters = {}, problem.adapters
+    key = projection_rounding(problem, "key") * key_reach
+    value = projection_rounding(problem, "value") * value_reach
+    inner = {n: unit_roundoff(problem) * a.b.shape[0] ** 0.5 * frobenius(a.b) for n, a in adapters.items()}
+    if "query" in adapters:
+        out |= {"query.a": key, "query.b": 2 * key * frobenius(adapters["query"].a)}
+    if "key" in adapters:
+        out["key.a"] = 2 * inner["key"] * key_reach
+    if "value" in adapters:
+        out |= {"value.a": inner["value"] * value_reach, "v": value, "va": 2 * value * frobenius(adapters["value"].a)}
+    return out
+
+
+class Floors(NamedTuple):
+    """Rounding of the projected tokens, in proportion to |x||W|: all that centring by cancellation leaves behind."""
+
+    columns: dict[str, jax.Array]  # {name: ()} of an entry of the column, over the smallest sigma
+    key: jax.Array  # () of a centred key
+    value: jax.Array  # () of a centred value
+    v_mean: jax.Array  # () of v_mean
+    query: jax.Array  # () of a query, over |x|
+    mixing: jax.Array  # () (K A^T) from independent errors in K: root of A^2 sigma^2 over sigma
+
+
+def floors(problem: LoRAProblem, frame: Frame, cols: Columns, key_reach, value_reach) -> Floors:
+    """The floors of a problem; key_reach, value_reach: longest rows of the centred inputs. O(d_model d)."""
+    entries = {n: v / cols.sigma[n].min() for n, v in _column_rounding(problem, key_reach, value_reach).items()}
+    per_value = projection_rounding(problem, "value")
+    mixing = jnp.ones((), problem.dtype)
+    if "query" in problem.adapters:
+        spread = jnp.sqrt(dot(problem.adapters["query"].a ** 2, cols.sigma["query.a"] ** 2))
+        mixing = (spread / cols.sigma["query.b"]).max()
+    return Floors(
+        entries,
+        projection_rounding(problem, "key") * key_reach,
+        per_value * value_reach,
+        per_value * frobenius(frame.xv_mean),
+        projection_rounding(problem, "query"),
+        mixing,
+    )
+
+
+def names(problem: LoRAProblem) -> tuple[str, ...]:
+    """Names of the columns, in the order in which `measure` stacks them."""
+    pairs = {"query": ("query.a", "query.b"), "key": ("key.a", "key.b"), "value": ("value.a", "value.b", "v", "va")}
+    return FIXED + tuple(c for n in ("query", "key", "value") if n in problem.adapters for c in pairs[n])
+
+
+def measure(problem: LoRAProblem, cols: Columns, xk, k, xv, v) -> jax.Array:
+    """The non-negative columns of a block of centred tokens: (number of columns, n), in the order of `names`."""
+    table = _key_columns(problem, xk, k, xv, v)
+    fixed = [jnp.ones_like(v[:, 0]), (dot(v, cols.n3) ** 2).sum(-1), (dot(v, cols.n3_inverse) ** 2).sum(-1)]
+    shared = [((table[n] / cols.sigma[n][None]) ** 2).max(-1) for n in names(problem)[len(FIXED) :]]
+    return jnp.stack(fixed + shared)
