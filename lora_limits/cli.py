@@ -1,4 +1,4 @@
-"""The command `lora-limits`: jax is imported only by the subcommand that needs it, so that --help is instant."""
+"""The command `lora-limits`: a table of subcommands, each imported only when it is named."""
 
 from __future__ import annotations
 

@@ -55,12 +55,6 @@ def test_notebook_runs(name):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_command_line_answers_without_jax():
-    code = "import sys; from lora_limits.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
-    done = run("-c", code)
-    assert done.returncode == 0, done.stderr
-
-
 def test_the_readme_code_runs():
     """The Python block of the README, at a shorter length."""
     blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
