@@ -80,7 +80,7 @@ def test_no_error_exceeds_its_bound(series, degree):
 LOOSENESS = {
     ("chebyshev", 2): (70, 90, 130, 260),
     ("taylor", 2): (24, 32, 36, 75),
-    ("taylor", 3): (24, 32, 36, 75),
+    ("taylor", 3): (18, 22, 22, 46),
     ("taylor", 6): (9, 12, 13, 26),
     ("fitted", 4): (80, 110, 130, 260),
 }
