@@ -1,14 +1,11 @@
-"""Which degree is enough: the polynomial gradient of every degree at once, densely, and the degree counted by theory.
+"""Which degree is enough: the polynomial gradient of every degree at once, densely.
 
 Dense on purpose: one compilation serves all degrees, and the tests hold the fast route against it.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     import jax
@@ -97,26 +94,3 @@ def first_below(rows: list[dict[str, float]], name: str, tolerance: float) -> in
             break
         best = int(row["degree"])
     return best
-
-
-def counted_degree(radius: float, tolerance: float, highest: int = 100_000) -> int | None:
-    """The smallest g for which the row-l1 error 2 T_g / (1 - T_g) of the Chebyshev series on [-R, R] is in tolerance.
-
-    T_g = 2 sum_{n > g} I_n(R), evaluated with scaled Bessel functions; centred keys make e^R disappear from the bound.
-    """
-    from scipy.special import ive
-
-    need = tolerance / (2 + tolerance)
-    count = 64
-    while count <= highest:
-        terms = 2 * ive(np.arange(1, count + 1), radius) * math.exp(min(radius, 700))
-        tails = np.concatenate([np.cumsum(terms[::-1])[::-1], [0.0]])
-        if terms[-1] < need * 1e-3:
-            return int(np.argmax(tails <= need))
-        count *= 2
-    return None
-
-
-def log_binomial(width: int, degree: int) -> float:
-    """ln binom(width + degree, degree), for counts too large to hold."""
-    return math.lgamma(width + degree + 1) - math.lgamma(width + 1) - math.lgamma(degree + 1)

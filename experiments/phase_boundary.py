@@ -64,14 +64,13 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from experiments.degrees import counted_degree, log_binomial
+    from lora_limits.widths import degree_needed, width_exponent
 
     log_length = point["log2_length"] * math.log(2)
     gamma = point["ratio"] * math.sqrt(log_length)
-    degree = counted_degree(gamma**2, math.exp(-config.power * log_length))
-    if degree is None:
-        raise ValueError(f"no degree found for R = {gamma**2:.3g}")
-    return {"gamma": gamma, "degree": degree, "exponent": log_binomial(point["width"], degree) / log_length}
+    tolerance = math.exp(-config.power * log_length)
+    degree = degree_needed(gamma**2, tolerance / (2 + tolerance))  # 2 T / (1 - T) <= tolerance
+    return {"gamma": gamma, "degree": degree, "exponent": width_exponent(point["width"], degree, log_length)}
 
 
 def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
