@@ -18,6 +18,7 @@ Symbols, used as printed in the paper. Row-vector convention: a token is a row a
 from lora_limits import hardness
 from lora_limits.chain import Chain
 from lora_limits.choose import choose
+from lora_limits.estimate import Estimate
 from lora_limits.gradient import Exact, GradientResult, Method, Polynomial, gradient, loss
 from lora_limits.norms import NormReport, norm_report
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
@@ -29,6 +30,7 @@ __all__ = [
     "Adapter",
     "AttentionWeights",
     "Chain",
+    "Estimate",
     "Exact",
     "GradientResult",
     "LoRAProblem",

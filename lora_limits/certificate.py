@@ -56,19 +56,19 @@ def zero_sums(problem: LoRAProblem) -> Sums:
         dm = adapter.b.shape[0]
         for half, n, m in (("a", r, d), ("b", dm, r)):
             shapes = {
-                "query": ((n,), (n,), (n, m), (n, m)),
+                "query": ((n,), (n,), ()),
                 "key": ((m,), (m,)),
                 "value.a": ((m,), (m,), (n,), (n,), (), (n, m)),
-                "value.b": ((m,), (m,), (), (), (), (), (m,), (m,)),
+                "value.b": ((m,), (m,), (), (), (), (), (m,), (m,), (m,)),
             }[f"value.{half}" if name == "value" else name]
             out[f"{name}.{half}"] = tuple(jnp.zeros(s, dtype) for s in shapes)
     return Sums(out, jnp.asarray(jnp.inf, dtype))
 
 
 class Block(NamedTuple):
-    """What one block of n queries hands to the bound; token axis last."""
+    """What one block of n queries hands to the bound; token axis last except in x_in."""
 
-    x_in: jax.Array  # (d_model, n) inputs
+    x_in: jax.Array  # (n, d_model) inputs
     x: jax.Array  # (d, n) centred queries, original coordinates
     dq: jax.Array | None  # (d, n) computed gradient rows
     c: jax.Array  # (d_value, n) residual
@@ -87,8 +87,8 @@ class Terms(NamedTuple):
     z: jax.Array  # >= sqrt(eta[|Z^o|^2])
     z_prime: jax.Array  # the same under eta'
     dc: jax.Array  # >= |N3^-T eps[v^o]|
-    e1: jax.Array  # eta[1]
-    fz: jax.Array  # >= E_f[|Z|^2]
+    root1: jax.Array  # sqrt(eta[1])
+    fz: jax.Array  # >= sqrt(E_f[|Z|^2])
     rounding: jax.Array  # rounding of a row of G~ over sqrt(absolute sum of k^2)
     moved: jax.Array  # the same for rounded scores, over sqrt(E_f[k^2])
     flat: jax.Array  # >= sum_j |w_j P'(s_ij) q^o_j| / D_i: the same for rounding of k itself
@@ -100,46 +100,42 @@ def _norm(x: jax.Array) -> jax.Array:
 
 def _terms(gamma: float, cols: Columns, floors: Floors, b: Block, r: Rows) -> Terms:
     cn, mz, mw = _norm(dot(cols.n3_inverse, b.c)), _norm(dot(cols.n3, b.m)), _norm(dot(cols.n3_inverse, b.m))
-    e1, fz, sz, s1 = r.eta[:1], r.mean[1:2], jnp.sqrt(r.size[1:2]), jnp.sqrt(r.size[:1])
-    z = jnp.sqrt(r.eta[1:2]) + mz * jnp.sqrt(e1)
-    z_prime = jnp.sqrt(r.eta_prime[1:2]) + mz * jnp.sqrt(r.eta_prime[:1])
-    dc = jnp.sqrt(e1) * (jnp.sqrt(r.eta[2:3]) + mw * jnp.sqrt(e1))
+    root1, fz, sz, s1 = r.eta[:1], r.mean[1:2], r.size[1:2], r.size[:1]
+    z, z_prime = r.eta[1:2] + mz * root1, r.eta_prime[1:2] + mz * r.eta_prime[:1]
+    dc = root1 * (r.eta[2:3] + mw * root1)
     inverse = frobenius(cols.n3_inverse)
     rounded_c = gamma * inverse * (inverse * s1 * sz + _norm(b.m) + b.scale_y)
     rounded_c = rounded_c + inverse * (floors.value * s1**2 + floors.v_mean)
     spread = sz + mz * s1
     rounding = 2 * gamma * cn * spread + rounded_c * spread + _norm(b.c) * floors.value * s1
-    return Terms(cn, z, z_prime, dc, e1, fz, rounding, 6 * b.d_score * cn * jnp.sqrt(fz), cn * spread * s1)
+    return Terms(cn, z, z_prime, dc, root1, fz, rounding, 6 * b.d_score * cn * fz, cn * spread * s1)
 
 
 def add_queries(
     problem: LoRAProblem, setup: Setup, cols: Columns, frame: Frame, floors: Floors, sums: Sums, b: Block, r: Rows
 ) -> Sums:
     """Adds the error bounds of a block of queries: one Cauchy-Schwarz per term of (*), rounding in squares."""
-    at = {name: i for i, name in enumerate(names(problem))}
+    at = {name: slice(i, i + 1) for i, name in enumerate(names(problem))}
     t, out = _terms(setup.gamma, cols, floors, b, r), dict(sums.parts)
-
-    def of(matrix, name):
-        return jnp.sqrt(matrix[at[name]][None])
 
     def add(name, *terms):
         # a query with c = 0 and no certified normaliser gives 0 * inf: not certified
         out[name] = tuple(o + jnp.where(jnp.isnan(v), jnp.inf, v) for o, v in zip(out[name], terms, strict=True))
 
     def second(name):  # the two terms of (*) in eps
-        return (t.cn * t.z * jnp.sqrt(t.e1) + t.dc * jnp.sqrt(t.fz)) * of(r.mean, name)
+        return t.cn * t.z * t.root1 * r.centre[at[name]] + t.dc * t.fz * r.mean[at[name]]
 
     def rounded(name):
-        row = t.rounding * of(r.size, name) + t.moved * of(r.mean, name) + t.flat * floors.columns.get(name, 0.0)
+        row = t.rounding * r.size[at[name]] + t.moved * r.mean[at[name]] + t.flat * floors.columns.get(name, 0.0)
         return jnp.maximum(row, floors.mixing * rounded("query.a")) if name == "query.b" else row
 
     if b.dq is not None:
-        _add_query(problem, setup, add, t, b, r, of, second, rounded)
+        _add_query(problem, setup, cols, add, t, b, r, at, second, rounded)
     if "key" in problem.adapters:
         a = problem.adapters["key"].a
         for name, x, nu in (("key.a", b.x, frame.nu), ("key.b", dot(a, b.x), dot(a, frame.nu))):
-            rest = second(name) + t.e1 * (t.cn + r.slack * t.dc) * jnp.sqrt(t.fz) * of(r.mean, name)
-            prime, plain = rest + t.cn * t.z_prime * of(r.eta_prime, name), rest + t.cn * t.z * of(r.eta, name)
+            rest = second(name) + t.root1**2 * (t.cn + r.slack * t.dc) * t.fz * r.mean[at[name]]
+            prime, plain = rest + t.cn * t.z_prime * r.eta_prime[at[name]], rest + t.cn * t.z * r.eta[at[name]]
             x, nu = jnp.abs(x), jnp.abs(nu)
             truncation = dot(x, (b.live * prime)[0]) + nu * (b.live * plain).sum()
             moved, size = b.d_query, x + nu[:, None]
@@ -147,73 +143,85 @@ def add_queries(
                 moved = moved * frobenius(a)
                 size = jnp.maximum(size, jnp.sqrt(dot(a**2, (jnp.abs(b.x) + jnp.abs(frame.nu)[:, None]) ** 2)))
             squares = dot(size**2, (b.live * rounded(name) ** 2)[0])
-            squares = squares + (b.live * (moved * t.cn * jnp.sqrt(t.fz) * of(r.mean, name)) ** 2).sum()
+            squares = squares + (b.live * (moved * t.cn * t.fz * r.mean[at[name]]) ** 2).sum()
             add(name, truncation, squares)
     if b.m_xb is not None:
-        _add_value(problem, setup, cols, frame, floors, add, t, b, r, of)
+        _add_value(problem, setup, cols, frame, floors, add, t, b, r, at)
     certain = jnp.where(b.live > 0, jnp.where(jnp.isnan(r.certain), -jnp.inf, r.certain), jnp.inf)
     return Sums(out, jnp.minimum(sums.certain, certain.min()))
 
 
-def _add_query(problem, setup, add, t: Terms, b: Block, r: Rows, of, second, rounded) -> None:
-    """G - G~ = ((*) - a G~) / (1 + a), row by row, times |u_i|: u = X_Q B, k = K for A; u = X_Q, k = K A^T for B."""
+def _add_query(problem, setup, cols: Columns, add, t: Terms, b: Block, r: Rows, at, second, rounded) -> None:
+    """G - G~ = ((*) - a G~) / (1 + a), row by row, times |u_i|: u = X_Q B, k = K for A; u = X_Q, k = K A^T for B.
+
+    The second index of G~ is shared like that of the columns: |G~_ib| <= sigma_b max_b |G~_ib| / sigma_b.
+    """
     adapter, beta = problem.adapters["query"], scalars(problem)[1]
-    weight, gamma = b.live * r.slack, setup.gamma
+    weight, unit = b.live * r.slack, unit_roundoff(problem)
     assert b.dq is not None
-    unit, length = unit_roundoff(problem), _norm(b.x_in)
-    d_u = unit * b.x_in.shape[0] ** 0.5 * frobenius(adapter.b) * length
-    d_g = unit * b.dq.shape[0] ** 0.5 * frobenius(adapter.a) * _norm(b.dq)
-    for name, u, g in (("query.a", dot(adapter.b.T, b.x_in), b.dq), ("query.b", b.x_in, dot(adapter.a, b.dq))):
-        last = dot((d_u * b.live) ** 2, (g**2).T) if name == "query.a" else dot((u * b.live) ** 2, (d_g**2).T)
-        row = t.cn * t.z_prime * of(r.eta_prime, name) + second(name)
-        u, g = jnp.abs(u), jnp.abs(g)
-        truncation = dot(u, (weight * beta * row)[0]), dot(u * weight * t.e1, g.T)
-        squares = (
-            dot(u**2, ((weight * beta * rounded(name)) ** 2)[0]),
-            gamma**2 * dot((u * b.live) ** 2, (g**2).T) + last,
-        )
-        add(name, truncation[0], squares[0], truncation[1], squares[1])
+    d_g = unit * b.dq.shape[0] ** 0.5 * frobenius(adapter.a) * _norm(b.dq) / cols.sigma["query.b"].min()
+    d_u = unit * b.x_in.shape[1] ** 0.5 * frobenius(adapter.b) * jnp.sqrt((b.x_in**2).sum(1))[None]
+    for name, u, g, d_g, d_u in (
+        ("query.a", dot(adapter.b.T, b.x_in.T), b.dq, 0.0, d_u),
+        ("query.b", b.x_in.T, dot(adapter.a, b.dq), d_g, 0.0),
+    ):
+        g = (jnp.abs(g) / cols.sigma[name][:, None]).max(0, keepdims=True)
+        row = weight * (beta * (t.cn * t.z_prime * r.eta_prime[at[name]] + second(name)) + t.root1**2 * g)
+        squares = (weight * beta * rounded(name)) ** 2 + b.live * ((setup.gamma * g) ** 2 + d_g**2)
+        add(name, dot(jnp.abs(u), row[0]), dot(u**2, squares[0]), (b.live * (d_u * g) ** 2).sum())
 
 
-def _add_value(problem, setup, cols, frame, floors: Floors, add, t: Terms, b: Block, r: Rows, of) -> None:
-    """E_f[x] c - m(x) c~ = (Dm) c~ + m Dc + Dm Dc with Dm = eps[x] - a E_f[x], so |Dm| <= sqrt(eta1 eta[x^2]) + ..."""
-    gamma, live = setup.gamma, b.live
+def _add_value(problem, setup, cols, frame, floors: Floors, add, t: Terms, b: Block, r: Rows, at) -> None:
+    """E_f[x] c - m(x) c~ = (Dm) c~ + m Dc + Dm Dc, Dm = eps[x - m(x)] / (1 + a) and Dc the same of v.
+
+    |Dm| <= b (sqrt(eta1 eta[x^2]) + eta1 |m(x)|): the first part shared by the entries of x, the second their own.
+    """
+    gamma, live, a = setup.gamma, b.live, problem.adapters["value"].a
     assert b.m_xb is not None
+    own = live * r.slack * r.mass
 
-    def moved(name):  # |E_f[x] - m(x)| over the scale of x
-        return jnp.sqrt(t.e1) * of(r.eta, name) + t.e1 * of(r.mean, name)
+    def moved(name):  # the shared part of |Dm| over the scale of x
+        return r.slack * t.root1 * r.eta[at[name]]
 
     def rounded(name):
-        row = gamma * jnp.sqrt(r.size[:1]) * of(r.size, name) + 2 * b.d_score * of(r.mean, name)
-        return row + r.size[:1] * floors.columns.get(name, 0.0)
+        row = gamma * r.size[:1] * r.size[at[name]] + 2 * b.d_score * r.mean[at[name]]
+        return row + r.size[:1] ** 2 * floors.columns.get(name, 0.0)
 
-    a, unit = problem.adapters["value"].a, unit_roundoff(problem)
+    unit = unit_roundoff(problem)
     d_c = 4 * unit * (b.scale_y + _norm(b.m)) + floors.v_mean  # the last additions that make c
     d_x = unit * frame.xv_mean.shape[0] ** 0.5 * frobenius(frame.xv_mean) * frobenius(problem.adapters["value"].b)
-
-    def twice(x, weights):
-        return dot(jnp.abs(x), (live * weights[0])[0]), dot(x**2, (live * weights[1] ** 2)[0])
-
     nx, nv = (moved("value.a"), rounded("value.a")), (moved("v"), rounded("v") + gamma + d_c / cols.sigma["v"].min())
-    both = (live * (nx[0] + nx[1]) * (nv[0] + nv[1])).sum()
-    squares = dot((gamma**2 * b.m_xb**2 + d_x**2) * live, (b.c**2).T)
-    add("value.a", *twice(b.c, nx), *twice(b.m_xb, nv), both, squares)
-    nx, nv = (
-        (moved("value.b"), rounded("value.b")),
-        (moved("va"), rounded("va") + gamma + d_c * frobenius(a) / cols.sigma["va"].min()),
+    # rounding of the product itself: gamma |m_xb||c|
+    largest = gamma * (jnp.abs(b.c) / cols.sigma["v"][:, None]).max(0, keepdims=True)
+    on_c, on_x = nx[1] ** 2 + (d_x / cols.sigma["value.a"].min()) ** 2, nv[1] ** 2 + largest**2
+    size, centred = jnp.abs(b.m_xb), jnp.abs(b.m_xb - dot(problem.adapters["value"].b.T, frame.xv_mean)[:, None])
+    whole = [nx[0] + r.slack * r.mass * r.tilt[at["value.a"]] + nx[1], nv[0] + r.slack * r.mass * r.tilt[at["v"]] + nv[1]]
+    add(
+        "value.a",
+        dot(jnp.abs(b.c), (live * nx[0])[0]),
+        dot(b.c**2, (live * on_c)[0]),
+        dot(size, (live * nv[0])[0]),
+        dot(b.m_xb**2, (live * on_x)[0]),
+        (live * whole[0] * whole[1]).sum(),
+        dot(own * centred, jnp.abs(b.c).T) + dot(own * size, jnp.abs(b.m).T),
     )
-    ca = dot(a, b.c)
+    nx = moved("value.b") + r.slack * r.mass * r.tilt[at["value.b"]], rounded("value.b")
+    nv = moved("va"), rounded("va") + gamma + d_c * frobenius(a) / cols.sigma["va"].min()
+    ca, m = dot(a, b.c), jnp.abs(dot(a, b.m))
     ca_square = ca**2 + (frobenius(a) * _norm(b.c) * (unit * a.shape[1] ** 0.5 / gamma)) ** 2
-    size = of(r.mean, "value.b") + nx[0] + nx[1]
+    # a bound of |m(x)|, and of |E_f[x]|
+    size = r.tilt[at["value.b"]] + nx[0] + nx[1]
     add(
         "value.b",
-        *twice(ca, nx),
+        dot(jnp.abs(ca), (live * nx[0])[0]) + dot(m, (own * size)[0]),
+        dot(ca**2, (live * nx[1] ** 2)[0]),
         (live * nv[0]).sum(),
         (live * nv[1] ** 2).sum(),
         (live * (nv[0] * (size + nx[0] + nx[1]) + nv[1] * nx[0])).sum(),
         (live * (nv[1] * size) ** 2).sum(),
         gamma**2 * dot(ca_square, live[0]),
         gamma**2 * dot(ca_square, (live * size**2)[0]),
+        dot(m, own[0]),
     )
 
 
@@ -226,18 +234,18 @@ def bounds(problem: LoRAProblem, cols: Columns, frame: Frame, sums: Sums) -> dic
         for half in ("a", "b"):
             p, sigma = sums.parts[f"{name}.{half}"], cols.sigma[f"{name}.{half}"]
             if name == "query":
-                worst = p[0][:, None] * sigma[None] + p[2]
-                squares = p[1][:, None] * sigma[None] ** 2 + p[3]
+                worst = p[0] * sigma.max()
+                squares = (p[1] + p[2]) * sigma.max() ** 2
             elif name == "key":
                 worst = beta * p[0] * sigma.max()
                 squares = (beta * sigma.max()) ** 2 * p[1]
             elif half == "a":
                 sx, sv = sigma[:, None], cols.sigma["v"][None]
-                worst = sx * p[0][None] + p[2][:, None] * sv + p[4] * sx * sv
-                squares = sx**2 * p[1][None] + p[3][:, None] * sv**2 + p[5]
+                worst = sx * p[0][None] + p[2][:, None] * sv + p[4] * sx * sv + p[5]
+                squares = sx**2 * p[1][None] + p[3][:, None] * sv**2
             else:
                 sx, sv, mean = sigma[:, None], cols.sigma["va"][None], jnp.abs(frame.xv_mean)[:, None]
-                worst = sx * p[0][None] + mean * (p[2] * sv) + p[4] * sx * sv
+                worst = sx * p[0][None] + mean * (p[2] * sv + p[8][None]) + p[4] * sx * sv
                 squares = sx**2 * (p[1] + p[7])[None] + mean**2 * (p[3] * sv**2 + p[6][None]) + p[5] * (sx * sv) ** 2
             # what squares and weights lose when they underflow
             lost = tokens * LAMBDA * jnp.finfo(problem.dtype).tiny ** 0.5 * (1 + beta) * (1 + sigma.max())

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.frame import Frame, balance, sample_rows, sample_weights
-from lora_limits.problem import LoRAProblem, dot, project, scalars
+from lora_limits.problem import LoRAProblem, dot, project_columns, scalars
 
 LAMBDA = 8.0
 FIXED = ("one", "Z", "W")  # columns every problem needs; the others depend on which adapters it has
@@ -23,25 +23,28 @@ class Columns(NamedTuple):
 
 
 def _key_columns(problem: LoRAProblem, xk, k, xv, v) -> dict[str, jax.Array]:
-    """The columns k of (*) per gradient array, token rows: {"query.a": (n, d), ...}. All centred by the caller."""
-    out = {}
-    if "query" in problem.adapters:
+    """The columns k of (*) per gradient array, tokens last: {"query.a": (d, n), ...}. All centred by the caller.
+
+    xk, xv: (n, d_model); k: (d, n); v: (d_value, n).
+    """
+    out, adapters = {}, problem.adapters
+    if "query" in adapters:
         out["query.a"] = k
-        out["query.b"] = dot(k, problem.adapters["query"].a.T)
-    if "key" in problem.adapters:
-        out["key.a"] = dot(xk, problem.adapters["key"].b)
-        out["key.b"] = xk
-    if "value" in problem.adapters:
-        out["value.a"] = dot(xv, problem.adapters["value"].b)
-        out["value.b"] = xv
+        out["query.b"] = dot(adapters["query"].a, k)
+    if "key" in adapters:
+        out["key.a"] = dot(adapters["key"].b.T, xk.T)
+        out["key.b"] = xk.T
+    if "value" in adapters:
+        out["value.a"] = dot(adapters["value"].b.T, xv.T)
+        out["value.b"] = xv.T
         out["v"] = v
-        out["va"] = dot(v, problem.adapters["value"].a.T)
+        out["va"] = dot(adapters["value"].a, v)
     return out
 
 
 def _centred_tokens(problem: LoRAProblem, frame: Frame, xk, xv):
-    k = project(problem, "key", xk) - frame.mu[None]
-    v = project(problem, "value", xv) - frame.v_mean[None]
+    k = project_columns(problem, "key", xk) - frame.mu[:, None]
+    v = project_columns(problem, "value", xv) - frame.v_mean[:, None]
     return xk - frame.xk_mean[None], k, xv - frame.xv_mean[None], v
 
 
@@ -53,10 +56,10 @@ def columns(problem: LoRAProblem, frame: Frame) -> Columns:
     tokens = _centred_tokens(problem, frame, sample_rows(problem.x_key), sample_rows(problem.x_value))
     v = tokens[3]
     c = frame.v_mean[None] - sample_rows(problem.target)
-    n3, n3_inverse = balance(dot(c.T, c) / c.shape[0], dot((v * w[:, None]).T, v))
+    n3, n3_inverse = balance(dot(c.T, c) / c.shape[0], dot(v * w[None], v.T))
     sigma = {}
     for name, z in _key_columns(problem, *tokens).items():
-        mean = (w[:, None] * z**2).sum(0)
+        mean = (w[None] * z**2).sum(1)
         # a floor, so that an entry the sample missed does not inflate the shared column
         sigma[name] = jnp.sqrt(mean + 0.05 * mean.mean()) + tiny
     reach = (jnp.sqrt((x**2).sum(1).max()) for x in (tokens[0], tokens[2]))
@@ -134,8 +137,8 @@ def names(problem: LoRAProblem) -> tuple[str, ...]:
 
 
 def measure(problem: LoRAProblem, cols: Columns, xk, k, xv, v) -> jax.Array:
-    """The non-negative columns of a block of centred tokens: (number of columns, n), in the order of `names`."""
+    """The non-negative columns of a block of centred tokens, as in `_key_columns`: (number of columns, n), by `names`."""
     table = _key_columns(problem, xk, k, xv, v)
-    fixed = [jnp.ones_like(v[:, 0]), (dot(v, cols.n3) ** 2).sum(-1), (dot(v, cols.n3_inverse) ** 2).sum(-1)]
-    shared = [((table[n] / cols.sigma[n][None]) ** 2).max(-1) for n in names(problem)[len(FIXED) :]]
-    return jnp.stack(fixed + shared)
+    fixed = [jnp.ones_like(v[:1]), (dot(cols.n3, v) ** 2).sum(0)[None], (dot(cols.n3_inverse, v) ** 2).sum(0)[None]]
+    shared = [((table[n] / cols.sigma[n][:, None]) ** 2).max(0)[None] for n in names(problem)[len(FIXED) :]]
+    return jnp.concatenate(fixed + shared)

@@ -4,15 +4,16 @@ With s_ij = x_i . y_j, f~_ij = w_j P(s_ij) / D_i and P(s_ij) = psi(x_i) . C phi(
 
     keys       M = sum_j w_j phi(y_j) [1, v_j, X_V,j B]              k x (1 + d_value + r)
     queries    [D, D m(v), D m(X_V B)] = psi(x_i) C M;  c~ = m(v) + v_mean - Y;  rho = c~ . m(v)
-               g_i = [-rho, c~] / D_i;  h_i = C M g_i                (the derivative of 1/2 |c~|^2 in psi)
-               dl/dQ_i = to_x^T (d psi / d x)^T h_i
+               g_i = [-rho, c~] / D_i                                (the derivative of 1/2 |c~|^2 in psi C M)
+               dl/dQ_i = to_x^T grad_x (psi(x) C M g_i)
                T = sum_i psi(x_i) g_i,  T_V = sum_i psi(x_i) c~_i A^T / D_i
-    keys       e_j = C T [1, v_j] w_j;  dl/dK_j = to_y^T (d phi / d y)^T e_j + beta nu (phi(y_j) . e_j)
+    keys       u_j = phi(y_j) C T;  dl/dK_j = w_j (to_y^T grad_y (u . [1, v_j]) + beta nu (u_j . [1, v_j]))
                dl/dV_j A^T = w_j phi(y_j) . C T_V
 
-The third sweep exists only for key adapters and for B of the value adapter. This is the exact gradient of the factored
-forward with its centres held constant: the paper's chain with two factors, P in the normaliser, mean and residual, and
-P' in the kernel (for Taylor: one degree lower). Its error is of the order of the chain's at degree g - 1.
+The third sweep exists only for key adapters and for B of the value adapter. Sums over tokens build the features; what
+is evaluated at a token, with its gradient, needs only those of degree g - 1 (lift.py). This is the exact gradient of
+the factored forward with its centres held constant: the paper's chain with two factors, P in the normaliser, mean and
+residual, and P' in the kernel (for Taylor: one degree lower). Its error is of the order of the chain's at degree g - 1.
 """
 
 from __future__ import annotations
@@ -22,66 +23,87 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits import certificate, columns, monomials, polynomial, row_bounds
+from lora_limits import certificate, columns, estimate, lift, monomials, polynomial, row_bounds
 from lora_limits import frame as frames
 from lora_limits.frame import Frame, rows, sweep
-from lora_limits.problem import Adapter, LoRAProblem, dot, project, scalars
+from lora_limits.problem import Adapter, LoRAProblem, dot, project, project_columns, scalars
 
 
 class Keys(NamedTuple):
-    """One block of keys. Token axis first except in y."""
+    """One block of keys: inputs (n, d_model) as they lie in memory, all else tokens last."""
 
-    xk: jax.Array
-    xv: jax.Array
-    k: jax.Array  # (n, d) centred
-    v: jax.Array  # (n, d_value) centred
-    w: jax.Array  # (n,) weights, 0 on tokens seen before
+    xk: jax.Array  # centred
+    xv: jax.Array  # centred
+    k: jax.Array  # (d, n) centred
+    v: jax.Array  # (d_value, n) centred
+    w: jax.Array  # (1, n) weights, 0 on tokens seen before
     y: jax.Array  # (d, n)
 
 
 def _keys(problem: LoRAProblem, frame: Frame, first, fresh, block: int) -> Keys:
     xk, xv = rows(problem.x_key, first, block), rows(problem.x_value, first, block)
     # inputs are centred before they are projected: a large common bias then costs no digits
-    k, v = project(problem, "key", xk - frame.k_shift[None]), project(problem, "value", xv - frame.xv_mean[None])
+    k = project_columns(problem, "key", xk - frame.k_shift[None])
+    v = project_columns(problem, "value", xv - frame.xv_mean[None])
     beta = scalars(problem)[1]
-    log_w = beta * dot(k, frame.nu) - (frame.shift - beta * dot(frame.mu, frame.nu))
-    w = jnp.where(fresh, jnp.exp(log_w), 0)
-    return Keys(xk - frame.xk_mean[None], xv - frame.xv_mean[None], k, v, w, dot(frame.to_y, k.T))
+    log_w = beta * dot(frame.nu[None], k) - (frame.shift - beta * dot(frame.mu, frame.nu))
+    w = jnp.where(fresh[None], jnp.exp(log_w), 0)
+    return Keys(xk - frame.xk_mean[None], xv - frame.xv_mean[None], k, v, w, dot(frame.to_y, k))
 
 
 def _queries(problem: LoRAProblem, frame: Frame, first, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(inputs (n, d_model), centred queries (d, n), x (d, n))."""
     xq = rows(problem.x_query, first, block)
-    q = project(problem, "query", xq - frame.q_shift[None]).T
+    q = project_columns(problem, "query", xq - frame.q_shift[None])
     return xq, q, dot(frame.to_x, q)
 
 
 def _summarise(problem, frame, cols, degree: int, block: int):
     """First sweep: M (k, 1 + d_value + r), the certificate's key moments, the longest centred input rows."""
     d, dv = frame.nu.shape[0], frame.v_mean.shape[0]
-    value = problem.adapters.get("value")
+    value, count, dtype = problem.adapters.get("value"), len(columns.names(problem)), problem.dtype
     width = 1 + dv + (value.a.shape[0] if value is not None else 0)
-    dtype = problem.dtype
+    whole, below = row_bounds.whole(degree), monomials.count(d, max(degree - 1, 0))
+    checked_shape = (monomials.count(d, degree), count) if whole else (below, 2 * count)
+    zero = jnp.zeros((), dtype)
     start = (
         jnp.zeros((monomials.count(d, degree), width), dtype),
-        row_bounds.zero_moments(d, degree, len(columns.names(problem)), dtype),
-        (jnp.zeros((), dtype), jnp.zeros((), dtype)),
+        jnp.zeros(checked_shape, dtype),
+        jnp.zeros((degree + 1, count), dtype),
+        jnp.zeros((d, d), dtype),
+        (zero, jnp.zeros(d, dtype), zero, zero),
     )
 
     def body(carry, first, fresh):
-        total, moments, longest = carry
+        total, checked, radial, second, largest = carry
         t = _keys(problem, frame, first, fresh, block)
         parts = monomials.by_degree(t.y, degree)
-        z = [jnp.ones_like(t.w)[:, None], t.v]
+        z = [t.w, t.v * t.w]
         if value is not None:
-            z.append(dot(t.xv, value.b))
-        total = total + dot(jnp.concatenate(parts), t.w[:, None] * jnp.concatenate(z, 1))
-        weighted = columns.measure(problem, cols, t.xk, t.k, t.xv, t.v) * t.w[None]
-        moments = row_bounds.add_keys(moments, t.y, parts, weighted, fresh)
-        lengths = (jnp.sqrt((x**2).sum(1)).max() for x in (t.xk + (frame.xk_mean - frame.k_shift)[None], t.xv))
-        return total, moments, tuple(jnp.maximum(old, new) for old, new in zip(longest, lengths, strict=True))
+            z.append(dot(value.b.T, t.xv.T) * t.w)
+        norm = jnp.sqrt((t.y**2).sum(0, keepdims=True))
+        zc = columns.measure(problem, cols, t.xk, t.k, t.xv, t.v) * t.w
+        if whole:
+            checked = checked + monomials.products(parts, zc)
+        else:
+            odd = zc * norm if degree else zc
+            checked = checked + dot(jnp.concatenate(parts[: max(degree, 1)]), jnp.concatenate([zc, odd]).T)
+        total = total + monomials.products(parts, jnp.concatenate(z))
+        radial = radial + dot(row_bounds.powers(norm, degree), zc.T)
+        second = second + dot(t.y, (t.y * t.w).T)
+        lengths = ((x**2).sum(1).max() for x in (t.xk + (frame.xk_mean - frame.k_shift)[None], t.xv))
+        box = jnp.where(fresh[None], jnp.abs(t.y), 0).max(1)
+        found = (jnp.where(fresh[None], norm, 0).max(), box, *(jnp.sqrt(length) for length in lengths))
+        largest = tuple(jnp.maximum(old, new) for old, new in zip(largest, found, strict=True))
+        return total, checked, radial, second, largest
 
-    return sweep(problem.x_key.shape[0], block, body, start)
+    swept = sweep(problem.x_key.shape[0], block, body, start)
+    total, checked, radial, second, (reach, box, *longest) = swept
+    if whole:
+        low, top = checked[:below], checked[below:]
+    else:
+        low, top = checked[:, :count], checked[monomials.count(d, degree - 2) if degree else 0 :, count:]
+    return total, row_bounds.KeyMoments(low, top, radial, second, reach, box), longest
 
 
 def _query_radius(problem: LoRAProblem, frame: Frame, moments, block: int) -> jax.Array:
@@ -117,8 +139,7 @@ class Queries(NamedTuple):
 
     loss: jax.Array
     gradient: dict[str, Any]
-    back: jax.Array | None  # T
-    back_value: jax.Array | None  # T_V
+    back: jax.Array | None  # [T, T_V], those of them that the adapters need
     ca: jax.Array | None  # sum of c~ A^T
     sums: certificate.Sums
 
@@ -142,58 +163,63 @@ def _visit_queries(problem, frame, cols, setup, moments, m, floors, block: int) 
     """Second sweep: loss, gradients that live on queries, and T for those that live on keys."""
     degree, dtype = setup.c.shape[0] - 1, problem.dtype
     dv, names, scale = frame.v_mean.shape[0], problem.adapters, scalars(problem)[0]
+    late = ("key" in names) * (1 + dv) + (names["value"].a.shape[0] if "value" in names else 0)
+    width = frame.nu.shape[0]
+    polynomials = lift.make(m, 1 + dv if "query" in names else 0, width, degree)
+    checked = row_bounds.polynomials(setup, moments, width)
     zero = {n: jax.tree.map(jnp.zeros_like, names[n]) for n in ("query", "value") if n in names}
     start = Queries(
         jnp.zeros((), dtype),
         {n: (z if n == "query" else z.a) for n, z in zero.items()},
-        jnp.zeros((m.shape[0], 1 + dv), dtype) if "key" in names else None,
-        jnp.zeros((m.shape[0], names["value"].a.shape[0]), dtype) if "value" in names else None,
+        jnp.zeros((m.shape[0], late), dtype) if late else None,
         jnp.zeros(names["value"].a.shape[0], dtype) if "value" in names else None,
         certificate.zero_sums(problem),
     )
 
     def body(carry: Queries, first, fresh):
         xq, q, x = _queries(problem, frame, first, block)
-        parts = monomials.by_degree(x, degree)
-        psi = jnp.concatenate(parts)
-        u = dot(m.T, psi)
+        parts = monomials.by_degree(x, degree if late else max(degree - 1, 0))
+        lower = parts[: max(degree, 1)]
+        values = lift.evaluate(polynomials, x, lower)
+        u = values.low + values.top
         target = rows(problem.target, first, block).T
         live = fresh.astype(dtype)[None]
         mean = u[1:] / u[:1]
         c = mean[:dv] + frame.v_mean[:, None] - target
         g = jnp.concatenate([-(c * mean[:dv]).sum(0, keepdims=True), c]) * (live / u[:1])
-        gradient, dq, m_xb = dict(carry.gradient), None, None
-        back, back_value, ca = carry.back, carry.back_value, carry.ca
+        gradient, dq, m_xb, ca, back = dict(carry.gradient), None, None, carry.ca, []
         if "query" in names:
-            dq = dot(frame.to_x.T, monomials.pull_back(x, parts, dot(m[:, : 1 + dv], g)))
+            dq = dot(frame.to_x.T, lift.slope(polynomials, values, x, lower, g))
             a, b = names["query"].a, names["query"].b
             old = gradient["query"]
             gradient["query"] = Adapter(
-                old.a + scale * dot(dot(xq, b).T, dq.T), old.b + scale * dot(xq.T, dot(dq.T, a.T))
+                old.a + scale * dot(dot(b.T, xq.T), dq.T), old.b + scale * dot(xq.T, dot(a, dq).T)
             )
-        if back is not None:
-            back = back + dot(psi, g.T)
-        if back_value is not None and ca is not None:
-            value = names["value"]
-            m_xb = mean[dv:] + dot(frame.xv_mean, value.b)[:, None]
-            c_live = c * live
+        if "key" in names:
+            back.append(g)
+        if "value" in names:
+            value, c_live = names["value"], c * live
+            m_xb = mean[dv:] + dot(value.b.T, frame.xv_mean)[:, None]
             gradient["value"] = gradient["value"] + scale * dot(m_xb, c_live.T)
             ca_rows = dot(value.a, c_live)
-            back_value, ca = back_value + dot(psi, (ca_rows / u[:1]).T), ca + ca_rows.sum(1)
+            back.append(ca_rows / u[:1])
+            ca = ca + ca_rows.sum(1)
+        total = carry.back + monomials.products(parts, jnp.concatenate(back)) if late else None
         d_score, d_query = _score_rounding(problem, frame, floors, xq, x, moments)
-        bounds = row_bounds.rows(setup, moments, x, parts, u[:1], d_score)
+        bounds = row_bounds.rows(setup, moments, x, lift.evaluate(checked, x, lower), u[:1], d_score)
         scale_y = jnp.sqrt((target**2).sum(0, keepdims=True)) + jnp.sqrt((frame.v_mean**2).sum())
-        visit = certificate.Block(xq.T, q, dq, c, mean[:dv], m_xb, scale_y, d_score, d_query, live)
+        visit = certificate.Block(xq, q, dq, c, mean[:dv], m_xb, scale_y, d_score, d_query, live)
         sums = certificate.add_queries(problem, setup, cols, frame, floors, carry.sums, visit, bounds)
-        loss = carry.loss + 0.5 * (live * c**2).sum()
-        return Queries(loss, gradient, back, back_value, ca, sums)
+        return Queries(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums)
 
     return sweep(problem.x_query.shape[0], block, body, start)
 
 
-def _visit_keys(problem, frame, seen: Queries, coefficient, degree: int, block: int) -> dict[str, Any]:
-    """Third sweep: the key adapter, and B of the value adapter. Both live on keys."""
+def _visit_keys(problem, frame, back: jax.Array, degree: int, block: int) -> dict[str, Any]:
+    """Third sweep: the key adapter, and B of the value adapter. Both live on keys. back: C [T, T_V]."""
     names, (scale, beta) = problem.adapters, scalars(problem)
+    slopes = 1 + frame.v_mean.shape[0] if "key" in names else 0
+    polynomials = lift.make(back, slopes, frame.nu.shape[0], degree)
     start: dict[str, Any] = {}
     if "key" in names:
         start["key"] = jax.tree.map(jnp.zeros_like, names["key"])
@@ -202,20 +228,19 @@ def _visit_keys(problem, frame, seen: Queries, coefficient, degree: int, block: 
 
     def body(carry, first, fresh):
         t = _keys(problem, frame, first, fresh, block)
-        parts = monomials.by_degree(t.y, degree)
-        phi, out = jnp.concatenate(parts), dict(carry)
+        parts, out = monomials.by_degree(t.y, max(degree - 1, 0)), dict(carry)
+        values = lift.evaluate(polynomials, t.y, parts)
+        u = values.low + values.top
         if "key" in names:
-            z = jnp.concatenate([jnp.ones_like(t.w)[:, None], t.v], 1) * t.w[:, None]
-            e = dot(seen.back * coefficient, z.T)
-            dk = dot(frame.to_y.T, monomials.pull_back(t.y, parts, e)).T
-            dk = dk + (phi * e).sum(0)[:, None] * (beta * frame.nu)[None]
+            z = jnp.concatenate([t.w, t.v * t.w])
+            dk = dot(frame.to_y.T, lift.slope(polynomials, values, t.y, parts, z))
+            dk = dk + (u[:slopes] * z).sum(0, keepdims=True) * (beta * frame.nu)[:, None]
             a, b = names["key"].a, names["key"].b
             out["key"] = Adapter(
-                carry["key"].a + scale * dot(dot(t.xk, b).T, dk), carry["key"].b + scale * dot(t.xk.T, dot(dk, a.T))
+                carry["key"].a + scale * dot(dot(b.T, t.xk.T), dk.T), carry["key"].b + scale * dot(t.xk.T, dot(a, dk).T)
             )
         if "value" in names:
-            rows_a = dot(phi.T, seen.back_value * coefficient) * t.w[:, None]
-            out["value"] = carry["value"] + scale * dot(t.xv.T, rows_a)
+            out["value"] = carry["value"] + scale * dot(t.xv.T, (u[slopes:] * t.w).T)
         return out
 
     return sweep(problem.x_key.shape[0], block, body, start)
@@ -229,10 +254,10 @@ def rounding_unit(problem: LoRAProblem, k: int, degree: int, block: int) -> floa
     return columns.LAMBDA * n**0.5 * float(jnp.finfo(problem.dtype).eps) / 2
 
 
-def run(problem: LoRAProblem, method, block: int):
-    """(loss, gradients, bounds, certified normaliser) of a Polynomial method.
+def run(problem: LoRAProblem, method, block: int, sampled: int | None = None, key: jax.Array | None = None):
+    """(loss, gradients, bounds, certified normaliser, estimate from `sampled` rows or None) of a Polynomial method.
 
-    Time O((Lq + Lk) k (1 + d_value + r) + L d_model (d + r)), memory O(k (1 + d_value + r) + block (k + d_model)).
+    Time O((Lq + Lk) k (1 + d_value + r) + L d_model (d + r)), memory O(k d (1 + d_value + r) + block (k + d d_value)).
     """
     d, degree, names = problem.weights.query.shape[1], method.degree, problem.adapters
     frame = frames.make(problem, block, method.centred)
@@ -241,17 +266,19 @@ def run(problem: LoRAProblem, method, block: int):
     gamma = rounding_unit(problem, m.shape[0], degree, block)
     setup = _setup(problem, frame, moments, method, gamma, block)
     order, multinomial = monomials.tables(d, degree)
-    coefficient = setup.c[order.astype(int)] * jnp.asarray(multinomial, problem.dtype)
-    coefficient = coefficient[:, None]
+    coefficient = (setup.c[order.astype(int)] * jnp.asarray(multinomial, problem.dtype))[:, None]
     floors = columns.floors(problem, frame, cols, *longest)
     seen = _visit_queries(problem, frame, cols, setup, moments, m * coefficient, floors, block)
     gradient = dict(seen.gradient)
-    if "key" in names or "value" in names:
-        late = _visit_keys(problem, frame, seen, coefficient, degree, block)
+    if seen.back is not None:
+        late = _visit_keys(problem, frame, seen.back * coefficient, degree, block)
         if "key" in names:
             gradient["key"] = late["key"]
         if seen.ca is not None:
             mean = scalars(problem)[0] * frame.xv_mean[:, None] * seen.ca[None]
             gradient["value"] = Adapter(gradient["value"], late["value"] + mean)
     bound = certificate.bounds(problem, cols, frame, seen.sums)
-    return seen.loss, {n: gradient[n] for n in names}, bound, seen.sums.certain
+    estimated = None
+    if sampled is not None and key is not None:
+        estimated = estimate.error_estimate(problem, frame, setup.c, rows=sampled, key=key, block=block)
+    return seen.loss, {n: gradient[n] for n in names}, bound, seen.sums.certain, estimated

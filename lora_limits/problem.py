@@ -192,6 +192,19 @@ def project(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
     return y
 
 
+def project_columns(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
+    """`project`, tokens last: (L, d_model) -> (d, L)."""
+
+    def product(w, y, axis):
+        return jax.lax.dot_general(w, y, (((0,), (axis,)), ((), ())), precision=PRECISION)
+
+    y = product(getattr(problem.weights, name), x, 1)
+    if name in problem.adapters:
+        adapter = problem.adapters[name]
+        y = y + scalars(problem)[0] * product(adapter.a, product(adapter.b, x, 1), 0)
+    return y
+
+
 def projections(problem: LoRAProblem) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Q, K, V with the adapters in: (Lq, d), (Lk, d), (Lk, d_value)."""
     q, k, v = (project(problem, name, x) for name, x in inputs(problem).items())

@@ -102,7 +102,9 @@ def test_no_intermediate_grows_with_the_length(method):
     k = monomials.count(WIDTH, method.degree)
     largest = counted(method, 4096)["largest"]
     assert largest == counted(method, 8 * 4096)["largest"]
-    sweeps = k * (INPUTS + 1 + RANK) + method.block_size * (k + INPUTS)
+    derivatives = WIDTH * max(1 + WIDTH + RANK, 11)  # of what is evaluated (11: the certificate), by every variable
+    below = monomials.count(WIDTH, method.degree - 1)
+    sweeps = max(k * (INPUTS + 1 + RANK), derivatives * below) + method.block_size * max(k + INPUTS, derivatives)
     if method.series == "taylor":
         assert largest <= max(sweeps, frame.SAMPLE * INPUTS)
     else:  # "fitted" looks at 64 x SAMPLE scores, a few times over

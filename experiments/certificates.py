@@ -1,0 +1,127 @@
+"""What a guarantee costs: the certified bound of every gradient array beside its true error, over families of inputs.
+
+True errors are against the dense exact gradient, in float64. An error at the level of that gradient's own rounding
+says nothing of its bound: its guard, GUARD times that level, tells which they are, and they are counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from experiments.config import Fields
+
+VERSION = 1
+SHARED = ("instances", "rank", "lowest", "highest", "seed")
+X64 = True
+GUARD = 100.0
+
+
+class Config(Fields):
+    """Problems of every kind in every shape [length, width], all three projections adapted.
+
+    taylor, chebyshev, fitted: degrees of each series, of which those of at most `most_features` features are run.
+    instances: problems a point, twice as many for self-attention; their largest centred score is drawn log-uniformly
+    from `lowest` to `highest`.
+    """
+
+    kinds: tuple[
+        Literal["independent", "self-attention", "outliers", "anisotropic", "signs", "clustered", "one-hot value"], ...
+    ]
+    shapes: tuple[tuple[PositiveInt, PositiveInt], ...]
+    taylor: tuple[PositiveInt, ...]
+    chebyshev: tuple[PositiveInt, ...]
+    fitted: tuple[PositiveInt, ...]
+    most_features: PositiveInt = 3003
+    instances: PositiveInt
+    rank: PositiveInt = 2
+    lowest: PositiveFloat = 0.2
+    highest: PositiveFloat = 8.0
+    seed: int = Field(default=0, ge=0)
+
+
+def points(config: Config) -> list[dict[str, Any]]:
+    """A shape and a series at all its degrees, kind by kind: these run the same compiled functions."""
+    out = []
+    for length, width in config.shapes:
+        for series in ("taylor", "chebyshev", "fitted"):
+            degrees = [g for g in getattr(config, series) if math.comb(width + g, g) <= config.most_features]
+            cell = {"length": length, "width": width, "series": series, "degrees": degrees}
+            out += [{"kind": kind} | cell for kind in config.kinds if degrees]
+    return out
+
+
+def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Errors and bounds {array: [[one a degree] an instance]}, guards {array: [one an instance]}, reach of the scores.
+
+    Errors, bounds and guards are relative to the largest entry of the instance's gradient. Counts over instances,
+    arrays and degrees: checked; refused, infinite bounds; rounding, errors within their guard; violations, errors
+    above both guard and bound.
+    """
+    import numpy as np
+
+    count = config.instances * (2 if point["kind"] == "self-attention" else 1)
+    instances = [_instance(point, config, number) for number in range(count)]
+    names = instances[0]["arrays"]
+    error, bound, guard = (np.stack([instance[what] for instance in instances]) for what in ("error", "bound", "guard"))
+    # so that NaN counts as an error, not as rounding
+    clear = ~(error <= guard[..., None])
+    return {
+        "reach": _short([instance["reach"] for instance in instances]),
+        "errors": {name: _short(error[:, i]) for i, name in enumerate(names)},
+        "bounds": {name: _short(bound[:, i]) for i, name in enumerate(names)},
+        "guards": {name: _short(guard[:, i]) for i, name in enumerate(names)},
+        "checked": error.size,
+        "refused": int(np.isinf(bound).sum()),
+        "rounding": int((~clear).sum()),
+        "violations": int((clear & ~(error <= bound)).sum()),
+    }
+
+
+def _instance(point: dict[str, Any], config: Config, number: int) -> dict[str, Any]:
+    """One problem: errors and bounds (arrays, degrees), guards (arrays,)."""
+    import numpy as np
+
+    import lora_limits as ll
+    from experiments import families
+
+    length, width = point["length"], point["width"]
+    # the same problems for every series
+    rng = np.random.default_rng([config.seed, families.KINDS.index(point["kind"]), length, width, number])
+    reach = math.exp(rng.uniform(math.log(config.lowest), math.log(config.highest)))
+    problem = families.problem(rng, point["kind"], length=length, width=width, rank=config.rank, reach=reach)
+    exact = _arrays(_gradient()(problem, method=ll.Exact()).gradient)
+    sizes = np.array([np.abs(x).max() for x in exact.values()])
+    error, bound = np.empty((2, len(exact), len(point["degrees"])))
+    for at, degree in enumerate(point["degrees"]):
+        result = _gradient()(problem, method=ll.Polynomial(degree, point["series"]))
+        error[:, at] = [np.abs(x - exact[name]).max() for name, x in _arrays(result.gradient).items()]
+        bound[:, at] = list(_arrays(result.bound).values())
+    guard = GUARD * math.sqrt(length) * np.finfo(float).eps * sizes
+    scaled = {"error": error, "bound": bound, "guard": guard}
+    return {"arrays": list(exact), "reach": reach} | {name: x / sizes.max() for name, x in scaled.items()}
+
+
+@functools.cache
+def _gradient() -> Any:
+    """ll.gradient, compiled once for each shape and method."""
+    import lora_limits as ll
+    from experiments.compiling import quick_jit
+
+    return quick_jit(ll.gradient, static_argnames="method")
+
+
+def _arrays(gradient: Any) -> dict[str, Any]:
+    import numpy as np
+
+    return {f"{n}.{half}": np.asarray(getattr(pair, half)) for n, pair in gradient.items() for half in "ab"}
+
+
+def _short(values: Any) -> Any:
+    """Nested lists of numbers, to three digits."""
+    import numpy as np
+
+    return [_short(x) for x in values] if np.ndim(values) else float(f"{values:.2e}")
