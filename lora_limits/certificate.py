@@ -69,7 +69,8 @@ class Block(NamedTuple):
     """What one block of n queries hands to the bound; token axis last except in x_in."""
 
     x_in: jax.Array  # (n, d_model) inputs
-    x: jax.Array  # (d, n) centred queries, original coordinates
+    u: jax.Array  # (r, n) X_Q B
+    q: jax.Array | None  # (d, n) centred queries, original coordinates; for key adapters
     dq: jax.Array | None  # (d, n) computed gradient rows
     c: jax.Array  # (d_value, n) residual
     m: jax.Array  # (d_value, n) m(v), centred
@@ -77,6 +78,7 @@ class Block(NamedTuple):
     scale_y: jax.Array  # (1, n) |Y_i| + |v_mean|
     d_score: jax.Array  # (1, n) rounding of the scores
     d_query: jax.Array  # (1, n) rounding of the queries
+    length: jax.Array  # (1, n) of the inputs, centred, and of their centre
     live: jax.Array  # (1, n) 1 on tokens not seen before
 
 
@@ -131,9 +133,9 @@ def add_queries(
 
     if b.dq is not None:
         _add_query(problem, setup, cols, add, t, b, r, at, second, rounded)
-    if "key" in problem.adapters:
+    if b.q is not None:
         a = problem.adapters["key"].a
-        for name, x, nu in (("key.a", b.x, frame.nu), ("key.b", dot(a, b.x), dot(a, frame.nu))):
+        for name, x, nu in (("key.a", b.q, frame.nu), ("key.b", dot(a, b.q), dot(a, frame.nu))):
             rest = second(name) + t.root1**2 * (t.cn + r.slack * t.dc) * t.fz * r.mean[at[name]]
             prime, plain = rest + t.cn * t.z_prime * r.eta_prime[at[name]], rest + t.cn * t.z * r.eta[at[name]]
             x, nu = jnp.abs(x), jnp.abs(nu)
@@ -141,7 +143,7 @@ def add_queries(
             moved, size = b.d_query, x + nu[:, None]
             if name == "key.b":  # dK A^T from independent errors in dK
                 moved = moved * frobenius(a)
-                size = jnp.maximum(size, jnp.sqrt(dot(a**2, (jnp.abs(b.x) + jnp.abs(frame.nu)[:, None]) ** 2)))
+                size = jnp.maximum(size, jnp.sqrt(dot(a**2, (jnp.abs(b.q) + jnp.abs(frame.nu)[:, None]) ** 2)))
             squares = dot(size**2, (b.live * rounded(name) ** 2)[0])
             squares = squares + (b.live * (moved * t.cn * t.fz * r.mean[at[name]]) ** 2).sum()
             add(name, truncation, squares)
@@ -160,15 +162,15 @@ def _add_query(problem, setup, cols: Columns, add, t: Terms, b: Block, r: Rows, 
     weight, unit = b.live * r.slack, unit_roundoff(problem)
     assert b.dq is not None
     d_g = unit * b.dq.shape[0] ** 0.5 * frobenius(adapter.a) * _norm(b.dq) / cols.sigma["query.b"].min()
-    d_u = unit * b.x_in.shape[1] ** 0.5 * frobenius(adapter.b) * jnp.sqrt((b.x_in**2).sum(1))[None]
-    for name, u, g, d_g, d_u in (
-        ("query.a", dot(adapter.b.T, b.x_in.T), b.dq, 0.0, d_u),
+    d_u = unit * b.x_in.shape[1] ** 0.5 * frobenius(adapter.b) * b.length
+    for name, u, g, on_g, on_u in (
+        ("query.a", b.u, b.dq, 0.0, d_u),
         ("query.b", b.x_in.T, dot(adapter.a, b.dq), d_g, 0.0),
     ):
         g = (jnp.abs(g) / cols.sigma[name][:, None]).max(0, keepdims=True)
         row = weight * (beta * (t.cn * t.z_prime * r.eta_prime[at[name]] + second(name)) + t.root1**2 * g)
-        squares = (weight * beta * rounded(name)) ** 2 + b.live * ((setup.gamma * g) ** 2 + d_g**2)
-        add(name, dot(jnp.abs(u), row[0]), dot(u**2, squares[0]), (b.live * (d_u * g) ** 2).sum())
+        squares = (weight * beta * rounded(name)) ** 2 + b.live * ((setup.gamma * g) ** 2 + on_g**2)
+        add(name, dot(jnp.abs(u), row[0]), dot(u**2, squares[0]), (b.live * (on_u * g) ** 2).sum())
 
 
 def _add_value(problem, setup, cols, frame, floors: Floors, add, t: Terms, b: Block, r: Rows, at) -> None:
@@ -195,14 +197,14 @@ def _add_value(problem, setup, cols, frame, floors: Floors, add, t: Terms, b: Bl
     largest = gamma * (jnp.abs(b.c) / cols.sigma["v"][:, None]).max(0, keepdims=True)
     on_c, on_x = nx[1] ** 2 + (d_x / cols.sigma["value.a"].min()) ** 2, nv[1] ** 2 + largest**2
     size, centred = jnp.abs(b.m_xb), jnp.abs(b.m_xb - dot(problem.adapters["value"].b.T, frame.xv_mean)[:, None])
-    whole = [nx[0] + r.slack * r.mass * r.tilt[at["value.a"]] + nx[1], nv[0] + r.slack * r.mass * r.tilt[at["v"]] + nv[1]]
+    dm, dc = (n[0] + r.slack * r.mass * r.tilt[at[name]] + n[1] for n, name in ((nx, "value.a"), (nv, "v")))
     add(
         "value.a",
         dot(jnp.abs(b.c), (live * nx[0])[0]),
         dot(b.c**2, (live * on_c)[0]),
         dot(size, (live * nv[0])[0]),
         dot(b.m_xb**2, (live * on_x)[0]),
-        (live * whole[0] * whole[1]).sum(),
+        (live * dm * dc).sum(),
         dot(own * centred, jnp.abs(b.c).T) + dot(own * size, jnp.abs(b.m).T),
     )
     nx = moved("value.b") + r.slack * r.mass * r.tilt[at["value.b"]], rounded("value.b")

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.frame import Frame, balance, sample_rows, sample_weights
-from lora_limits.problem import LoRAProblem, dot, project_columns, scalars
+from lora_limits.problem import LoRAProblem, columns_of, dot, project_columns, scalars
+from lora_limits.tokens import Keys
 
 LAMBDA = 8.0
 FIXED = ("one", "Z", "W")  # columns every problem needs; the others depend on which adapters it has
@@ -22,30 +23,35 @@ class Columns(NamedTuple):
     sigma: dict[str, jax.Array]
 
 
-def _key_columns(problem: LoRAProblem, xk, k, xv, v) -> dict[str, jax.Array]:
+def _key_columns(problem: LoRAProblem, xk, k, xk_b, xv, v, xv_b) -> dict[str, jax.Array]:
     """The columns k of (*) per gradient array, tokens last: {"query.a": (d, n), ...}. All centred by the caller.
 
-    xk, xv: (n, d_model); k: (d, n); v: (d_value, n).
+    xk, xv: (n, d_model); k: (d, n); v: (d_value, n); xk_b, xv_b: (r, n).
     """
     out, adapters = {}, problem.adapters
     if "query" in adapters:
         out["query.a"] = k
         out["query.b"] = dot(adapters["query"].a, k)
     if "key" in adapters:
-        out["key.a"] = dot(adapters["key"].b.T, xk.T)
+        out["key.a"] = xk_b
         out["key.b"] = xk.T
     if "value" in adapters:
-        out["value.a"] = dot(adapters["value"].b.T, xv.T)
+        out["value.a"] = xv_b
         out["value.b"] = xv.T
         out["v"] = v
         out["va"] = dot(adapters["value"].a, v)
     return out
 
 
-def _centred_tokens(problem: LoRAProblem, frame: Frame, xk, xv):
-    k = project_columns(problem, "key", xk) - frame.mu[:, None]
-    v = project_columns(problem, "value", xv) - frame.v_mean[:, None]
-    return xk - frame.xk_mean[None], k, xv - frame.xv_mean[None], v
+def _sample(problem: LoRAProblem, frame: Frame):
+    """Sampled tokens as `_key_columns` takes them."""
+    xk, xv = sample_rows(problem.x_key), sample_rows(problem.x_value) - frame.xv_mean[None]
+    k, v = project_columns(problem, "key", xk - frame.k_shift[None]), project_columns(problem, "value", xv)
+    xk = xk - frame.xk_mean[None]
+    xk_b, xv_b = (
+        columns_of(problem.adapters[n].b, x) if n in problem.adapters else None for n, x in (("key", xk), ("value", xv))
+    )
+    return xk, k, xk_b, xv, v, xv_b
 
 
 def columns(problem: LoRAProblem, frame: Frame) -> Columns:
@@ -53,16 +59,16 @@ def columns(problem: LoRAProblem, frame: Frame) -> Columns:
     tiny = jnp.finfo(problem.dtype).tiny ** 0.5
     w = sample_weights(problem, frame)
     w = w / (w.sum() + tiny)
-    tokens = _centred_tokens(problem, frame, sample_rows(problem.x_key), sample_rows(problem.x_value))
-    v = tokens[3]
+    sample = _sample(problem, frame)
+    xk, xv, v = sample[0], sample[3], sample[4]
     c = frame.v_mean[None] - sample_rows(problem.target)
     n3, n3_inverse = balance(dot(c.T, c) / c.shape[0], dot(v * w[None], v.T))
     sigma = {}
-    for name, z in _key_columns(problem, *tokens).items():
+    for name, z in _key_columns(problem, *sample).items():
         mean = (w[None] * z**2).sum(1)
         # a floor, so that an entry the sample missed does not inflate the shared column
         sigma[name] = jnp.sqrt(mean + 0.05 * mean.mean()) + tiny
-    reach = (jnp.sqrt((x**2).sum(1).max()) for x in (tokens[0], tokens[2]))
+    reach = (jnp.sqrt((x**2).sum(1).max()) for x in (xk, xv))
     for name, floor in _column_rounding(problem, *reach).items():
         sigma[name] = sigma[name] + floor
     return Columns(n3, n3_inverse, sigma)
@@ -136,9 +142,9 @@ def names(problem: LoRAProblem) -> tuple[str, ...]:
     return FIXED + tuple(c for n in ("query", "key", "value") if n in problem.adapters for c in pairs[n])
 
 
-def measure(problem: LoRAProblem, cols: Columns, xk, k, xv, v) -> jax.Array:
-    """The non-negative columns of a block of centred tokens, as in `_key_columns`: (number of columns, n), by `names`."""
-    table = _key_columns(problem, xk, k, xv, v)
-    fixed = [jnp.ones_like(v[:1]), (dot(cols.n3, v) ** 2).sum(0)[None], (dot(cols.n3_inverse, v) ** 2).sum(0)[None]]
+def measure(problem: LoRAProblem, cols: Columns, t: Keys, k: jax.Array) -> jax.Array:
+    """The non-negative columns of a block of tokens, k (d, n) its centred keys: (number of columns, n), by `names`."""
+    table = _key_columns(problem, t.xk, k, t.xk_b, t.xv, t.v, t.xv_b)
+    fixed = [jnp.ones_like(t.w), (dot(cols.n3, t.v) ** 2).sum(0)[None], (dot(cols.n3_inverse, t.v) ** 2).sum(0)[None]]
     shared = [((table[n] / cols.sigma[n][:, None]) ** 2).max(0)[None] for n in names(problem)[len(FIXED) :]]
     return jnp.concatenate(fixed + shared)

@@ -35,18 +35,19 @@ class Polynomial:
 
     series: "taylor" (tightest certificate), "chebyshev" (minimax on the score range), "fitted" (least squares on a
     sample of scores). centred: shift queries and keys first, which changes nothing in exact arithmetic and shrinks the
-    scores. block_size: tokens whose features are held at once.
+    scores. block_size: tokens whose features are held at once; None: as many as keep a block in a CPU's cache.
     Raises ValueError for a negative degree or an unknown series.
     """
 
     degree: int
     series: str = "taylor"
     centred: bool = True
-    block_size: int = 512
+    block_size: int | None = None
 
     def __post_init__(self):
         _require("Polynomial degree", self.degree, 0)
-        _require("Polynomial block_size", self.block_size, 1)
+        if self.block_size is not None:
+            _require("Polynomial block_size", self.block_size, 1)
         if self.series not in SERIES:
             raise ValueError(f"Polynomial series: got {self.series!r}, expected one of {list(SERIES)}")
 
@@ -102,7 +103,7 @@ def gradient(
             loss, grads = exact.tiled_gradient(problem, method.block_size)
         return GradientResult(grads, loss, rank=None)
     if isinstance(method, Polynomial):
-        loss, grads, bound, normaliser, estimated = moments.run(problem, method, method.block_size, rows, key)
+        loss, grads, bound, normaliser, estimated = moments.run(problem, method, rows, key)
         rank = monomials.count(problem.weights.query.shape[1], method.degree)
         return GradientResult(grads, loss, rank, bound, normaliser, estimated)
     if isinstance(method, Chain):

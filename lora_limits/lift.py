@@ -11,6 +11,7 @@ degrees have a product each way of their own, binom(d + g - 1, g - 1) features w
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -59,10 +60,8 @@ def make(coefficients: jax.Array, slopes: int, width: int, degree: int) -> Lift:
     slope = None
     if degree > 1 and slopes:
         starts = [monomials.count(width, n) for n in range(degree)]
-        parts = [
-            _raise(coefficients[a:b, :slopes], width, n)
-            for n, (a, b) in enumerate(zip(starts[:-1], starts[1:], strict=True))
-        ]
+        pairs = enumerate(itertools.pairwise(starts))
+        parts = [_raise(coefficients[a:b, :slopes], width, n) for n, (a, b) in pairs]
         slope = jnp.concatenate(parts, 1)
     return Lift(low, _raise(coefficients[below:], width, degree - 1), slope)
 

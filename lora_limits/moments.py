@@ -23,46 +23,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits import certificate, columns, estimate, lift, monomials, polynomial, row_bounds
+from lora_limits import certificate, columns, estimate, lift, monomials, polynomial, row_bounds, tokens
 from lora_limits import frame as frames
 from lora_limits.frame import Frame, rows, sweep
 from lora_limits.problem import Adapter, LoRAProblem, dot, project, project_columns, scalars
 
 
-class Keys(NamedTuple):
-    """One block of keys: inputs (n, d_model) as they lie in memory, all else tokens last."""
-
-    xk: jax.Array  # centred
-    xv: jax.Array  # centred
-    k: jax.Array  # (d, n) centred
-    v: jax.Array  # (d_value, n) centred
-    w: jax.Array  # (1, n) weights, 0 on tokens seen before
-    y: jax.Array  # (d, n)
-
-
-def _keys(problem: LoRAProblem, frame: Frame, first, fresh, block: int) -> Keys:
-    xk, xv = rows(problem.x_key, first, block), rows(problem.x_value, first, block)
-    # inputs are centred before they are projected: a large common bias then costs no digits
-    k = project_columns(problem, "key", xk - frame.k_shift[None])
-    v = project_columns(problem, "value", xv - frame.xv_mean[None])
-    beta = scalars(problem)[1]
-    log_w = beta * dot(frame.nu[None], k) - (frame.shift - beta * dot(frame.mu, frame.nu))
-    w = jnp.where(fresh[None], jnp.exp(log_w), 0)
-    return Keys(xk - frame.xk_mean[None], xv - frame.xv_mean[None], k, v, w, dot(frame.to_y, k))
-
-
-def _queries(problem: LoRAProblem, frame: Frame, first, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(inputs (n, d_model), centred queries (d, n), x (d, n))."""
-    xq = rows(problem.x_query, first, block)
-    q = project_columns(problem, "query", xq - frame.q_shift[None])
-    return xq, q, dot(frame.to_x, q)
-
-
-def _summarise(problem, frame, cols, degree: int, block: int):
+def _summarise(problem, frame, table, cols, degree: int, block: int):
     """First sweep: M (k, 1 + d_value + r), the certificate's key moments, the longest centred input rows."""
-    d, dv = frame.nu.shape[0], frame.v_mean.shape[0]
-    value, count, dtype = problem.adapters.get("value"), len(columns.names(problem)), problem.dtype
-    width = 1 + dv + (value.a.shape[0] if value is not None else 0)
+    d = frame.nu.shape[0]
+    count, dtype = len(columns.names(problem)), problem.dtype
+    width = 1 + table.value.shape[1]
     whole, below = row_bounds.whole(degree), monomials.count(d, max(degree - 1, 0))
     checked_shape = (monomials.count(d, degree), count) if whole else (below, 2 * count)
     zero = jnp.zeros((), dtype)
@@ -76,19 +47,19 @@ def _summarise(problem, frame, cols, degree: int, block: int):
 
     def body(carry, first, fresh):
         total, checked, radial, second, largest = carry
-        t = _keys(problem, frame, first, fresh, block)
+        t = tokens.keys(problem, frame, table, first, fresh, block)
         parts = monomials.by_degree(t.y, degree)
-        z = [t.w, t.v * t.w]
-        if value is not None:
-            z.append(dot(value.b.T, t.xv.T) * t.w)
+        z = jnp.concatenate([jnp.ones_like(t.w), t.v, t.xv_b]) * t.w
         norm = jnp.sqrt((t.y**2).sum(0, keepdims=True))
-        zc = columns.measure(problem, cols, t.xk, t.k, t.xv, t.v) * t.w
+        # the key itself, not y taken back: that would cost digits that the certificate counts on
+        k = project_columns(problem, "key", t.xk + (frame.xk_mean - frame.k_shift)[None])
+        zc = columns.measure(problem, cols, t, k) * t.w
         if whole:
             checked = checked + monomials.products(parts, zc)
         else:
             odd = zc * norm if degree else zc
             checked = checked + dot(jnp.concatenate(parts[: max(degree, 1)]), jnp.concatenate([zc, odd]).T)
-        total = total + monomials.products(parts, jnp.concatenate(z))
+        total = total + monomials.products(parts, z)
         radial = radial + dot(row_bounds.powers(norm, degree), zc.T)
         second = second + dot(t.y, (t.y * t.w).T)
         lengths = ((x**2).sum(1).max() for x in (t.xk + (frame.xk_mean - frame.k_shift)[None], t.xv))
@@ -106,22 +77,22 @@ def _summarise(problem, frame, cols, degree: int, block: int):
     return total, row_bounds.KeyMoments(low, top, radial, second, reach, box), longest
 
 
-def _query_radius(problem: LoRAProblem, frame: Frame, moments, block: int) -> jax.Array:
+def _query_radius(problem: LoRAProblem, frame: Frame, table, moments, block: int) -> jax.Array:
     """R >= every |score|; needed ahead of time by the series that depend on it."""
 
     def body(radius, first, fresh):
-        x = _queries(problem, frame, first, block)[2]
+        x = tokens.queries(problem, frame, table, first, block).x
         return jnp.maximum(radius, row_bounds.row_range(x, moments.reach, moments.box).max())
 
     return sweep(problem.x_query.shape[0], block, body, jnp.zeros((), problem.dtype))
 
 
-def _setup(problem: LoRAProblem, frame: Frame, moments, method, gamma: float, block: int) -> row_bounds.Setup:
+def _setup(problem: LoRAProblem, frame: Frame, table, moments, method, gamma: float, block: int) -> row_bounds.Setup:
     """The polynomial and the envelopes of what it leaves out."""
     dtype, g = problem.dtype, method.degree
     if method.series == "taylor":
         return row_bounds.Setup(polynomial.taylor(g, dtype), None, None, gamma, method.centred)
-    radius = jnp.maximum(_query_radius(problem, frame, moments, block) * (1 + 32 * gamma), 0.05)
+    radius = jnp.maximum(_query_radius(problem, frame, table, moments, block) * (1 + 32 * gamma), 0.05)
     x = dot(project(problem, "query", frames.sample_rows(problem.x_query, 64)) - frame.nu[None], frame.to_x.T)
     y = dot(project(problem, "key", frames.sample_rows(problem.x_key)) - frame.mu[None], frame.to_y.T)
     s = jnp.clip(dot(x, y.T), -radius, radius).reshape(-1)
@@ -145,7 +116,7 @@ class Queries(NamedTuple):
 
 
 def _score_rounding(problem: LoRAProblem, frame: Frame, floors, xq, x, moments):
-    """(rounding of every score of these queries, of the queries themselves), (1, n) each, first order in epsilon.
+    """(rounding of every score of these queries, of the queries, their lengths), (1, n) each, first order in epsilon.
 
     Log-weights are scores against nu, so their rounding is part of it.
     """
@@ -156,13 +127,13 @@ def _score_rounding(problem: LoRAProblem, frame: Frame, floors, xq, x, moments):
     norm = jnp.sqrt((x**2).sum(0, keepdims=True))
     d_log_weight = 2 * scalars(problem)[1] * jnp.sqrt((frame.nu**2).sum()) * floors.key
     d_score = to_x * d_query * moments.reach + to_y * floors.key * norm + d_log_weight
-    return d_score + 2 * x.shape[0] ** 0.5 * unit * norm * moments.reach, d_query
+    return d_score + 2 * x.shape[0] ** 0.5 * unit * norm * moments.reach, d_query, lengths
 
 
-def _visit_queries(problem, frame, cols, setup, moments, m, floors, block: int) -> Queries:
+def _visit_queries(problem, frame, table, cols, setup, moments, m, floors, block: int) -> Queries:
     """Second sweep: loss, gradients that live on queries, and T for those that live on keys."""
     degree, dtype = setup.c.shape[0] - 1, problem.dtype
-    dv, names, scale = frame.v_mean.shape[0], problem.adapters, scalars(problem)[0]
+    dv, names = frame.v_mean.shape[0], problem.adapters
     late = ("key" in names) * (1 + dv) + (names["value"].a.shape[0] if "value" in names else 0)
     width = frame.nu.shape[0]
     polynomials = lift.make(m, 1 + dv if "query" in names else 0, width, degree)
@@ -177,10 +148,10 @@ def _visit_queries(problem, frame, cols, setup, moments, m, floors, block: int) 
     )
 
     def body(carry: Queries, first, fresh):
-        xq, q, x = _queries(problem, frame, first, block)
-        parts = monomials.by_degree(x, degree if late else max(degree - 1, 0))
+        t = tokens.queries(problem, frame, table, first, block)
+        parts = monomials.by_degree(t.x, degree if late else max(degree - 1, 0))
         lower = parts[: max(degree, 1)]
-        values = lift.evaluate(polynomials, x, lower)
+        values = lift.evaluate(polynomials, t.x, lower)
         u = values.low + values.top
         target = rows(problem.target, first, block).T
         live = fresh.astype(dtype)[None]
@@ -189,61 +160,63 @@ def _visit_queries(problem, frame, cols, setup, moments, m, floors, block: int) 
         g = jnp.concatenate([-(c * mean[:dv]).sum(0, keepdims=True), c]) * (live / u[:1])
         gradient, dq, m_xb, ca, back = dict(carry.gradient), None, None, carry.ca, []
         if "query" in names:
-            dq = dot(frame.to_x.T, lift.slope(polynomials, values, x, lower, g))
-            a, b = names["query"].a, names["query"].b
-            old = gradient["query"]
-            gradient["query"] = Adapter(
-                old.a + scale * dot(dot(b.T, xq.T), dq.T), old.b + scale * dot(xq.T, dot(a, dq).T)
-            )
+            dx = lift.slope(polynomials, values, t.x, lower, g)
+            dq, old = dot(frame.to_x.T, dx), gradient["query"]
+            a_dq = dot(dot(names["query"].a, frame.to_x.T), dx)
+            gradient["query"] = Adapter(old.a + dot(t.xq_b, dx.T), old.b + dot(t.xq.T, a_dq.T))
         if "key" in names:
             back.append(g)
-        if "value" in names:
+        if "value" in names and carry.ca is not None:
             value, c_live = names["value"], c * live
             m_xb = mean[dv:] + dot(value.b.T, frame.xv_mean)[:, None]
-            gradient["value"] = gradient["value"] + scale * dot(m_xb, c_live.T)
+            gradient["value"] = gradient["value"] + dot(m_xb, c_live.T)
             ca_rows = dot(value.a, c_live)
             back.append(ca_rows / u[:1])
-            ca = ca + ca_rows.sum(1)
-        total = carry.back + monomials.products(parts, jnp.concatenate(back)) if late else None
-        d_score, d_query = _score_rounding(problem, frame, floors, xq, x, moments)
-        bounds = row_bounds.rows(setup, moments, x, lift.evaluate(checked, x, lower), u[:1], d_score)
+            ca = carry.ca + ca_rows.sum(1)
+        total = None if carry.back is None else carry.back + monomials.products(parts, jnp.concatenate(back))
+        d_score, d_query, lengths = _score_rounding(problem, frame, floors, t.xq, t.x, moments)
+        bounds = row_bounds.rows(setup, moments, t.x, lift.evaluate(checked, t.x, lower), u[:1], d_score)
         scale_y = jnp.sqrt((target**2).sum(0, keepdims=True)) + jnp.sqrt((frame.v_mean**2).sum())
-        visit = certificate.Block(xq, q, dq, c, mean[:dv], m_xb, scale_y, d_score, d_query, live)
+        q = project_columns(problem, "query", t.xq - frame.q_shift[None]) if "key" in names else None
+        visit = certificate.Block(t.xq, t.xq_b, q, dq, c, mean[:dv], m_xb, scale_y, d_score, d_query, lengths, live)
         sums = certificate.add_queries(problem, setup, cols, frame, floors, carry.sums, visit, bounds)
         return Queries(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums)
 
     return sweep(problem.x_query.shape[0], block, body, start)
 
 
-def _visit_keys(problem, frame, back: jax.Array, degree: int, block: int) -> dict[str, Any]:
+def _visit_keys(problem, frame, table, back: jax.Array, degree: int, block: int) -> dict[str, Any]:
     """Third sweep: the key adapter, and B of the value adapter. Both live on keys. back: C [T, T_V]."""
-    names, (scale, beta) = problem.adapters, scalars(problem)
+    names, d = problem.adapters, frame.nu.shape[0]
     slopes = 1 + frame.v_mean.shape[0] if "key" in names else 0
-    polynomials = lift.make(back, slopes, frame.nu.shape[0], degree)
+    polynomials = lift.make(back, slopes, d, degree)
     start: dict[str, Any] = {}
     if "key" in names:
-        start["key"] = jax.tree.map(jnp.zeros_like, names["key"])
+        r, width = names["key"].a.shape[0], problem.x_key.shape[1]
+        start["key"] = Adapter(jnp.zeros((r, d + 1), problem.dtype), jnp.zeros((width, r), problem.dtype))
     if "value" in names:
         start["value"] = jnp.zeros_like(names["value"].b)
 
     def body(carry, first, fresh):
-        t = _keys(problem, frame, first, fresh, block)
+        t = tokens.keys(problem, frame, table, first, fresh, block)
         parts, out = monomials.by_degree(t.y, max(degree - 1, 0)), dict(carry)
         values = lift.evaluate(polynomials, t.y, parts)
         u = values.low + values.top
         if "key" in names:
             z = jnp.concatenate([t.w, t.v * t.w])
-            dk = dot(frame.to_y.T, lift.slope(polynomials, values, t.y, parts, z))
-            dk = dk + (u[:slopes] * z).sum(0, keepdims=True) * (beta * frame.nu)[:, None]
-            a, b = names["key"].a, names["key"].b
-            out["key"] = Adapter(
-                carry["key"].a + scale * dot(dot(b.T, t.xk.T), dk.T), carry["key"].b + scale * dot(t.xk.T, dot(a, dk).T)
-            )
+            dy = jnp.concatenate([lift.slope(polynomials, values, t.y, parts, z), (u[:slopes] * z).sum(0)[None]])
+            a_dk = dot(dot(names["key"].a, _from_y(problem, frame).T), dy)
+            out["key"] = Adapter(carry["key"].a + dot(t.xk_b, dy.T), carry["key"].b + dot(t.xk.T, a_dk.T))
         if "value" in names:
-            out["value"] = carry["value"] + scale * dot(t.xv.T, (u[slopes:] * t.w).T)
+            out["value"] = carry["value"] + dot(t.xv.T, (u[slopes:] * t.w).T)
         return out
 
     return sweep(problem.x_key.shape[0], block, body, start)
+
+
+def _from_y(problem: LoRAProblem, frame: Frame) -> jax.Array:
+    """(d + 1, d): what a gradient in (y, log-weight) is in the key itself."""
+    return jnp.concatenate([frame.to_y, scalars(problem)[1] * frame.nu[None]])
 
 
 def rounding_unit(problem: LoRAProblem, k: int, degree: int, block: int) -> float:
@@ -254,31 +227,43 @@ def rounding_unit(problem: LoRAProblem, k: int, degree: int, block: int) -> floa
     return columns.LAMBDA * n**0.5 * float(jnp.finfo(problem.dtype).eps) / 2
 
 
-def run(problem: LoRAProblem, method, block: int, sampled: int | None = None, key: jax.Array | None = None):
+def block_size(problem: LoRAProblem, degree: int) -> int:
+    """Tokens to a block: a power of two from 128 to 1024 that keeps its largest array near 2^20 entries."""
+    d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
+    r = problem.adapters["value"].a.shape[0] if "value" in problem.adapters else 0
+    entries = max(monomials.count(d, degree), d * (1 + dv + r))
+    return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 10)
+
+
+def run(problem: LoRAProblem, method, sampled: int | None = None, key: jax.Array | None = None):
     """(loss, gradients, bounds, certified normaliser, estimate from `sampled` rows or None) of a Polynomial method.
 
     Time O((Lq + Lk) k (1 + d_value + r) + L d_model (d + r)), memory O(k d (1 + d_value + r) + block (k + d d_value)).
     """
     d, degree, names = problem.weights.query.shape[1], method.degree, problem.adapters
+    block = method.block_size or block_size(problem, degree)
     frame = frames.make(problem, block, method.centred)
-    cols = columns.columns(problem, frame)
-    m, moments, longest = _summarise(problem, frame, cols, degree, block)
+    table, cols = tokens.maps(problem, frame), columns.columns(problem, frame)
+    m, moments, longest = _summarise(problem, frame, table, cols, degree, block)
     gamma = rounding_unit(problem, m.shape[0], degree, block)
-    setup = _setup(problem, frame, moments, method, gamma, block)
+    setup = _setup(problem, frame, table, moments, method, gamma, block)
     order, multinomial = monomials.tables(d, degree)
     coefficient = (setup.c[order.astype(int)] * jnp.asarray(multinomial, problem.dtype))[:, None]
     floors = columns.floors(problem, frame, cols, *longest)
-    seen = _visit_queries(problem, frame, cols, setup, moments, m * coefficient, floors, block)
-    gradient = dict(seen.gradient)
+    seen = _visit_queries(problem, frame, table, cols, setup, moments, m * coefficient, floors, block)
+    gradient, late = dict(seen.gradient), {}
     if seen.back is not None:
-        late = _visit_keys(problem, frame, seen.back * coefficient, degree, block)
-        if "key" in names:
-            gradient["key"] = late["key"]
-        if seen.ca is not None:
-            mean = scalars(problem)[0] * frame.xv_mean[:, None] * seen.ca[None]
-            gradient["value"] = Adapter(gradient["value"], late["value"] + mean)
+        late = _visit_keys(problem, frame, table, seen.back * coefficient, degree, block)
+    if "query" in names:
+        gradient["query"] = Adapter(dot(gradient["query"].a, frame.to_x), gradient["query"].b)
+    if "key" in names:
+        gradient["key"] = Adapter(dot(late["key"].a, _from_y(problem, frame)), late["key"].b)
+    if seen.ca is not None:
+        gradient["value"] = Adapter(gradient["value"], late["value"] + frame.xv_mean[:, None] * seen.ca[None])
+    scale = scalars(problem)[0]
+    gradient = {n: jax.tree.map(lambda x: scale * x, gradient[n]) for n in names}
     bound = certificate.bounds(problem, cols, frame, seen.sums)
     estimated = None
     if sampled is not None and key is not None:
         estimated = estimate.error_estimate(problem, frame, setup.c, rows=sampled, key=key, block=block)
-    return seen.loss, {n: gradient[n] for n in names}, bound, seen.sums.certain, estimated
+    return seen.loss, gradient, bound, seen.sums.certain, estimated

@@ -3,8 +3,8 @@
 (x . y)^n = sum over |alpha| = n of multinomial(alpha) x^alpha y^alpha, so a polynomial of degree g in the scores is an
 inner product of k = binom(d + g, g) features. They are ordered by degree; within a degree, those that use only the
 first i variables come first. Hence the block of degree n whose last variable is i is x_i times a *prefix* of degree
-n - 1: features are built from the degree below, one multiplication each. What is to be evaluated rather than summed never needs
-the features of the top degree, which are most of them: see lift.py.
+n - 1: features are built from the degree below, one multiplication each. What is to be evaluated rather than summed
+never needs the features of the top degree, which are most of them: see lift.py.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def raised(width: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def products(parts: list[jax.Array], z: jax.Array) -> jax.Array:
-    """sum over tokens of phi z: parts (., n) by degree, z (c, n) -> (k, c). The top degree is not copied to join the rest."""
+    """sum over tokens of phi z: parts (., n) by degree, z (c, n) -> (k, c). Copies the lower degrees only."""
     if len(parts) == 1:
         return dot(parts[0], z.T)
     return jnp.concatenate([dot(jnp.concatenate(parts[:-1]), z.T), dot(parts[-1], z.T)])

@@ -192,16 +192,17 @@ def project(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
     return y
 
 
+def columns_of(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    """(x matrix)^T for rows x (L, d_model), matrix (d_model, d): (d, L), with no copy of x turned round."""
+    return jax.lax.dot_general(matrix, x, (((0,), (1,)), ((), ())), precision=PRECISION)
+
+
 def project_columns(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
     """`project`, tokens last: (L, d_model) -> (d, L)."""
-
-    def product(w, y, axis):
-        return jax.lax.dot_general(w, y, (((0,), (axis,)), ((), ())), precision=PRECISION)
-
-    y = product(getattr(problem.weights, name), x, 1)
+    y = columns_of(getattr(problem.weights, name), x)
     if name in problem.adapters:
         adapter = problem.adapters[name]
-        y = y + scalars(problem)[0] * product(adapter.a, product(adapter.b, x, 1), 0)
+        y = y + scalars(problem)[0] * dot(adapter.a.T, columns_of(adapter.b, x))
     return y
 
 

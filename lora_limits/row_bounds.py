@@ -89,7 +89,7 @@ class Rows(NamedTuple):
 
 
 def _radial_sums(setup: Setup, radial: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Coefficients, in powers of |x|, of the absolute sums behind D and P', behind P' alone, and behind s^t |x||y|^..."""
+    """Coefficients in powers of |x|: the absolute sums behind P and P', behind P' alone; and the last moment."""
     c = jnp.abs(setup.c)[:, None] * radial
     n = np.arange(1, radial.shape[0], dtype=radial.dtype)[:, None]
     prime = jnp.concatenate([jnp.abs(setup.c)[1:, None] * n * radial[:-1], jnp.zeros_like(radial[:1])])
@@ -100,8 +100,8 @@ def _radial_sums(setup: Setup, radial: jax.Array) -> tuple[jax.Array, jax.Array,
 def rows(setup: Setup, moments: KeyMoments, x: jax.Array, values: lift.Values, d_sum, d_score) -> Rows:
     """Row bounds of a block of queries.
 
-    x: (d, n); values: of `polynomials` at x; d_sum (1, n): the computed D_i; d_score (1, n): rounding of the scores, which acts as one more error of exp, |e^{s + ds} - e^s| <= 2 ds e^s (`add_queries` counts it
-    as rounding).
+    x: (d, n); values: of `polynomials` at x; d_sum (1, n): the computed D_i; d_score (1, n): rounding of the scores,
+    which acts as one more error of exp, |e^{s + ds} - e^s| <= 2 ds e^s (`add_queries` counts it as rounding).
     """
     degree, gamma, count = setup.c.shape[0] - 1, setup.gamma, moments.radial.shape[1]
     prime, nu = values.low[:count], values.top if whole(degree) else values.low[count:]

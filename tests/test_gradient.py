@@ -13,7 +13,7 @@ from compiled import BATCH, BLOCK, GRADIENT, batched, polynomial
 from tools import arrays, assert_close, quick_jit
 
 import lora_limits as ll
-from lora_limits import columns, moments
+from lora_limits import columns, moments, tokens
 from lora_limits import frame as frames
 
 
@@ -61,8 +61,9 @@ def coefficients(problem, m):
 
     def run(p):
         frame = frames.make(p, BLOCK, m.centred)
-        summary = moments._summarise(p, frame, columns.columns(p, frame), m.degree, BLOCK)
-        return moments._setup(p, frame, summary[1], m, 1e-13, BLOCK).c
+        table = tokens.maps(p, frame)
+        summary = moments._summarise(p, frame, table, columns.columns(p, frame), m.degree, BLOCK)
+        return moments._setup(p, frame, table, summary[1], m, 1e-13, BLOCK).c
 
     return np.asarray(quick_jit(run)(problem))
 

@@ -28,7 +28,7 @@ def test_values_and_slopes(width, degree, slopes):
         parts = monomials.by_degree(x, max(degree - 1, 0))
         made = lift.make(coefficients, slopes, width, degree)
         values = lift.evaluate(made, x, parts)
-        plain, back = jax.vjp(lambda v: (coefficients.T @ monomials.features(v, degree)), x)
+        plain, back = jax.vjp(lambda v: coefficients.T @ monomials.features(v, degree), x)
         padded = jnp.concatenate([weights, jnp.zeros((coefficients.shape[1] - slopes, x.shape[1]))])
         got = lift.slope(made, values, x, parts, weights) if slopes else back(padded)[0]
         return values.low + values.top, plain, got, back(padded)[0]
