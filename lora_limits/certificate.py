@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from lora_limits.columns import LAMBDA, Columns, Floors, frobenius, names, unit_roundoff
 from lora_limits.frame import Frame
 from lora_limits.problem import Adapter, LoRAProblem, dot, scalars
-from lora_limits.row_bounds import Rows, Setup
+from lora_limits.row_bounds import Rows, Setup, settle
 
 
 class Sums(NamedTuple):
@@ -110,7 +110,7 @@ def _terms(gamma: float, cols: Columns, floors: Floors, b: Block, r: Rows) -> Te
     rounded_c = rounded_c + inverse * (floors.value * s1**2 + floors.v_mean)
     spread = sz + mz * s1
     rounding = 2 * gamma * cn * spread + rounded_c * spread + _norm(b.c) * floors.value * s1
-    return Terms(cn, z, z_prime, dc, root1, fz, rounding, 6 * b.d_score * cn * fz, cn * spread * s1)
+    return Terms(*settle(cn, z, z_prime, dc, root1, fz, rounding, 6 * b.d_score * cn * fz, cn * spread * s1))
 
 
 def add_queries(
@@ -227,10 +227,10 @@ def _add_value(problem, setup, cols, frame, floors: Floors, add, t: Terms, b: Bl
     )
 
 
-def bounds(problem: LoRAProblem, cols: Columns, frame: Frame, sums: Sums) -> dict[str, Adapter]:
-    """The certified max-norm error of every gradient array: {name: Adapter(a=scalar, b=scalar)}."""
+def bounds(problem: LoRAProblem, cols: Columns, frame: Frame, sums: Sums, devices: int = 1) -> dict[str, Adapter]:
+    """The certified max-norm error of every array, sums over all `devices`: {name: Adapter(a=scalar, b=scalar)}."""
     scale, beta = scalars(problem)
-    out, tokens = {}, problem.x_query.shape[0] + problem.x_key.shape[0]
+    out, tokens = {}, devices * (problem.x_query.shape[0] + problem.x_key.shape[0])
     for name in problem.adapters:
         pair = []
         for half in ("a", "b"):

@@ -28,16 +28,17 @@ def taylor(degree: int, dtype) -> jax.Array:
 def remainder_factor(power: int, radius: jax.Array) -> jax.Array:
     """phi_p(R) = sum_n R^n / (n + p)!, so that |exp(s) - P_{p-1}(s)| <= phi_p(R) |s|^p on [-R, R] for Taylor's P.
 
-    radius: any shape. The series is cut after 16 terms and its tail added; exp(R) / p! bounds it anyway.
+    radius: any shape. The series is cut after 12 terms and a geometric tail added; exp(R) / p! bounds it anyway.
     phi_{p-1}(R) = 1/(p-1)! + R phi_p(R) gives the lower orders from the highest.
     """
-    terms, total, term = 16, jnp.zeros_like(radius), jnp.full_like(radius, 1.0 / math.factorial(power))
-    for n in range(terms):
-        total = total + term
-        term = term * radius / (n + 1 + power)
-    ratio = radius / (terms + power + 1)
-    total = jnp.where(ratio < 0.9, total + term / (1 - jnp.minimum(ratio, 0.9)), jnp.inf)
-    return jnp.minimum(total, jnp.exp(radius) / math.factorial(power))
+    last = power + 12
+    # Horner's rule from the tail inwards: 1 + R / (p + 1) (1 + R / (p + 2) (...))
+    ratio = jnp.minimum(radius * (1 / (last + 1)), 0.9)
+    total = 1 / (1 - ratio)
+    for n in range(last, power, -1):
+        total = 1 + radius * (1 / n) * total
+    factorial = 1 / math.factorial(power)
+    return factorial * jnp.where(ratio < 0.9, jnp.minimum(total, jnp.exp(radius)), jnp.exp(radius))
 
 
 def derivative(c: jax.Array) -> jax.Array:

@@ -106,39 +106,50 @@ def rows(setup: Setup, moments: KeyMoments, x: jax.Array, values: lift.Values, d
     degree, gamma, count = setup.c.shape[0] - 1, setup.gamma, moments.radial.shape[1]
     prime, nu = values.low[:count], values.top if whole(degree) else values.low[count:]
     norm = jnp.sqrt((x**2).sum(0, keepdims=True))
+    reach = row_range(x, moments.reach, moments.box) * (1 + 8 * jnp.finfo(x.dtype).eps) + d_score
+    phi = polynomial.remainder_factor(degree + 1, reach)
+    norm, reach, phi, score_size = settle(norm, reach, phi, _score_size(setup, moments, x, norm, reach, d_score))
     size, prime_size, last = _radial_sums(setup, moments.radial)
     p = powers(norm, degree)
     absolute = dot(jnp.concatenate([size, gamma * prime_size], 1).T, p)
     size, prime = absolute[:count], prime + absolute[count:]
     # |s|^g <= s^t (|x||y|)^{g-t}: upper bounds, rounding included, of sum_j w z |s|^g
     nu = nu * p[degree - even_order(degree)][None] + gamma * last.T * p[-1:]
-    reach = row_range(x, moments.reach, moments.box) * (1 + 8 * jnp.finfo(x.dtype).eps) + d_score
     low = d_sum - gamma * size[:1]
     safe = jnp.where(low > 0, low, 1)
+    flat = moments.radial[0][:, None]
     if setup.h is None or setup.h_prime is None:
-        phi = polynomial.remainder_factor(degree + 1, reach)
-        eta = phi * reach * nu
-        eta_prime = (1 / math.factorial(degree) + reach * phi) * nu
+        h, h_prime = (0.0, phi), (0.0, 1 / math.factorial(degree) + reach * phi)
     else:
-        flat = moments.radial[0][:, None]
-        eta = setup.h[0] * flat + setup.h[1] * reach * nu
-        eta_prime = setup.h_prime[0] * flat + setup.h_prime[1] * nu
-    mass = eta[:1] / safe
+        h, h_prime = setup.h, setup.h_prime
+    mass = (h[0] * flat[:1] + h[1] * reach * nu[:1]) / safe
     total = moments.radial[0, 0]
     floor = safe * (1 - mass)  # Z_i = D_i (1 + a_i)
     if setup.jensen:
         floor = jnp.maximum(floor, total * jnp.exp(-4 * gamma * (1 + norm * moments.reach) - d_score))
     known = (low > 0) & (floor > 0)
-    floor = jnp.where(known, floor, 1)
     unknown = jnp.where(known, 0, jnp.inf).astype(x.dtype)
-    slack = (d_sum + gamma * size[:1]) / floor + unknown
+    inverse = 1 / safe
+    floor = 1 / jnp.where(known, floor, 1) + unknown
+    mass, inverse, floor, h_reach, h_top = settle(mass, inverse, floor, h[1] * reach + 0 * mass, h_prime[1] + 0 * mass)
+    slack = (d_sum + gamma * size[:1]) * floor
+    eta, eta_prime = h[0] * flat + h_reach * nu, h_prime[0] * flat + h_top * nu
     # exp <= P' + |exp - P'|; rounding may leave it below 0 where it is nothing
-    mean = jnp.maximum(prime + eta_prime, 0) / floor + unknown
-    eta, eta_prime, mean, size = (jnp.sqrt(v) for v in (eta / safe, eta_prime / safe, mean, size / safe))
-    tilt = _score_size(setup, moments, x, norm, reach, d_score) * jnp.sqrt(moments.radial[0])[:, None] / safe
-    tilt = tilt + eta[:1] * eta
+    mean = jnp.maximum(prime + eta_prime, 0) * floor
+    eta, eta_prime, mean, size = (jnp.sqrt(v) for v in (eta * inverse, eta_prime * inverse, mean, size * inverse))
+    tilt = (score_size * inverse) * jnp.sqrt(flat) + eta[:1] * eta
     centre = jnp.minimum(mean, tilt + slack * (eta[:1] * eta + mass * tilt))
     return Rows(eta, eta_prime, mean, size, tilt, centre, mass, low / total, slack)
+
+
+def settle(*rows: jax.Array) -> tuple[jax.Array, ...]:
+    """The same rows, (1, n) each, computed once: by a product, which XLA does not fuse.
+
+    Left to itself its CPU compiler repeats the long chains behind them in every consumer, once for each column. An
+    infinite entry turns the others of its token into NaN, which the sums take as not certified.
+    """
+    stack = dot(jnp.eye(len(rows), dtype=rows[0].dtype), jnp.concatenate(rows))
+    return tuple(stack[i : i + 1] for i in range(len(rows)))
 
 
 def _score_size(setup: Setup, moments: KeyMoments, x: jax.Array, norm, reach, d_score) -> jax.Array:
