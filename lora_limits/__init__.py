@@ -16,6 +16,7 @@ Symbols, used as printed in the paper. Row-vector convention: a token is a row a
 """
 
 from lora_limits import hardness
+from lora_limits.attention import attention
 from lora_limits.chain import Chain
 from lora_limits.choose import choose
 from lora_limits.estimate import Estimate
@@ -23,6 +24,7 @@ from lora_limits.gradient import Exact, GradientResult, Method, Polynomial, grad
 from lora_limits.norms import NormReport, norm_report
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
 from lora_limits.sample import random_problem
+from lora_limits.sharded import sharded_gradient
 
 __version__ = "0.1.0"
 
@@ -37,10 +39,12 @@ __all__ = [
     "Method",
     "NormReport",
     "Polynomial",
+    "attention",
     "choose",
     "gradient",
     "hardness",
     "loss",
     "norm_report",
     "random_problem",
+    "sharded_gradient",
 ]

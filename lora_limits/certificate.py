@@ -174,16 +174,23 @@ def _add_query(problem, setup, cols: Columns, add, t: Terms, b: Block, r: Rows, 
 
 
 def _add_value(problem, setup, cols, frame, floors: Floors, add, t: Terms, b: Block, r: Rows, at) -> None:
-    """E_f[x] c - m(x) c~ = (Dm) c~ + m Dc + Dm Dc, Dm = eps[x - m(x)] / (1 + a) and Dc the same of v.
+    """E_f[x] c - m(x) c~ = (Dm) c~ + m Dc + Dm Dc with Dm = eps[x - m(x)] / (1 + a) = eps[x] - a E_f[x], Dc so of v.
 
-    |Dm| <= b (sqrt(eta1 eta[x^2]) + eta1 |m(x)|): the first part shared by the entries of x, the second their own.
+    |Dm| <= b (sqrt(eta1 eta[x^2]) + eta1 |m(x)|), the first part shared by the entries of x, the second their own; or
+    sqrt(eta1 eta[x^2]) + eta1 sqrt(E_f[x^2]), all shared, which is less where b is large.
     """
     gamma, live, a = setup.gamma, b.live, problem.adapters["value"].a
     assert b.m_xb is not None
-    own = live * r.slack * r.mass
 
-    def moved(name):  # the shared part of |Dm| over the scale of x
-        return r.slack * t.root1 * r.eta[at[name]]
+    def moved(name):  # |Dm| over the scale of x: the shared part, the factor of |m(x)|, all
+        spread = t.root1 * r.eta[at[name]]
+        first, second = r.slack * (spread + r.mass * r.tilt[at[name]]), spread + r.mass * r.mean[at[name]]
+        less = first < second
+        return (
+            jnp.where(less, r.slack * spread, second),
+            jnp.where(less, live * r.slack * r.mass, 0),
+            jnp.where(less, first, second),
+        )
 
     def rounded(name):
         row = gamma * r.size[:1] * r.size[at[name]] + 2 * b.d_score * r.mean[at[name]]
@@ -192,38 +199,38 @@ def _add_value(problem, setup, cols, frame, floors: Floors, add, t: Terms, b: Bl
     unit = unit_roundoff(problem)
     d_c = 4 * unit * (b.scale_y + _norm(b.m)) + floors.v_mean  # the last additions that make c
     d_x = unit * frame.xv_mean.shape[0] ** 0.5 * frobenius(frame.xv_mean) * frobenius(problem.adapters["value"].b)
-    nx, nv = (moved("value.a"), rounded("value.a")), (moved("v"), rounded("v") + gamma + d_c / cols.sigma["v"].min())
+    (x, own_x, all_x), (v, own_v, all_v) = moved("value.a"), moved("v")
+    x_rounded, v_rounded = rounded("value.a"), rounded("v") + gamma + d_c / cols.sigma["v"].min()
     # rounding of the product itself: gamma |m_xb||c|
     largest = gamma * (jnp.abs(b.c) / cols.sigma["v"][:, None]).max(0, keepdims=True)
-    on_c, on_x = nx[1] ** 2 + (d_x / cols.sigma["value.a"].min()) ** 2, nv[1] ** 2 + largest**2
+    on_c, on_x = x_rounded**2 + (d_x / cols.sigma["value.a"].min()) ** 2, v_rounded**2 + largest**2
     size, centred = jnp.abs(b.m_xb), jnp.abs(b.m_xb - dot(problem.adapters["value"].b.T, frame.xv_mean)[:, None])
-    dm, dc = (n[0] + r.slack * r.mass * r.tilt[at[name]] + n[1] for n, name in ((nx, "value.a"), (nv, "v")))
     add(
         "value.a",
-        dot(jnp.abs(b.c), (live * nx[0])[0]),
+        dot(jnp.abs(b.c), (live * x)[0]),
         dot(b.c**2, (live * on_c)[0]),
-        dot(size, (live * nv[0])[0]),
+        dot(size, (live * v)[0]),
         dot(b.m_xb**2, (live * on_x)[0]),
-        (live * dm * dc).sum(),
-        dot(own * centred, jnp.abs(b.c).T) + dot(own * size, jnp.abs(b.m).T),
+        (live * (all_x + x_rounded) * (all_v + v_rounded)).sum(),
+        dot(own_x * centred, jnp.abs(b.c).T) + dot(own_v * size, jnp.abs(b.m).T),
     )
-    nx = moved("value.b") + r.slack * r.mass * r.tilt[at["value.b"]], rounded("value.b")
-    nv = moved("va"), rounded("va") + gamma + d_c * frobenius(a) / cols.sigma["va"].min()
+    all_x, x_rounded, (v, own_v, _) = moved("value.b")[2], rounded("value.b"), moved("va")
+    v_rounded = rounded("va") + gamma + d_c * frobenius(a) / cols.sigma["va"].min()
     ca, m = dot(a, b.c), jnp.abs(dot(a, b.m))
     ca_square = ca**2 + (frobenius(a) * _norm(b.c) * (unit * a.shape[1] ** 0.5 / gamma)) ** 2
     # a bound of |m(x)|, and of |E_f[x]|
-    size = r.tilt[at["value.b"]] + nx[0] + nx[1]
+    size = jnp.minimum(r.tilt[at["value.b"]], r.mean[at["value.b"]] + all_x) + all_x + x_rounded
     add(
         "value.b",
-        dot(jnp.abs(ca), (live * nx[0])[0]) + dot(m, (own * size)[0]),
-        dot(ca**2, (live * nx[1] ** 2)[0]),
-        (live * nv[0]).sum(),
-        (live * nv[1] ** 2).sum(),
-        (live * (nv[0] * (size + nx[0] + nx[1]) + nv[1] * nx[0])).sum(),
-        (live * (nv[1] * size) ** 2).sum(),
+        dot(jnp.abs(ca), (live * all_x)[0]) + dot(m, (own_v * size)[0]),
+        dot(ca**2, (live * x_rounded**2)[0]),
+        (live * v).sum(),
+        (live * v_rounded**2).sum(),
+        (live * (v * (size + all_x + x_rounded) + v_rounded * all_x)).sum(),
+        (live * (v_rounded * size) ** 2).sum(),
         gamma**2 * dot(ca_square, live[0]),
         gamma**2 * dot(ca_square, (live * size**2)[0]),
-        dot(m, own[0]),
+        dot(m, own_v[0]),
     )
 
 

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits.frame import Frame, balance, sample_rows, sample_weights
+from lora_limits import reduce
+from lora_limits.frame import Frame, balance, own, sample_rows, sample_weights
 from lora_limits.problem import LoRAProblem, columns_of, dot, project_columns, scalars
+from lora_limits.reduce import Axis
 from lora_limits.tokens import Keys
 
 LAMBDA = 8.0
@@ -43,9 +45,10 @@ def _key_columns(problem: LoRAProblem, xk, k, xk_b, xv, v, xv_b) -> dict[str, ja
     return out
 
 
-def _sample(problem: LoRAProblem, frame: Frame):
+def _sample(problem: LoRAProblem, frame: Frame, axis: Axis):
     """Sampled tokens as `_key_columns` takes them."""
-    xk, xv = sample_rows(problem.x_key), sample_rows(problem.x_value) - frame.xv_mean[None]
+    xk, xv = (sample_rows(x, axis=axis) for x in (problem.x_key, problem.x_value))
+    xv = xv - frame.xv_mean[None]
     k, v = project_columns(problem, "key", xk - frame.k_shift[None]), project_columns(problem, "value", xv)
     xk = xk - frame.xk_mean[None]
     xk_b, xv_b = (
@@ -54,21 +57,26 @@ def _sample(problem: LoRAProblem, frame: Frame):
     return xk, k, xk_b, xv, v, xv_b
 
 
-def columns(problem: LoRAProblem, frame: Frame) -> Columns:
-    """Scales and whitening, from a sample: any values are valid, these make the bound tight. O(SAMPLE d_model d)."""
+def columns(problem: LoRAProblem, frame: Frame, axis: Axis = None) -> Columns:
+    """Scales and whitening, from a sample: any values are valid, these make the bound tight. O(SAMPLE d_model d).
+
+    axis: as in `frame.make`; O(d_model + d_value^2) crosses it.
+    """
     tiny = jnp.finfo(problem.dtype).tiny ** 0.5
-    w = sample_weights(problem, frame)
-    w = w / (w.sum() + tiny)
-    sample = _sample(problem, frame)
+    w = sample_weights(problem, frame, axis)
+    w = w / (reduce.total(w.sum(), axis) + tiny)
+    sample = _sample(problem, frame, axis)
     xk, xv, v = sample[0], sample[3], sample[4]
-    c = frame.v_mean[None] - sample_rows(problem.target)
-    n3, n3_inverse = balance(dot(c.T, c) / c.shape[0], dot(v * w[None], v.T))
+    c = own(frame.v_mean[None] - sample_rows(problem.target, axis=axis), problem.target.shape[0], axis)
+    means = {name: (w[None] * z**2).sum(1) for name, z in _key_columns(problem, *sample).items()}
+    on_c, on_v, means = reduce.total((dot(c.T, c) / c.shape[0], dot(v * w[None], v.T), means), axis)
+    n3, n3_inverse = balance(on_c, on_v)
     sigma = {}
-    for name, z in _key_columns(problem, *sample).items():
-        mean = (w[None] * z**2).sum(1)
+    for name, mean in means.items():
         # a floor, so that an entry the sample missed does not inflate the shared column
         sigma[name] = jnp.sqrt(mean + 0.05 * mean.mean()) + tiny
-    reach = (jnp.sqrt((x**2).sum(1).max()) for x in (xk, xv))
+    reach = [jnp.sqrt((own(x, problem.x_key.shape[0], axis) ** 2).sum(1).max()) for x in (xk, xv)]
+    reach = reduce.largest(reach, axis)
     for name, floor in _column_rounding(problem, *reach).items():
         sigma[name] = sigma[name] + floor
     return Columns(n3, n3_inverse, sigma)
@@ -80,6 +88,17 @@ def frobenius(x: jax.Array) -> jax.Array:
 
 def unit_roundoff(problem: LoRAProblem) -> float:
     return LAMBDA * float(jnp.finfo(problem.dtype).eps) / 2
+
+
+def rounding_unit(problem: LoRAProblem, k: int, degree: int, block: int, devices: int = 1) -> float:
+    """LAMBDA sqrt(n) u: u the unit roundoff, n the longest chain of operations behind a moment or its evaluation.
+
+    problem: what one of the `devices` holds.
+    """
+    d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
+    longest = max(problem.x_query.shape[0], problem.x_key.shape[0])
+    n = min(block, longest) + -(-longest // block) + (devices - 1) + k + 4 * degree + 4 * d + 2 * dv + 32
+    return LAMBDA * n**0.5 * float(jnp.finfo(problem.dtype).eps) / 2
 
 
 def projection_rounding(problem: LoRAProblem, name: str) -> jax.Array:
@@ -134,6 +153,21 @@ def floors(problem: LoRAProblem, frame: Frame, cols: Columns, key_reach, value_r
         projection_rounding(problem, "query"),
         mixing,
     )
+
+
+def score_rounding(problem: LoRAProblem, frame: Frame, floors: Floors, xq, x, reach: jax.Array):
+    """(rounding of every score of these queries, of the queries, their lengths), (1, n) each, first order in epsilon.
+
+    xq: (n, d_model) inputs; x: (d, n) the same in the frame's coordinates; reach: () the longest key in them.
+    Log-weights are scores against nu, so their rounding is part of it.
+    """
+    unit = unit_roundoff(problem)
+    lengths = jnp.sqrt(((xq - frame.q_shift[None]) ** 2).sum(1))[None] + frobenius(frame.q_shift)
+    d_query = floors.query * lengths
+    norm = jnp.sqrt((x**2).sum(0, keepdims=True))
+    d_log_weight = 2 * scalars(problem)[1] * frobenius(frame.nu) * floors.key
+    d_score = frobenius(frame.to_x) * d_query * reach + frobenius(frame.to_y) * floors.key * norm + d_log_weight
+    return d_score + 2 * x.shape[0] ** 0.5 * unit * norm * reach, d_query, lengths
 
 
 def names(problem: LoRAProblem) -> tuple[str, ...]:

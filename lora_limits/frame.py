@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_limits import reduce
 from lora_limits.problem import LoRAProblem, dot, project, scalars
+from lora_limits.reduce import Axis
 
 SAMPLE = 256
 
@@ -56,8 +58,8 @@ def rows(x: jax.Array, first: jax.Array, block: int) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, first, min(block, x.shape[0]))
 
 
-def _key_statistics(problem: LoRAProblem, direction: jax.Array, block: int):
-    """Online over keys: largest log-weight, sum of weights, weighted sums of x_key and x_value."""
+def _key_statistics(problem: LoRAProblem, direction: jax.Array, block: int, axis: Axis):
+    """Online over keys, of all devices: largest log-weight, sum of weights, weighted sums of x_key and x_value."""
     dtype = problem.dtype
     lk, dk = problem.x_key.shape
     start = (
@@ -75,7 +77,11 @@ def _key_statistics(problem: LoRAProblem, direction: jax.Array, block: int):
         shrink, w = jnp.exp(top - new), jnp.exp(log_w - new)
         return new, total * shrink + w.sum(), sum_k * shrink + dot(w, xk), sum_v * shrink + dot(w, xv)
 
-    return sweep(lk, block, body, start)
+    top, *sums = sweep(lk, block, body, start)
+    if axis is None:
+        return top, *sums
+    new = reduce.largest(top, axis)
+    return new, *reduce.total([x * jnp.exp(top - new) for x in sums], axis)
 
 
 def _sqrt_and_inverse(m: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -108,22 +114,46 @@ def balance(sx: jax.Array, sy: jax.Array) -> tuple[jax.Array, jax.Array]:
     return n * scale, n_inverse / scale
 
 
-def sample_rows(x: jax.Array, most: int = SAMPLE) -> jax.Array:
-    """At most `most` rows, evenly spread and static."""
-    length = x.shape[0]
-    return x[np.unique(np.linspace(0, length - 1, min(most, length)).astype(int))]
+def _sample_index(length: int, most: int, axis: Axis):
+    """Indices (n,) of the sample, counted from this device's first token; `length`: tokens to a device."""
+    whole = length * reduce.devices(axis)
+    index = np.unique(np.linspace(0, whole - 1, min(most, whole)).astype(np.int32))
+    return index if axis is None else index - jax.lax.axis_index(axis) * length
 
 
-def sample_weights(problem: LoRAProblem, frame: Frame) -> jax.Array:
-    """Weights w_j of the sampled keys."""
-    k = project(problem, "key", sample_rows(problem.x_key))
-    return jnp.exp(scalars(problem)[1] * dot(k, frame.nu) - frame.shift)
+def sample_rows(x: jax.Array, most: int = SAMPLE, axis: Axis = None) -> jax.Array:
+    """At most `most` rows of the whole sequence, evenly spread and static: the same however tokens are split.
+
+    Rows that other devices hold come out as some row of this one, for `own` to take out.
+    """
+    index = _sample_index(x.shape[0], most, axis)
+    return x[index] if axis is None else x[jnp.clip(index, 0, x.shape[0] - 1)]
 
 
-def make(problem: LoRAProblem, block: int, centred: bool) -> Frame:
-    """The frame of a problem: two cheap passes, O(L d_model) time, O(d_model d) memory."""
+def own(sampled: jax.Array, length: int, axis: Axis) -> jax.Array:
+    """`sampled` (n, ...), something per sampled token, with 0 for tokens held by other devices."""
+    if axis is None:
+        return sampled
+    index = _sample_index(length, sampled.shape[0], axis)
+    held = ((index >= 0) & (index < length)).reshape(-1, *[1] * (sampled.ndim - 1))
+    return jnp.where(held, sampled, 0)
+
+
+def sample_weights(problem: LoRAProblem, frame: Frame, axis: Axis = None) -> jax.Array:
+    """Weights w_j of the sampled keys, 0 for those of other devices."""
+    k = project(problem, "key", sample_rows(problem.x_key, axis=axis))
+    return own(jnp.exp(scalars(problem)[1] * dot(k, frame.nu) - frame.shift), problem.x_key.shape[0], axis)
+
+
+def make(problem: LoRAProblem, block: int, centred: bool, axis: Axis = None) -> Frame:
+    """The frame of a problem: two cheap passes, O(L d_model) time, O(d_model d) memory.
+
+    axis: mesh axes over which tokens are split, every device calling this with its own; O(d_model + d^2) crosses them.
+    """
     beta = scalars(problem)[1]
     q_shift = problem.x_query.mean(0)
+    if axis is not None:
+        q_shift = reduce.total(q_shift, axis) / reduce.devices(axis)
     if not centred:
         q_shift = jnp.zeros_like(q_shift)
     nu = project(problem, "query", q_shift[None])[0]
@@ -131,7 +161,7 @@ def make(problem: LoRAProblem, block: int, centred: bool) -> Frame:
     if "key" in problem.adapters:
         a, b = problem.adapters["key"].a, problem.adapters["key"].b
         direction = direction + beta * scalars(problem)[0] * dot(b, dot(a, nu))
-    shift, total, sum_k, sum_v = _key_statistics(problem, direction, block)
+    shift, total, sum_k, sum_v = _key_statistics(problem, direction, block, axis)
     xk_mean, xv_mean = sum_k / total, sum_v / total
     k_shift = xk_mean if centred else jnp.zeros_like(xk_mean)
     mu = project(problem, "key", k_shift[None])[0]
@@ -139,9 +169,10 @@ def make(problem: LoRAProblem, block: int, centred: bool) -> Frame:
     d = nu.shape[0]
     eye = jnp.eye(d, dtype=nu.dtype)
     frame = Frame(nu, mu, v_mean, xk_mean, xv_mean, q_shift, k_shift, shift, total, eye, eye)
-    x = project(problem, "query", sample_rows(problem.x_query)) - nu[None]
-    y = project(problem, "key", sample_rows(problem.x_key)) - mu[None]
-    w = sample_weights(problem, frame)
-    n, n_inverse = balance(dot(x.T, x), dot((y * w[:, None]).T, y))
+    x = project(problem, "query", sample_rows(problem.x_query, axis=axis)) - nu[None]
+    x = own(x, problem.x_query.shape[0], axis)
+    y = project(problem, "key", sample_rows(problem.x_key, axis=axis)) - mu[None]
+    w = sample_weights(problem, frame, axis)
+    n, n_inverse = balance(*reduce.total((dot(x.T, x), dot((y * w[:, None]).T, y)), axis))
     root = jnp.sqrt(beta)
     return frame._replace(to_x=root * n_inverse, to_y=root * n)

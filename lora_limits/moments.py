@@ -23,14 +23,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits import certificate, columns, estimate, lift, monomials, polynomial, row_bounds, tokens
+from lora_limits import certificate, columns, estimate, lift, monomials, polynomial, reduce, row_bounds, tokens
 from lora_limits import frame as frames
 from lora_limits.frame import Frame, rows, sweep
 from lora_limits.problem import Adapter, LoRAProblem, dot, project, project_columns, scalars
+from lora_limits.reduce import Axis
 
 
-def _summarise(problem, frame, table, cols, degree: int, block: int):
-    """First sweep: M (k, 1 + d_value + r), the certificate's key moments, the longest centred input rows."""
+def _summarise(problem, frame, table, cols, degree: int, block: int, axis: Axis = None):
+    """First sweep: M (k, 1 + d_value + r), the certificate's key moments, the longest centred input rows; all keys'."""
     d = frame.nu.shape[0]
     count, dtype = len(columns.names(problem)), problem.dtype
     width = 1 + table.value.shape[1]
@@ -68,8 +69,9 @@ def _summarise(problem, frame, table, cols, degree: int, block: int):
         largest = tuple(jnp.maximum(old, new) for old, new in zip(largest, found, strict=True))
         return total, checked, radial, second, largest
 
-    swept = sweep(problem.x_key.shape[0], block, body, start)
-    total, checked, radial, second, (reach, box, *longest) = swept
+    *sums, largest = sweep(problem.x_key.shape[0], block, body, start)
+    total, checked, radial, second = reduce.total(sums, axis)
+    reach, box, *longest = reduce.largest(largest, axis)
     if whole:
         low, top = checked[:below], checked[below:]
     else:
@@ -77,26 +79,28 @@ def _summarise(problem, frame, table, cols, degree: int, block: int):
     return total, row_bounds.KeyMoments(low, top, radial, second, reach, box), longest
 
 
-def _query_radius(problem: LoRAProblem, frame: Frame, table, moments, block: int) -> jax.Array:
+def _query_radius(problem: LoRAProblem, frame: Frame, table, moments, block: int, axis: Axis) -> jax.Array:
     """R >= every |score|; needed ahead of time by the series that depend on it."""
 
     def body(radius, first, fresh):
         x = tokens.queries(problem, frame, table, first, block).x
         return jnp.maximum(radius, row_bounds.row_range(x, moments.reach, moments.box).max())
 
-    return sweep(problem.x_query.shape[0], block, body, jnp.zeros((), problem.dtype))
+    return reduce.largest(sweep(problem.x_query.shape[0], block, body, jnp.zeros((), problem.dtype)), axis)
 
 
-def _setup(problem: LoRAProblem, frame: Frame, table, moments, method, gamma: float, block: int) -> row_bounds.Setup:
+def _setup(problem, frame, table, moments, method, gamma: float, block: int, axis: Axis = None) -> row_bounds.Setup:
     """The polynomial and the envelopes of what it leaves out."""
     dtype, g = problem.dtype, method.degree
     if method.series == "taylor":
         return row_bounds.Setup(polynomial.taylor(g, dtype), None, None, gamma, method.centred)
-    radius = jnp.maximum(_query_radius(problem, frame, table, moments, block) * (1 + 32 * gamma), 0.05)
-    x = dot(project(problem, "query", frames.sample_rows(problem.x_query, 64)) - frame.nu[None], frame.to_x.T)
-    y = dot(project(problem, "key", frames.sample_rows(problem.x_key)) - frame.mu[None], frame.to_y.T)
+    radius = jnp.maximum(_query_radius(problem, frame, table, moments, block, axis) * (1 + 32 * gamma), 0.05)
+    xq, xk = frames.sample_rows(problem.x_query, 64, axis), frames.sample_rows(problem.x_key, axis=axis)
+    x = frames.own(dot(project(problem, "query", xq) - frame.nu[None], frame.to_x.T), problem.x_query.shape[0], axis)
+    y = frames.own(dot(project(problem, "key", xk) - frame.mu[None], frame.to_y.T), problem.x_key.shape[0], axis)
+    x, y, w = reduce.total((x, y, frames.sample_weights(problem, frame, axis)), axis)
     s = jnp.clip(dot(x, y.T), -radius, radius).reshape(-1)
-    w = jnp.tile(frames.sample_weights(problem, frame), x.shape[0]) + jnp.finfo(dtype).tiny
+    w = jnp.tile(w, x.shape[0]) + jnp.finfo(dtype).tiny
     c = polynomial.coefficients(method.series, g, radius, (s, w))
     mean = [(w * jnp.abs(s) ** p).sum() / w.sum() for p in (g, g + 1)]
     h = polynomial.envelope(c, radius, g + 1, mean[1])
@@ -115,22 +119,7 @@ class Queries(NamedTuple):
     sums: certificate.Sums
 
 
-def _score_rounding(problem: LoRAProblem, frame: Frame, floors, xq, x, moments):
-    """(rounding of every score of these queries, of the queries, their lengths), (1, n) each, first order in epsilon.
-
-    Log-weights are scores against nu, so their rounding is part of it.
-    """
-    unit = columns.LAMBDA * float(jnp.finfo(problem.dtype).eps) / 2
-    to_x, to_y = jnp.sqrt((frame.to_x**2).sum()), jnp.sqrt((frame.to_y**2).sum())
-    lengths = jnp.sqrt(((xq - frame.q_shift[None]) ** 2).sum(1))[None] + jnp.sqrt((frame.q_shift**2).sum())
-    d_query = floors.query * lengths
-    norm = jnp.sqrt((x**2).sum(0, keepdims=True))
-    d_log_weight = 2 * scalars(problem)[1] * jnp.sqrt((frame.nu**2).sum()) * floors.key
-    d_score = to_x * d_query * moments.reach + to_y * floors.key * norm + d_log_weight
-    return d_score + 2 * x.shape[0] ** 0.5 * unit * norm * moments.reach, d_query, lengths
-
-
-def _visit_queries(problem, frame, table, cols, setup, moments, m, floors, block: int) -> Queries:
+def _visit_queries(problem, frame, table, cols, setup, moments, m, floors, block: int, axis: Axis) -> Queries:
     """Second sweep: loss, gradients that live on queries, and T for those that live on keys."""
     degree, dtype = setup.c.shape[0] - 1, problem.dtype
     dv, names = frame.v_mean.shape[0], problem.adapters
@@ -174,7 +163,7 @@ def _visit_queries(problem, frame, table, cols, setup, moments, m, floors, block
             back.append(ca_rows / u[:1])
             ca = carry.ca + ca_rows.sum(1)
         total = None if carry.back is None else carry.back + monomials.products(parts, jnp.concatenate(back))
-        d_score, d_query, lengths = _score_rounding(problem, frame, floors, t.xq, t.x, moments)
+        d_score, d_query, lengths = columns.score_rounding(problem, frame, floors, t.xq, t.x, moments.reach)
         bounds = row_bounds.rows(setup, moments, t.x, lift.evaluate(checked, t.x, lower), u[:1], d_score)
         scale_y = jnp.sqrt((target**2).sum(0, keepdims=True)) + jnp.sqrt((frame.v_mean**2).sum())
         q = project_columns(problem, "query", t.xq - frame.q_shift[None]) if "key" in names else None
@@ -182,10 +171,12 @@ def _visit_queries(problem, frame, table, cols, setup, moments, m, floors, block
         sums = certificate.add_queries(problem, setup, cols, frame, floors, carry.sums, visit, bounds)
         return Queries(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums)
 
-    return sweep(problem.x_query.shape[0], block, body, start)
+    seen = sweep(problem.x_query.shape[0], block, body, start)
+    certain, seen = reduce.smallest(seen.sums.certain, axis), reduce.total(seen, axis)
+    return seen._replace(sums=seen.sums._replace(certain=certain))
 
 
-def _visit_keys(problem, frame, table, back: jax.Array, degree: int, block: int) -> dict[str, Any]:
+def _visit_keys(problem, frame, table, back: jax.Array, degree: int, block: int, axis: Axis) -> dict[str, Any]:
     """Third sweep: the key adapter, and B of the value adapter. Both live on keys. back: C [T, T_V]."""
     names, d = problem.adapters, frame.nu.shape[0]
     slopes = 1 + frame.v_mean.shape[0] if "key" in names else 0
@@ -211,7 +202,7 @@ def _visit_keys(problem, frame, table, back: jax.Array, degree: int, block: int)
             out["value"] = carry["value"] + dot(t.xv.T, (u[slopes:] * t.w).T)
         return out
 
-    return sweep(problem.x_key.shape[0], block, body, start)
+    return reduce.total(sweep(problem.x_key.shape[0], block, body, start), axis)
 
 
 def _from_y(problem: LoRAProblem, frame: Frame) -> jax.Array:
@@ -219,41 +210,26 @@ def _from_y(problem: LoRAProblem, frame: Frame) -> jax.Array:
     return jnp.concatenate([frame.to_y, scalars(problem)[1] * frame.nu[None]])
 
 
-def rounding_unit(problem: LoRAProblem, k: int, degree: int, block: int) -> float:
-    """LAMBDA sqrt(n) u: u the unit roundoff, n the longest chain of operations behind a moment or its evaluation."""
-    d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
-    lengths = (problem.x_query.shape[0], problem.x_key.shape[0])
-    n = min(block, max(lengths)) + -(-max(lengths) // block) + k + 4 * degree + 4 * d + 2 * dv + 32
-    return columns.LAMBDA * n**0.5 * float(jnp.finfo(problem.dtype).eps) / 2
-
-
-def block_size(problem: LoRAProblem, degree: int) -> int:
-    """Tokens to a block: a power of two from 128 to 1024 that keeps its largest array near 2^20 entries."""
-    d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
-    r = problem.adapters["value"].a.shape[0] if "value" in problem.adapters else 0
-    entries = max(monomials.count(d, degree), d * (1 + dv + r))
-    return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 10)
-
-
-def run(problem: LoRAProblem, method, sampled: int | None = None, key: jax.Array | None = None):
+def run(problem: LoRAProblem, method, sampled: int | None = None, key: jax.Array | None = None, axis: Axis = None):
     """(loss, gradients, bounds, certified normaliser, estimate from `sampled` rows or None) of a Polynomial method.
 
     Time O((Lq + Lk) k (1 + d_value + r) + L d_model (d + r)), memory O(k d (1 + d_value + r) + block (k + d d_value)).
+    axis: as in `frame.make`; O(k (1 + d_value + r) + d_model r) crosses it. The result is the same on every device.
     """
     d, degree, names = problem.weights.query.shape[1], method.degree, problem.adapters
-    block = method.block_size or block_size(problem, degree)
-    frame = frames.make(problem, block, method.centred)
-    table, cols = tokens.maps(problem, frame), columns.columns(problem, frame)
-    m, moments, longest = _summarise(problem, frame, table, cols, degree, block)
-    gamma = rounding_unit(problem, m.shape[0], degree, block)
-    setup = _setup(problem, frame, table, moments, method, gamma, block)
+    block = method.block_size or tokens.block_size(problem, degree)
+    frame = frames.make(problem, block, method.centred, axis)
+    table, cols = tokens.maps(problem, frame), columns.columns(problem, frame, axis)
+    m, moments, longest = _summarise(problem, frame, table, cols, degree, block, axis)
+    gamma = columns.rounding_unit(problem, m.shape[0], degree, block, reduce.devices(axis))
+    setup = _setup(problem, frame, table, moments, method, gamma, block, axis)
     order, multinomial = monomials.tables(d, degree)
     coefficient = (setup.c[order.astype(int)] * jnp.asarray(multinomial, problem.dtype))[:, None]
     floors = columns.floors(problem, frame, cols, *longest)
-    seen = _visit_queries(problem, frame, table, cols, setup, moments, m * coefficient, floors, block)
+    seen = _visit_queries(problem, frame, table, cols, setup, moments, m * coefficient, floors, block, axis)
     gradient, late = dict(seen.gradient), {}
     if seen.back is not None:
-        late = _visit_keys(problem, frame, table, seen.back * coefficient, degree, block)
+        late = _visit_keys(problem, frame, table, seen.back * coefficient, degree, block, axis)
     if "query" in names:
         gradient["query"] = Adapter(dot(gradient["query"].a, frame.to_x), gradient["query"].b)
     if "key" in names:
@@ -262,7 +238,7 @@ def run(problem: LoRAProblem, method, sampled: int | None = None, key: jax.Array
         gradient["value"] = Adapter(gradient["value"], late["value"] + frame.xv_mean[:, None] * seen.ca[None])
     scale = scalars(problem)[0]
     gradient = {n: jax.tree.map(lambda x: scale * x, gradient[n]) for n in names}
-    bound = certificate.bounds(problem, cols, frame, seen.sums)
+    bound = certificate.bounds(problem, cols, frame, seen.sums, reduce.devices(axis))
     estimated = None
     if sampled is not None and key is not None:
         estimated = estimate.error_estimate(problem, frame, setup.c, rows=sampled, key=key, block=block)

@@ -163,9 +163,14 @@ def _check_shapes(problem: LoRAProblem, x: dict[str, Any], w: dict[str, Any]) ->
 
 
 def check_values(problem: LoRAProblem) -> None:
-    """Checks concrete values: finite entries, beta > 0. Tracers pass. Raises ValueError; reads every array."""
+    """Checks concrete values: finite entries, beta > 0. Raises ValueError; reads every array that it can.
+
+    Tracers pass, and arrays of which other processes hold a part.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(problem):
         if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+            continue
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             continue
         if not bool(np.isfinite(np.asarray(leaf)).all()):
             _fail(jax.tree_util.keystr(path).lstrip("."), "NaN or infinite entries", "finite numbers")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lora_limits import monomials
 from lora_limits.frame import Frame, rows
 from lora_limits.problem import LoRAProblem, columns_of, dot, scalars
 
@@ -45,6 +46,14 @@ class Queries(NamedTuple):
     xq: jax.Array  # (n, d_model) inputs
     x: jax.Array  # (d, n)
     xq_b: jax.Array  # (r, n) X_Q B
+
+
+def block_size(problem: LoRAProblem, degree: int) -> int:
+    """Tokens to a block: a power of two from 128 to 1024 that keeps its largest array near 2^20 entries."""
+    d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
+    r = problem.adapters["value"].a.shape[0] if "value" in problem.adapters else 0
+    entries = max(monomials.count(d, degree), d * (1 + dv + r))
+    return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 10)
 
 
 def maps(problem: LoRAProblem, frame: Frame) -> Maps:

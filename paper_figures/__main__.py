@@ -11,7 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 STORED = HERE / "data"
-SKIP = {"__init__", "__main__", "style"}
+SKIP = {"__init__", "__main__", "style", "tables"}
 
 
 def available() -> list[str]:
@@ -47,6 +47,9 @@ def draw(name: str, results: Path, out: Path) -> str | None:
     figure = module.draw(rows, also) if also else module.draw(rows)
     for path in style.save(figure, out / name):
         print(path)
+    if hasattr(module, "table"):
+        (out / f"{name}.md").write_text(module.table(rows))
+        print(out / f"{name}.md")
     return None
 
 

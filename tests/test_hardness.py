@@ -175,6 +175,13 @@ def test_nearest_neighbours_of_4096_by_the_tiled_gradient(answer):
     assert decision.tokens == 8192
 
 
+@pytest.mark.slow
+def test_nearest_neighbours_of_4096_by_the_path():
+    n = 4096
+    a, b = instances.random_neighbours(np.random.default_rng(6), n, *sizes(n), True)
+    assert hardness.nearest_neighbours(a, b, *sizes(n)[1:], EXACT, decider="path", nodes=24)
+
+
 def orthogonality(trial, largest):
     rng = np.random.default_rng(trial)
     n = int(rng.integers(2, largest + 1))

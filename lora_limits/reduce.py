@@ -1,0 +1,45 @@
+"""The only words that devices exchange: sums, maxima and minima over the mesh axes along which tokens are split.
+
+axis: the mesh axis, or axes, that a shard_map has made manual; None on one device, where everything is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Axis = str | tuple[str, ...] | None
+T = TypeVar("T")
+
+
+def devices(axis: Axis) -> int:
+    """How many devices share the tokens."""
+    return 1 if axis is None else jax.lax.axis_size(axis)
+
+
+def total(tree: T, axis: Axis) -> T:
+    """Sums over devices of every array of a pytree, all of one dtype: one collective, of as many bytes as they have."""
+    return tree if axis is None else _together(jax.lax.psum, tree, axis)
+
+
+def largest(tree: T, axis: Axis) -> T:
+    """Maxima over devices, entry by entry, in one collective."""
+    return tree if axis is None else _together(jax.lax.pmax, tree, axis)
+
+
+def smallest(tree: T, axis: Axis) -> T:
+    """Minima over devices, entry by entry, in one collective."""
+    return tree if axis is None else _together(jax.lax.pmin, tree, axis)
+
+
+def _together(collective: Callable[..., jax.Array], tree: Any, axis: Axis) -> Any:
+    """The arrays end to end, for a collective costs its latency before its bytes."""
+    leaves, structure = jax.tree.flatten(tree)
+    flat, out, first = collective(jnp.concatenate([x.reshape(-1) for x in leaves]), axis), [], 0
+    for x in leaves:
+        out.append(flat[first : first + x.size].reshape(x.shape))
+        first += x.size
+    return jax.tree.unflatten(structure, out)
