@@ -37,7 +37,7 @@ import jax.numpy as jnp
 
 from lora_limits.columns import LAMBDA, Columns, Floors, frobenius, names, unit_roundoff
 from lora_limits.frame import Frame
-from lora_limits.problem import Adapter, LoRAProblem, dot, scalars
+from lora_limits.problem import Adapter, LoRAProblem, dot, down, scalars
 from lora_limits.row_bounds import Rows, Setup, settle
 
 
@@ -97,7 +97,7 @@ class Terms(NamedTuple):
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    return jnp.sqrt((x**2).sum(0, keepdims=True))
+    return jnp.sqrt(down(x**2))
 
 
 def _terms(gamma: float, cols: Columns, floors: Floors, b: Block, r: Rows) -> Terms:

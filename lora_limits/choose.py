@@ -15,8 +15,9 @@ ROWS = 48  # sampled queries behind the first guess
 TILE = 1024
 DENSE = 2**20  # scores that may be held at once
 # Operations beside the products, measured once against their time on a CPU: per score (two exponentials and the
-# passes over a tile), and per token and feature in each sweep (building, differentiating, the certificate's share).
-PER_SCORE, PER_FEATURE = 45.0, 140.0
+# passes over a tile), per token and feature in each sweep (building, differentiating), and per token (mostly the
+# certificate, whose cost hardly depends on k).
+PER_SCORE, PER_FEATURE, PER_TOKEN = 45.0, 36.0, 26_000.0
 
 _gradient = jax.jit(gradient, static_argnames="method")
 
@@ -39,7 +40,7 @@ def polynomial_operations(problem: LoRAProblem, degree: int) -> float:
     on_keys = (1 + dv + r) + ("key" in names) * (1 + dv) + r
     sweeps = 2 if "key" in names or "value" in names else 1
     per_feature = lq * (2.0 * on_queries + PER_FEATURE) + lk * (2.0 * on_keys + sweeps * PER_FEATURE)
-    return monomials.count(d, degree) * per_feature
+    return monomials.count(d, degree) * per_feature + (lq + lk) * PER_TOKEN
 
 
 def exact_method(problem: LoRAProblem) -> Exact:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lora_limits import reduce
 from lora_limits.frame import Frame, balance, own, sample_rows, sample_weights
-from lora_limits.problem import LoRAProblem, columns_of, dot, project_columns, scalars
+from lora_limits.problem import LoRAProblem, columns_of, dot, down, project_columns, scalars
 from lora_limits.reduce import Axis
 from lora_limits.tokens import Keys
 
@@ -164,7 +164,7 @@ def score_rounding(problem: LoRAProblem, frame: Frame, floors: Floors, xq, x, re
     unit = unit_roundoff(problem)
     lengths = jnp.sqrt(((xq - frame.q_shift[None]) ** 2).sum(1))[None] + frobenius(frame.q_shift)
     d_query = floors.query * lengths
-    norm = jnp.sqrt((x**2).sum(0, keepdims=True))
+    norm = jnp.sqrt(down(x**2))
     d_log_weight = 2 * scalars(problem)[1] * frobenius(frame.nu) * floors.key
     d_score = frobenius(frame.to_x) * d_query * reach + frobenius(frame.to_y) * floors.key * norm + d_log_weight
     return d_score + 2 * x.shape[0] ** 0.5 * unit * norm * reach, d_query, lengths
@@ -179,6 +179,6 @@ def names(problem: LoRAProblem) -> tuple[str, ...]:
 def measure(problem: LoRAProblem, cols: Columns, t: Keys, k: jax.Array) -> jax.Array:
     """The non-negative columns of a block of tokens, k (d, n) its centred keys: (number of columns, n), by `names`."""
     table = _key_columns(problem, t.xk, k, t.xk_b, t.xv, t.v, t.xv_b)
-    fixed = [jnp.ones_like(t.w), (dot(cols.n3, t.v) ** 2).sum(0)[None], (dot(cols.n3_inverse, t.v) ** 2).sum(0)[None]]
+    fixed = [jnp.ones_like(t.w), down(dot(cols.n3, t.v) ** 2), down(dot(cols.n3_inverse, t.v) ** 2)]
     shared = [((table[n] / cols.sigma[n][:, None]) ** 2).max(0)[None] for n in names(problem)[len(FIXED) :]]
     return jnp.concatenate(fixed + shared)

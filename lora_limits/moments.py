@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from lora_limits import certificate, columns, estimate, lift, monomials, polynomial, reduce, row_bounds, tokens
 from lora_limits import frame as frames
 from lora_limits.frame import Frame, rows, sweep
-from lora_limits.problem import Adapter, LoRAProblem, dot, project, project_columns, scalars
+from lora_limits.problem import Adapter, LoRAProblem, dot, down, project, project_columns, scalars
 from lora_limits.reduce import Axis
 
 
@@ -51,7 +51,7 @@ def _summarise(problem, frame, table, cols, degree: int, block: int, axis: Axis 
         t = tokens.keys(problem, frame, table, first, fresh, block)
         parts = monomials.by_degree(t.y, degree)
         z = jnp.concatenate([jnp.ones_like(t.w), t.v, t.xv_b]) * t.w
-        norm = jnp.sqrt((t.y**2).sum(0, keepdims=True))
+        norm = jnp.sqrt(down(t.y**2))
         # the key itself, not y taken back: that would cost digits that the certificate counts on
         k = project_columns(problem, "key", t.xk + (frame.xk_mean - frame.k_shift)[None])
         zc = columns.measure(problem, cols, t, k) * t.w
@@ -146,7 +146,7 @@ def _visit_queries(problem, frame, table, cols, setup, moments, m, floors, block
         live = fresh.astype(dtype)[None]
         mean = u[1:] / u[:1]
         c = mean[:dv] + frame.v_mean[:, None] - target
-        g = jnp.concatenate([-(c * mean[:dv]).sum(0, keepdims=True), c]) * (live / u[:1])
+        g = jnp.concatenate([-down(c * mean[:dv]), c]) * (live / u[:1])
         gradient, dq, m_xb, ca, back = dict(carry.gradient), None, None, carry.ca, []
         if "query" in names:
             dx = lift.slope(polynomials, values, t.x, lower, g)
@@ -165,7 +165,7 @@ def _visit_queries(problem, frame, table, cols, setup, moments, m, floors, block
         total = None if carry.back is None else carry.back + monomials.products(parts, jnp.concatenate(back))
         d_score, d_query, lengths = columns.score_rounding(problem, frame, floors, t.xq, t.x, moments.reach)
         bounds = row_bounds.rows(setup, moments, t.x, lift.evaluate(checked, t.x, lower), u[:1], d_score)
-        scale_y = jnp.sqrt((target**2).sum(0, keepdims=True)) + jnp.sqrt((frame.v_mean**2).sum())
+        scale_y = jnp.sqrt(down(target**2)) + jnp.sqrt((frame.v_mean**2).sum())
         q = project_columns(problem, "query", t.xq - frame.q_shift[None]) if "key" in names else None
         visit = certificate.Block(t.xq, t.xq_b, q, dq, c, mean[:dv], m_xb, scale_y, d_score, d_query, lengths, live)
         sums = certificate.add_queries(problem, setup, cols, frame, floors, carry.sums, visit, bounds)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_limits import lift, monomials, polynomial
-from lora_limits.problem import dot
+from lora_limits.problem import dot, down
 
 
 def even_order(degree: int) -> int:
@@ -54,7 +54,7 @@ def powers(norm: jax.Array, degree: int) -> jax.Array:
 
 def row_range(x: jax.Array, reach: jax.Array, box: jax.Array) -> jax.Array:
     """R_i >= max_j |s_ij|, the smaller of the Euclidean and the box bound. x: (d, n) -> (1, n)."""
-    return jnp.minimum(jnp.sqrt((x**2).sum(0, keepdims=True)) * reach, dot(box[None], jnp.abs(x)))
+    return jnp.minimum(jnp.sqrt(down(x**2)) * reach, dot(box[None], jnp.abs(x)))
 
 
 def polynomials(setup: Setup, moments: KeyMoments, width: int) -> lift.Lift:
@@ -105,7 +105,7 @@ def rows(setup: Setup, moments: KeyMoments, x: jax.Array, values: lift.Values, d
     """
     degree, gamma, count = setup.c.shape[0] - 1, setup.gamma, moments.radial.shape[1]
     prime, nu = values.low[:count], values.top if whole(degree) else values.low[count:]
-    norm = jnp.sqrt((x**2).sum(0, keepdims=True))
+    norm = jnp.sqrt(down(x**2))
     reach = row_range(x, moments.reach, moments.box) * (1 + 8 * jnp.finfo(x.dtype).eps) + d_score
     phi = polynomial.remainder_factor(degree + 1, reach)
     norm, reach, phi, score_size = settle(norm, reach, phi, _score_size(setup, moments, x, norm, reach, d_score))
@@ -154,7 +154,7 @@ def settle(*rows: jax.Array) -> tuple[jax.Array, ...]:
 
 def _score_size(setup: Setup, moments: KeyMoments, x: jax.Array, norm, reach, d_score) -> jax.Array:
     """(1, n), >= sqrt(sum_j w (e^s - 1)^2) by |e^s - 1| <= |s| (e^R - 1) / R: columns are centred, and feel no more."""
-    square = (x * dot(moments.second, x)).sum(0, keepdims=True)
+    square = down(x * dot(moments.second, x))
     square = jnp.maximum(square, 0) + setup.gamma * jnp.trace(moments.second) * norm**2
     root = jnp.sqrt(moments.radial[0, 0])
     r = jnp.maximum(reach, jnp.finfo(x.dtype).eps)

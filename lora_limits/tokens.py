@@ -49,11 +49,11 @@ class Queries(NamedTuple):
 
 
 def block_size(problem: LoRAProblem, degree: int) -> int:
-    """Tokens to a block: a power of two from 128 to 1024 that keeps its largest array near 2^20 entries."""
+    """Tokens to a block: a power of two from 128 to 2048 that keeps its largest array near 2^20 entries."""
     d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
     r = problem.adapters["value"].a.shape[0] if "value" in problem.adapters else 0
     entries = max(monomials.count(d, degree), d * (1 + dv + r))
-    return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 10)
+    return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 11)
 
 
 def maps(problem: LoRAProblem, frame: Frame) -> Maps:

@@ -104,7 +104,7 @@ def test_no_intermediate_grows_with_the_length(method):
     assert largest == counted(method, 8 * 4096)["largest"]
     derivatives = WIDTH * max(1 + WIDTH + RANK, 11)  # of what is evaluated (11: the certificate), by every variable
     below = monomials.count(WIDTH, method.degree - 1)
-    sweeps = max(k * (INPUTS + 1 + RANK), derivatives * below) + (method.block_size or 1024) * max(
+    sweeps = max(k * (INPUTS + 1 + RANK), derivatives * below) + (method.block_size or 2048) * max(
         k + INPUTS, derivatives
     )
     if method.series == "taylor":
