@@ -134,7 +134,7 @@ def temporary_bytes(function, length, **options):
 def test_memory_of_the_polynomial_gradient_does_not_depend_on_the_length():
     short, long = (temporary_bytes(lambda p: ll.gradient(p, ll.Polynomial(3)), 2**n) for n in (15, 17))
     assert long <= 1.1 * short
-    assert long < 2e6
+    assert long < 8e6  # two blocks of 2048 tokens and their features, in float64
 
 
 def test_memory_of_the_tiled_gradient_is_linear_in_the_length():
