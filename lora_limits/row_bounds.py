@@ -131,7 +131,8 @@ def rows(setup: Setup, moments: KeyMoments, x: jax.Array, values: lift.Values, d
     unknown = jnp.where(known, 0, jnp.inf).astype(x.dtype)
     inverse = 1 / safe
     floor = 1 / jnp.where(known, floor, 1) + unknown
-    mass, inverse, floor, h_reach, h_top = settle(mass, inverse, floor, h[1] * reach + 0 * mass, h_prime[1] + 0 * mass)
+    h_top = jnp.broadcast_to(h_prime[1], reach.shape)
+    mass, inverse, floor, h_reach, h_top = settle(mass, inverse, floor, h[1] * reach, h_top)
     slack = (d_sum + gamma * size[:1]) * floor
     eta, eta_prime = h[0] * flat + h_reach * nu, h_prime[0] * flat + h_top * nu
     # exp <= P' + |exp - P'|; rounding may leave it below 0 where it is nothing

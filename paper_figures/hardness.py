@@ -78,8 +78,8 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], n: int) -> None:
             _line(axis, [row for row in mine if row["size"] == size], "gamma_ratio", "right", **look)
     exact = [row for row in rows if row["family"] == "exact"]
     lengths = sorted({row["n"] for row in exact})
-    for length in sorted({lengths[0], lengths[-1]}):
-        look = {"color": BLACK, "marker": "o", "markerfacecolor": BLACK if length == n else "white"}
+    for length, marker in zip(sorted({lengths[0], lengths[-1]}), "oD", strict=False):
+        look = {"color": BLACK, "marker": marker, "markerfacecolor": BLACK if length == n else "white"}
         curve = [row for row in exact if row["n"] == length]
         _line(axis, curve, "gamma_ratio", "right", label=f"exact, $n={length}$", **look)
         for row in curve:
@@ -87,8 +87,8 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], n: int) -> None:
                 axis.axvline(row["gamma_ratio"], color=style.GREY, linewidth=0.6, linestyle="--", zorder=0)
     split = [row["gamma_ratio"] for row in exact if row["n"] == n and row["right_random"] > row["right_clustered"]]
     if split:
-        where = (sum(split) / len(split), 0.68)
-        axis.annotate("random right,\nworst not", where, ha="center", va="top", fontsize=7, linespacing=1.0)
+        where = (sum(split) / len(split), 0.70)
+        axis.annotate("random\nright,\nworst not", where, ha="center", va="top", fontsize=7, linespacing=1.0)
     axis.set_xlabel(r"$\Gamma / \sqrt{\ln n}$   ($\beta = 1/d$)")
     axis.set_ylabel("right answers")
     axis.legend(loc="upper left", **LEGEND)
