@@ -81,7 +81,7 @@ class Rows(NamedTuple):
     eta_prime: jax.Array
     mean: jax.Array  # >= E_f[z]
     size: jax.Array  # sums of absolute values over D: what rounding is proportional to
-    tilt: jax.Array  # >= |m(x)|, x one of the centred columns of which z is the square
+    tilt: jax.Array  # >= |m(x)|, x one of the columns of which z is the square, if it is centred
     centre: jax.Array  # >= |E_f[x]|
     mass: jax.Array  # eta[1] itself
     certain: jax.Array  # lower bound of D_i over the sum of the weights: P certified positive where > 0
@@ -139,7 +139,8 @@ def rows(setup: Setup, moments: KeyMoments, x: jax.Array, values: lift.Values, d
     mean = jnp.maximum(prime + eta_prime, 0) * floor
     eta, eta_prime, mean, size = (jnp.sqrt(v) for v in (eta * inverse, eta_prime * inverse, mean, size * inverse))
     tilt = (score_size * inverse) * jnp.sqrt(flat) + eta[:1] * eta
-    centre = jnp.minimum(mean, tilt + slack * (eta[:1] * eta + mass * tilt))
+    # keys that were not centred have a mean that `tilt` does not know of
+    centre = jnp.minimum(mean, tilt + slack * (eta[:1] * eta + mass * tilt)) if setup.jensen else mean
     return Rows(eta, eta_prime, mean, size, tilt, centre, mass, low / total, slack)
 
 
