@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lora_limits.factors.landmarks import segment_means
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem, dot, projections, scalars
 
 Attention = Callable[..., jax.Array]
@@ -56,16 +57,6 @@ def row_blocked(block: int) -> Attention:
     return attend
 
 
-def orthogonal_frequencies(key: jax.Array, count: int, width: int) -> jax.Array:
-    """(count, width) gaussian rows, orthogonal within each block of `width` rows. Default float dtype."""
-    turns, sizes = jax.random.split(key)
-    blocks = -(-count // width)
-    q, r = jnp.linalg.qr(jax.random.normal(turns, (blocks, width, width)))
-    q = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
-    lengths = jnp.linalg.norm(jax.random.normal(sizes, (blocks * width, width)), axis=1)
-    return (q.reshape(-1, width) * lengths[:, None])[:count]
-
-
 def favor(frequencies: jax.Array) -> Attention:
     """FAVOR+ (Performer): exp(x . y) = E exp(w . x - |x|^2 / 2) exp(w . y - |y|^2 / 2), one feature a frequency.
 
@@ -83,14 +74,6 @@ def favor(frequencies: jax.Array) -> Attention:
         return out[:, 1:] / out[:, :1]
 
     return attend
-
-
-def segment_means(x: jax.Array, count: int) -> jax.Array:
-    """Means of `count` runs of consecutive rows, their lengths equal to within one. (L, d) -> (count, d)."""
-    size, longer = divmod(x.shape[0], count)
-    head, tail = x[: longer * (size + 1)], x[longer * (size + 1) :]
-    parts = head.reshape(longer, size + 1, x.shape[1]), tail.reshape(count - longer, size, x.shape[1])
-    return jnp.concatenate([part.mean(1) for part in parts])
 
 
 def nystrom(landmarks: int) -> Attention:

@@ -14,6 +14,7 @@ from experiments import baselines, timing
 from experiments.counting import count_operations
 from experiments.truth import REFERENCE_TILE, Reference, errors, relative_bound
 from lora_limits import chain, exact, monomials
+from lora_limits.factors import random_features
 from lora_limits.problem import dot, projections
 
 TILES = (512, 1024, 2048)
@@ -95,7 +96,7 @@ def literal_chain(degree: int, width: int) -> Contender:
 
 def favor(features: int, width: int, seed: int) -> Contender:
     """FAVOR+; its frequencies are drawn beforehand."""
-    frequencies = baselines.orthogonal_frequencies(jax.random.key(seed), features, width)
+    frequencies = random_features.orthogonal_frequencies(jax.random.key(seed), features, width)
     return _attention("favor", baselines.favor(frequencies), features)
 
 

@@ -20,6 +20,7 @@ from lora_limits.attention import attention
 from lora_limits.chain import Chain
 from lora_limits.choose import choose
 from lora_limits.estimate import Estimate
+from lora_limits.factors import AdaptedMonomials, Nystrom, RandomFeatures, Skeleton, SparseLowRank, Svd
 from lora_limits.gradient import Exact, GradientResult, Method, Polynomial, gradient, loss
 from lora_limits.norms import NormReport, norm_report
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
@@ -29,6 +30,7 @@ from lora_limits.sharded import sharded_gradient
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptedMonomials",
     "Adapter",
     "AttentionWeights",
     "Chain",
@@ -38,7 +40,12 @@ __all__ = [
     "LoRAProblem",
     "Method",
     "NormReport",
+    "Nystrom",
     "Polynomial",
+    "RandomFeatures",
+    "Skeleton",
+    "SparseLowRank",
+    "Svd",
     "attention",
     "choose",
     "gradient",

@@ -26,7 +26,7 @@ from scipy.special import stdtrit
 from lora_limits import frame as frames
 from lora_limits import polynomial
 from lora_limits.frame import Frame, sweep
-from lora_limits.problem import Adapter, LoRAProblem, dot, project, scalars
+from lora_limits.problem import Adapter, LoRAProblem, check_integer, dot, project, scalars
 
 # (scores (m, n), weights w (n,), first key) -> w e^s as the factor has it, and as its kernel has it: (m, n) each
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -217,6 +217,55 @@ def interval(terms: Terms, weights: jax.Array, level: float) -> Estimate:
     return Estimate(unit * mean, one * deviation, jnp.maximum(size - margin, 0).max(), (size + margin).max())
 
 
+def squared_norm(terms: Terms, weights: jax.Array) -> jax.Array:
+    """Unbiased estimate of || G - G~ ||_F^2, possibly negative: mean of <X_s, X_t> over pairs s != t of samples."""
+    m = weights.shape[0]
+    left = terms.left * weights[None, :, None]
+    own = (left[:, None] * left[None]).sum(-1) * (terms.right[:, None] * terms.right[None]).sum(-1)
+    both = dot(left.reshape(-1, left.shape[-1]).T, terms.right.reshape(-1, terms.right.shape[-1]))
+    return ((both**2).sum() - own.sum()) / (m * (m - 1))
+
+
+def relative_error(terms: Terms, weights: jax.Array, approximate: jax.Array) -> jax.Array:
+    """Estimate of || G - G~ ||_F / || G ||_F from samples, G = G~ + E; inf where G~ is not finite."""
+    error = jnp.maximum(squared_norm(terms, weights), 0)
+    mean = jnp.einsum("tmi,tmj,m->ij", terms.left, terms.right, weights, precision="highest") / weights.shape[0]
+    true = (approximate**2).sum() + 2 * (approximate * mean).sum() + error
+    relative = jnp.sqrt(error / jnp.maximum(true, jnp.finfo(true.dtype).tiny))
+    return jnp.where(jnp.isfinite(approximate).all() & ~jnp.isnan(relative), relative, jnp.inf)
+
+
+def from_rows(
+    problem: LoRAProblem,
+    frame: Frame,
+    kernel: Callable[[jax.Array], Kernel],
+    pi: jax.Array,
+    gradient: dict[str, Adapter],
+    *,
+    rows: int,
+    key: jax.Array,
+    level: float = 0.95,
+    block: int = 512,
+) -> tuple[dict[str, Adapter], dict[str, Adapter]]:
+    """(Estimate, relative error) of every array from rows drawn with probabilities pi; kernel: of the rows drawn.
+
+    Costs and conditions as in `error_estimate`.
+    """
+    _check(rows, level)
+    index = draw(key, pi, rows)
+    terms, weights = row_errors(problem, frame, kernel(index), index, block), 1 / pi[index]
+    pairs = {n: [(t.a, gradient[n].a), (t.b, gradient[n].b)] for n, t in terms.items()}
+    estimates = {n: Adapter(*(interval(t, weights, level) for t, _ in pair)) for n, pair in pairs.items()}
+    relative = {n: Adapter(*(relative_error(t, weights, g) for t, g in pair)) for n, pair in pairs.items()}
+    return estimates, relative
+
+
+def _check(rows: int, level: float) -> None:
+    check_integer("rows", rows, 2)
+    if not 0 < level < 1:
+        raise ValueError(f"level: got {level!r}, expected a number between 0 and 1")
+
+
 def error_estimate(
     problem: LoRAProblem,
     frame: Frame,
@@ -238,10 +287,7 @@ def error_estimate(
     rounding of the fast sweeps is not in it.
     Raises ValueError for rows that are not an integer of at least 2, and a level outside (0, 1).
     """
-    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 2:
-        raise ValueError(f"rows: got {rows!r}, expected an integer of at least 2")
-    if not 0 < level < 1:
-        raise ValueError(f"level: got {level!r}, expected a number between 0 and 1")
+    _check(rows, level)
     pi = probabilities(problem, frame, c.shape[0] - 1, block)
     index = draw(key, pi, rows)
     terms = row_errors(problem, frame, polynomial_kernel(c), index, block)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from lora_limits import chain, exact, moments, monomials
+from lora_limits import chain, exact, factors, moments, monomials
 from lora_limits.chain import Chain
+from lora_limits.factors import FactorMethod
 from lora_limits.polynomial import SERIES
-from lora_limits.problem import Adapter, LoRAProblem, check_static
-
-
-def _require(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
+from lora_limits.problem import Adapter, LoRAProblem, check_integer, check_static
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +21,7 @@ class Exact:
 
     def __post_init__(self):
         if self.block_size is not None:
-            _require("Exact block_size", self.block_size, 1)
+            check_integer("Exact block_size", self.block_size, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +40,14 @@ class Polynomial:
     block_size: int | None = None
 
     def __post_init__(self):
-        _require("Polynomial degree", self.degree, 0)
+        check_integer("Polynomial degree", self.degree, 0)
         if self.block_size is not None:
-            _require("Polynomial block_size", self.block_size, 1)
+            check_integer("Polynomial block_size", self.block_size, 1)
         if self.series not in SERIES:
             raise ValueError(f"Polynomial series: got {self.series!r}, expected one of {list(SERIES)}")
 
 
-Method = Exact | Polynomial | Chain
+Method = Exact | Polynomial | Chain | FactorMethod
 
 
 @jax.tree_util.register_dataclass
@@ -67,8 +62,12 @@ class GradientResult:
     normaliser: a certified lower bound of min_i D_i / sum_j w_j, the smallest row sum of the approximate exp(S)
     relative to its value at P = 1. Not positive: some row may not be a distribution, the gradient is not to be trusted,
     and the remedy is a higher or an even degree, or Exact. None where there is nothing to certify.
+    For factors without a guarantee, the smallest row sum before they are divided out: not positive is as bad.
     estimate: {name: Adapter of Estimate}, the error of each array as estimated from sampled query rows, with 95 %
-    confidence intervals; None unless asked for. Much closer to the truth than `bound`, but not a guarantee.
+    confidence intervals; None unless asked for, but for factors without a guarantee. Closer to the truth than `bound`.
+    relative_error: {name: Adapter of scalars}, the Frobenius norm of the error over that of the true array, estimated
+    from the same rows. failed: True where one of them is 1 or more, something is not finite or a row sum not positive:
+    the gradient is not to be used. Both None for methods with a guarantee, for exact ones and for Chain.
     """
 
     gradient: dict[str, Adapter]
@@ -77,6 +76,8 @@ class GradientResult:
     bound: dict[str, Adapter] | None = None
     normaliser: jax.Array | None = None
     estimate: dict[str, Adapter] | None = None
+    relative_error: dict[str, Adapter] | None = None
+    failed: jax.Array | None = None
 
 
 def gradient(
@@ -86,16 +87,17 @@ def gradient(
 
     dl/dA = s B^T (dl/dW), dl/dB = s (dl/dW) A^T with dl/dW_Q = beta X_Q^T p K, dl/dW_K = beta X_K^T p^T Q,
     dl/dW_V = X_V^T f^T c (Lemmas 3.1, 3.2, D.4, corrected). jit with `method` (and `rows`) static; vmap over a batch of
-    problems. rows, key: for `estimate`, how many queries to draw and the key to draw them with; Polynomial only.
+    problems. rows, key: for `estimate`, how many queries to draw and the key to draw them with; not with Exact, Chain.
     Exact: O(Lq Lk (d + d_value)). Polynomial: O(L k (d + 1)), k = binom(d + g, g); valid for any input, useful while
-    max |score| = o(log L) (Theorems 3.1 and A.1); its estimate O(rows L (d + d_model)). Raises ValueError for problems
-    that do not fit together, and for `rows` without `key` or with a method that they do not apply to.
+    max |score| = o(log L) (Theorems 3.1 and A.1); its estimate O(rows L (d + d_model)). Other factors: see
+    factors/. Raises ValueError for problems that do not fit together, and for `rows` without `key` or with a method
+    that they do not apply to.
     """
     check_static(problem)
     if (rows is None) != (key is None):
         raise ValueError(f"rows, key: got {rows!r}, {key!r}, expected both or neither")
-    if rows is not None and not isinstance(method, Polynomial):
-        raise ValueError(f"rows: got {rows!r} with {method!r}, expected a Polynomial method, whose error is estimated")
+    if rows is not None and not isinstance(method, Polynomial | FactorMethod):
+        raise ValueError(f"rows: got {rows!r} with {method!r}, expected a method whose error is estimated")
     if isinstance(method, Exact):
         if method.block_size is None:
             loss, grads = exact.dense_gradient(problem)
@@ -109,7 +111,18 @@ def gradient(
     if isinstance(method, Chain):
         loss, grads, rank = chain.run(problem, method)
         return GradientResult(grads, loss, rank)
-    raise ValueError(f"method: got {method!r}, expected one of Exact, Polynomial, Chain")
+    if isinstance(method, FactorMethod):
+        done = factors.run(problem, method, rows, key)
+        return GradientResult(
+            done.gradient,
+            done.loss,
+            done.rank,
+            normaliser=done.normaliser,
+            estimate=done.estimate,
+            relative_error=done.relative_error,
+            failed=done.failed,
+        )
+    raise ValueError(f"method: got {method!r}, expected Exact, Polynomial, Chain or a factor (Svd, Skeleton, ...)")
 
 
 def loss(problem: LoRAProblem) -> jax.Array:

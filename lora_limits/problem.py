@@ -117,6 +117,12 @@ def _fail(what: str, got: Any, expected: Any) -> None:
     raise ValueError(f"{what}: got {got}, expected {expected}")
 
 
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raises ValueError unless value is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        _fail(name, repr(value), f"an integer of at least {least}")
+
+
 def check_static(problem: LoRAProblem) -> None:
     """Checks all that is known without running: names, shapes, dtypes. Raises ValueError; O(1)."""
     unknown = sorted(set(problem.adapters) - set(NAMES))

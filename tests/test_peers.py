@@ -8,6 +8,7 @@ from tools import assert_close, quick_jit
 
 import lora_limits as ll
 from experiments import baselines, peers, race, truth
+from lora_limits.factors import landmarks, random_features
 from lora_limits.problem import projections
 from paper_figures import peers as figure
 
@@ -64,7 +65,7 @@ def test_favor_converges_as_features_are_added():
 
     def mean(features):
         keys = jax.random.split(jax.random.key(0), 5)
-        drawn = [baselines.favor(baselines.orthogonal_frequencies(k, features, 3)) for k in keys]
+        drawn = [baselines.favor(random_features.orthogonal_frequencies(k, features, 3)) for k in keys]
         return np.mean([(output_error(problem, a), worst(problem, a)) for a in drawn], axis=0)
 
     few, many = mean(64), mean(64 * 64)
@@ -83,14 +84,14 @@ def test_nystrom_converges_as_landmarks_are_added_to_what_its_cut_leaves():
 
 def test_segments_cover_every_row_once():
     x = np.arange(22.0).reshape(11, 2)
-    assert baselines.segment_means(x, 11) == pytest.approx(x)
-    assert baselines.segment_means(x, 1) == pytest.approx(x.mean(0, keepdims=True))
+    assert landmarks.segment_means(x, 11) == pytest.approx(x)
+    assert landmarks.segment_means(x, 1) == pytest.approx(x.mean(0, keepdims=True))
     parts = np.array_split(x, 4)
-    assert baselines.segment_means(x, 4) == pytest.approx(np.stack([p.mean(0) for p in parts]))
+    assert landmarks.segment_means(x, 4) == pytest.approx(np.stack([p.mean(0) for p in parts]))
 
 
 def test_frequencies_are_orthogonal_in_blocks_and_gaussian_in_length():
-    w = np.asarray(baselines.orthogonal_frequencies(jax.random.key(0), 4001, 4))
+    w = np.asarray(random_features.orthogonal_frequencies(jax.random.key(0), 4001, 4))
     assert w.shape == (4001, 4)
     gram = w[:4] @ w[:4].T
     assert gram == pytest.approx(np.diag(np.diag(gram)), abs=1e-12)

@@ -1,0 +1,32 @@
+"""The limit of every factor of one width: the singular value decomposition of f itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lora_limits.factors.factor import Factor
+from lora_limits.problem import LoRAProblem, check_integer, dot, projections, scalars
+
+
+@dataclasses.dataclass(frozen=True)
+class Svd:
+    """The best rank-k f~ in Frobenius norm (Eckart and Young), dense: to be compared with, never to be fast.
+
+    O(L^3) time, O(L^2) memory. Raises ValueError for a rank that is not an integer of at least 1.
+    """
+
+    rank: int
+
+    def __post_init__(self):
+        check_integer("Svd rank", self.rank, 1)
+
+
+def factor(problem: LoRAProblem, method: Svd) -> tuple[Factor, None]:
+    """(f~ with rows that do not quite sum to 1, no indicator of errors)."""
+    q, k, _ = projections(problem)
+    u, s, vt = jnp.linalg.svd(jax.nn.softmax(scalars(problem)[1] * dot(q, k.T), axis=1), full_matrices=False)
+    rank = min(method.rank, s.shape[0])
+    return Factor(u[:, :rank] * s[None, :rank], vt[:rank].T), None
