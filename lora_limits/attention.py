@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_limits import attention_causal, attention_sums, monomials
+from lora_limits import attention_causal, attention_factor, attention_sums, monomials
+from lora_limits.factors import FactorMethod
 from lora_limits.gradient import Exact, Polynomial
 from lora_limits.problem import dot
 
@@ -19,12 +20,12 @@ def attention(
     key: Any,
     value: Any,
     *,
-    method: Exact | Polynomial,
+    method: Exact | Polynomial | FactorMethod,
     scale: Any = None,
     is_causal: bool = False,
     mask: Any = None,
 ) -> jax.Array:
-    """softmax(scale Q K^T) V for every batch and head, exactly or with a polynomial for exp.
+    """softmax(scale Q K^T) V for every batch and head, exactly, with a polynomial for exp, or with a factor of f.
 
     query: (B, T, N, H); key: (B, S, K, H); value: (B, S, K, Hv), one floating dtype; query head n reads key head
     n // (N / K). scale: a scalar, 1/sqrt(H) by default. is_causal: query t sees keys s <= t, whatever T and S are.
@@ -43,10 +44,13 @@ def attention(
     Sequences whose keys fit in one such block are computed exactly, causal or not: block_size below S to prevent it.
     Worth it while scores are small (o(log S), Theorem 3.1), the more so the higher the degree; no error is certified.
 
+    A factor (Skeleton, SparseLowRank, ...): not causal; O(N T rank H Hv) time beside that of the factor, O(N (T + S)
+    rank) memory. No error is estimated here: `gradient` does that.
+
     A normaliser D_i that is not positive (odd or low degree, large scores) makes the output of that query NaN, and NaN
     every gradient that it enters; raise the degree, make it even, or use Exact. A query that sees no key gives 0.
-    Raises ValueError for shapes or dtypes that do not fit together, for methods other than Exact and Polynomial, and
-    for a causal Polynomial whose series is not "taylor": the others are fitted to all scores, the future's included.
+    Raises ValueError for shapes or dtypes that do not fit together, for Chain, and for causal factors and
+    series other than "taylor": they are fitted to all scores, the future's included.
     """
     query, key, value = (jnp.asarray(x) for x in (query, key, value))
     exists = jnp.ones(key.shape[:2], bool) if mask is None else jnp.asarray(mask)
@@ -70,12 +74,14 @@ def _as_long_as(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
 
 
-def _head(method: Exact | Polynomial, is_causal: bool, q, k, v, exists) -> jax.Array:
+def _head(method: Exact | Polynomial | FactorMethod, is_causal: bool, q, k, v, exists) -> jax.Array:
     """One key head and the queries (T, G, H) that read it -> (T, G, Hv)."""
     t, group, h = q.shape
     rows = q.reshape(t * group, h)
     if isinstance(method, Exact):
         out = _exact(method.block_size or t * group, is_causal * group, rows, k, v, exists)
+    elif isinstance(method, FactorMethod):
+        out = cast(jax.Array, attention_factor.head(method, rows, k, v, exists))
     else:
         out = _polynomial(method, is_causal * group, rows, k, v, exists)
     seen = jnp.repeat(jnp.cumsum(exists) > 0, group) if is_causal else exists.any()[None]
@@ -132,8 +138,10 @@ def _fail(what: str, got: Any, expected: Any) -> None:
 
 
 def _check_method(method: Any, is_causal: bool) -> None:
-    if not isinstance(method, Exact | Polynomial):
-        _fail("method", repr(method), "Exact or Polynomial")
+    if not isinstance(method, Exact | Polynomial | FactorMethod):
+        _fail("method", repr(method), "Exact, Polynomial or a factor (Skeleton, SparseLowRank, ...)")
+    if is_causal and isinstance(method, FactorMethod):
+        _fail("method of causal attention", repr(method), "Exact or Polynomial: a factor looks ahead")
     if is_causal and isinstance(method, Polynomial) and method.series != "taylor":
         _fail("series of a causal Polynomial", repr(method.series), "'taylor', which does not look ahead")
 

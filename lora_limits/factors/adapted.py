@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.factors.factor import Factor
-from lora_limits.factors.scores import coordinates
-from lora_limits.problem import LoRAProblem, check_integer, dot
+from lora_limits.problem import check_integer, dot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +56,8 @@ def largest_terms(size: jax.Array, rank: int, degree: int) -> tuple[jax.Array, j
     return index[chosen], value
 
 
-def factor(problem: LoRAProblem, method: AdaptedMonomials) -> tuple[Factor, None]:
+def factor(x: jax.Array, y: jax.Array, method: AdaptedMonomials) -> tuple[Factor, None]:
     """(f~ not yet normalised, no indicator of errors)."""
-    x, y = coordinates(problem)
     w = jnp.exp(y[:, -1:])
     second = dot(x[:, :-1].T, x[:, :-1]) / x.shape[0] + dot(y[:, :-1].T, w * y[:, :-1]) / w.sum()
     size, axes = jnp.linalg.eigh(second / 2)

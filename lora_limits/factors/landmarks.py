@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_limits.factors.factor import Factor
-from lora_limits.factors.scores import coordinates
-from lora_limits.problem import LoRAProblem, check_integer, dot
+from lora_limits.problem import check_integer, dot
 
 QUERIES = 4  # landmark queries for each landmark key
 
@@ -62,9 +61,8 @@ def pseudo_inverse(a: jax.Array) -> jax.Array:
     return jnp.linalg.pinv(a, rtol=float(np.sqrt(jnp.finfo(a.dtype).eps)))
 
 
-def skeleton(problem: LoRAProblem, method: Skeleton) -> tuple[Factor, None]:
+def skeleton(x: jax.Array, y: jax.Array, method: Skeleton) -> tuple[Factor, None]:
     """(f~ not yet normalised, no indicator of errors)."""
-    x, y = coordinates(problem)
     keys = farthest_points(y[:, :-1], min(method.rank, y.shape[0]))
     queries = farthest_points(x[:, :-1], min(QUERIES * method.rank, x.shape[0]))
     s = dot(x, y[keys].T)
@@ -81,9 +79,8 @@ def segment_means(x: jax.Array, count: int) -> jax.Array:
     return jnp.concatenate([part.mean(1) for part in parts])
 
 
-def nystrom(problem: LoRAProblem, method: Nystrom) -> tuple[Factor, None]:
+def nystrom(x: jax.Array, y: jax.Array, method: Nystrom) -> tuple[Factor, None]:
     """(f~ not yet normalised, no indicator of errors)."""
-    x, y = coordinates(problem)
     few = min(method.rank, x.shape[0], y.shape[0])
     queries, keys = segment_means(x, few), segment_means(y, few)
     left, middle, right = (jax.nn.softmax(dot(a, b.T), axis=1) for a, b in ((x, keys), (queries, keys), (queries, y)))

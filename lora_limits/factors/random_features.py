@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.factors.factor import Factor
-from lora_limits.factors.scores import coordinates
-from lora_limits.problem import LoRAProblem, check_integer, dot
+from lora_limits.problem import check_integer, dot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +38,8 @@ def orthogonal_frequencies(key: jax.Array, count: int, width: int, dtype=None) -
     return (q.reshape(-1, width) * lengths[:, None])[:count]
 
 
-def factor(problem: LoRAProblem, method: RandomFeatures) -> tuple[Factor, None]:
+def factor(x: jax.Array, y: jax.Array, method: RandomFeatures) -> tuple[Factor, None]:
     """(f~ not yet normalised, no indicator of errors). The largest exponents are divided out."""
-    x, y = coordinates(problem)
     w = orthogonal_frequencies(jax.random.key(method.seed), method.rank, x.shape[1] - 1, x.dtype)
 
     def exponents(z):

@@ -2,8 +2,9 @@
 
 In the frame of `frame.py`, s_ij = x_i . y_j + log w_j and f = softmax(s). Four steps, no L x L object in any:
 
-    search    queries in blocks of like ones share a set of t keys: the blocks' centres are scored against the centres
-              of leaves of like keys, the best leaves' keys exactly, and the keys of the largest summed f are taken.
+    search    queries in blocks of like ones share a set of t keys: a block's centre is scored against the centres of
+              leaves of like keys, then against the keys of the best leaves; the best of these are scored against its
+              queries, and the keys of the largest summed f are taken.
     cap       tau_i = the largest score found for query i outside its set. The rest is low rank because
               e_ij = exp(min(s_ij, tau_i)) is: no hole where entries are taken out, no peak that was missed.
     columns   V: top right singular vectors of p sampled rows of e, each over its sum of exp(s).
@@ -26,17 +27,19 @@ import jax.numpy as jnp
 
 from lora_limits import frame as frames
 from lora_limits.factors.factor import Entries, Factor, Rows, apply, scale_rows, take
-from lora_limits.factors.scores import NOWHERE, coordinates
-from lora_limits.problem import LoRAProblem, check_integer, dot
+from lora_limits.factors.scores import NOWHERE
+from lora_limits.problem import check_integer, dot
 
 BLOCK = 512
 LEAF = 16  # tokens to a leaf of either tree, at least; fewer than twice as many
-CANDIDATES = 4  # keys scored exactly for each entry kept
+REACH = 32  # keys of the best leaves, for each entry kept: scored against the centre of a block of queries
+CANDIDATES = 4  # of these, scored exactly
 SAMPLES = 4  # sampled rows, and sampled columns, for each column of the low-rank part
 GRAM = 2048  # columns on which the sampled rows are compared with each other
 REPAIRED = 32  # rows computed exactly
 ITERATIONS = 2  # of the subspace iteration
 RIDGE = 1e-5
+NEGLIGIBLE = 20  # a score this far below the largest of its query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,8 @@ def search(x: jax.Array, y: jax.Array, entries: int) -> Found:
     """The t = min(entries, Lk) keys of each block of queries that have the largest f there, as far as leaves tell."""
     queries, leaves = tree(x[:, :-1], LEAF), tree(y[:, :-1], LEAF)
     size, t = leaves.shape[1], min(entries, y.shape[0])
-    kept = min(-(-CANDIDATES * t // size), leaves.shape[0])
+    near = min(-(-REACH * t // size), leaves.shape[0])
+    candidates = min(CANDIDATES * t, near * size)
     exists = leaves < y.shape[0]
     centre = take(y[:, :-1], leaves).sum(1) / exists.sum(1)[:, None].astype(y.dtype)
     log_w = jax.nn.logsumexp(jnp.where(exists, take(y[:, -1], leaves), NOWHERE), axis=1)
@@ -104,14 +108,16 @@ def search(x: jax.Array, y: jax.Array, entries: int) -> Found:
     def block(index):
         here = take(x, index)
         mean = here.sum(0) / jnp.maximum(here[:, -1].sum(), 1)
-        best = jax.lax.top_k(dot(centre, mean[:, None])[:, 0], kept)[1]
-        keys = leaves[best].reshape(-1)
+        keys = leaves[jax.lax.top_k(dot(centre, mean[:, None])[:, 0], near)[1]].reshape(-1)
+        rough = jnp.where(keys < y.shape[0], dot(take(y, keys), mean[:, None])[:, 0], NOWHERE)
+        keys = keys[jax.lax.top_k(rough, candidates)[1]]
         s = jnp.where(keys[None] < y.shape[0], dot(here, take(y, keys).T), NOWHERE)
         f = jax.nn.softmax(s, axis=1) * here[:, -1:]
         shared, chosen = jax.lax.top_k(f.sum(0), min(t, s.shape[1]))
         rest = s.at[:, chosen].set(NOWHERE).max(1)
         del shared
-        return keys[chosen], s[:, chosen], jnp.where(rest > NOWHERE, rest, s[:, chosen].min(1))
+        # where nothing is left out, what the low-rank part does is negligible whatever it is
+        return keys[chosen], s[:, chosen], jnp.maximum(rest, s.max(1) - NEGLIGIBLE)
 
     key, score, cap = jax.lax.map(block, queries, batch_size=16)
     return Found(queries, key, score, cap, leaves.reshape(-1))
@@ -163,7 +169,8 @@ def _left_factor(x, y, v, keys, weight, cap, shift) -> tuple[jax.Array, jax.Arra
     """(U (Lq, rank), misfit (Lq,)): least squares of exp(min(s, cap) - shift) on the keys drawn."""
     some, rank = v[keys], v.shape[1]
     normal = dot(some.T * weight[None], some)
-    normal = normal + RIDGE * jnp.trace(normal) / rank * jnp.eye(rank, dtype=v.dtype)
+    ridge = RIDGE * jnp.trace(normal) / rank + jnp.finfo(v.dtype).eps
+    normal = normal + ridge * jnp.eye(rank, dtype=v.dtype)
     solve = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(normal), True), some.T * weight[None]).T
 
     def body(carry, first, fresh):
@@ -200,9 +207,8 @@ def _repair(factor: Factor, misfit: jax.Array, x: jax.Array, y: jax.Array) -> tu
     return kept._replace(rows=Rows(worst, jax.nn.softmax(dot(x[worst], y.T), axis=1))), bad.at[worst].set(0)
 
 
-def factor(problem: LoRAProblem, method: SparseLowRank) -> tuple[Factor, jax.Array]:
+def factor(x: jax.Array, y: jax.Array, method: SparseLowRank) -> tuple[Factor, jax.Array]:
     """(f~ not yet normalised, the misfit (Lq,) of each row on the sampled keys, over its sum; 0 where repaired)."""
-    x, y = coordinates(problem)
     lq, lk = x.shape[0], y.shape[0]
     rank = min(method.rank, lq, lk)
     seeds = jax.random.split(jax.random.key(method.seed), 4)

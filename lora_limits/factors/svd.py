@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.factors.factor import Factor
-from lora_limits.problem import LoRAProblem, check_integer, dot, projections, scalars
+from lora_limits.problem import check_integer, dot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,8 @@ class Svd:
         check_integer("Svd rank", self.rank, 1)
 
 
-def factor(problem: LoRAProblem, method: Svd) -> tuple[Factor, None]:
+def factor(x: jax.Array, y: jax.Array, method: Svd) -> tuple[Factor, None]:
     """(f~ with rows that do not quite sum to 1, no indicator of errors)."""
-    q, k, _ = projections(problem)
-    u, s, vt = jnp.linalg.svd(jax.nn.softmax(scalars(problem)[1] * dot(q, k.T), axis=1), full_matrices=False)
+    u, s, vt = jnp.linalg.svd(jax.nn.softmax(dot(x, y.T), axis=1), full_matrices=False)
     rank = min(method.rank, s.shape[0])
     return Factor(u[:, :rank] * s[None, :rank], vt[:rank].T), None

@@ -1,0 +1,151 @@
+"""Factors of f on real heads: error by width beside the SVD, error and speed against exact, width each head needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from paper_figures import style
+
+NAME = "factors"
+CONFIG = "factors"
+LABELS = {
+    "svd": "SVD (limit)",
+    "sparse": "sparse + low rank",
+    "skeleton": "skeleton",
+    "monomials": "adapted monomials",
+    "random": "random features",
+    "nystrom": "Nyström",
+}
+COLOURS = dict(zip(LABELS, ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"], strict=True))
+TOLERANCE = 0.1
+KINDS = ("tame", "middling", "wild")
+
+
+def _kinds(rows: list[dict[str, Any]]) -> dict[tuple[int, int], int]:
+    """(layer, head) -> which third it is in by centred score range."""
+    ranges = {(r["point"]["layer"], r["point"]["head"]): r["metrics"]["score_range"] for r in rows}
+    ordered = sorted(ranges, key=lambda pair: ranges[pair])
+    return {pair: min(3 * i // len(ordered), 2) for i, pair in enumerate(ordered)}
+
+
+def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """Median error over heads and, as a band, its range; crosses where most heads were reported as failed."""
+    for method in LABELS:
+        own = [r["metrics"]["widths"] for r in rows if r["point"]["method"] == method]
+        if not own:
+            continue
+        widths = [w["width"] for w in own[0]]
+        errors = np.array([[w["error"] for w in head] for head in own], float)
+        errors = np.minimum(np.where(np.isfinite(errors), errors, np.inf), 30.0)
+        failed = np.array([[w["failed"] for w in head] for head in own]).mean(0) > 0.5
+        median = np.median(errors, 0)
+        ax.plot(widths, median, color=COLOURS[method], linestyle="--" if method == "svd" else "-")
+        ax.plot(np.array(widths)[~failed], median[~failed], "o", color=COLOURS[method])
+        ax.plot(np.array(widths)[failed], median[failed], "x", color=COLOURS[method])
+        if method in ("sparse", "svd"):
+            ax.fill_between(widths, errors.min(0), errors.max(0), color=COLOURS[method], alpha=0.12, linewidth=0)
+    ax.axhline(TOLERANCE, color="black", linewidth=0.5, linestyle=":")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_ylim(2e-3, 40)
+    ax.set_xlabel("width $k$")
+
+
+def _against_time(ax: Axes, row: dict[str, Any]) -> None:
+    """Error over time, both at the longest sequence timed."""
+    m = row["metrics"]
+    exact = m["contenders"][m["best"]]["seconds"]
+    seen = [exact]
+    for name, found in m["contenders"].items():
+        method, _, width = name.partition(" ")
+        if method == "exact":
+            continue
+        ax.plot(found["seconds"], found["error"], "o", color=COLOURS[method])
+        ax.annotate(width, (found["seconds"], found["error"]), (3, 3), textcoords="offset points", fontsize=6)
+        seen.append(found["seconds"])
+    ax.axvline(exact, color="black", linewidth=0.8)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlim(min(seen) / 1.6, max(seen) * 1.8)
+    ax.text(exact, 0.98, " exact", transform=ax.get_xaxis_transform(), fontsize=6, va="top")
+    ax.set_xlabel("seconds")
+    ax.set_ylabel("relative error")
+
+
+def _speed(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """How many times as fast as the best exact gradient, over L."""
+    lengths = [r["point"]["length"] for r in rows]
+    names = [n for n in rows[0]["metrics"]["contenders"] if not n.startswith("exact")]
+    for i, name in enumerate(names):
+        method, _, width = name.partition(" ")
+        each = [r["metrics"]["contenders"] for r in rows]
+        ratio = [
+            found[r["metrics"]["best"]]["seconds"] / found[name]["seconds"] for found, r in zip(each, rows, strict=True)
+        ]
+        ax.plot(lengths, ratio, "-o" if i % 2 else "--o", color=COLOURS[method])
+        ax.annotate(width, (lengths[-1], ratio[-1]), (4, -2), textcoords="offset points", fontsize=6)
+    ax.axhline(1, color="black", linewidth=0.5)
+    ax.set_yscale("log")
+    style.powers_of_two(ax, lengths)
+    ax.set_xlim(lengths[0] / 1.2, lengths[-1] * 1.6)
+    ax.set_xlabel("tokens $L$")
+
+
+def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """The smallest width at which sparse plus low rank is within 10 %, head by head."""
+    layers = sorted({r["point"]["layer"] for r in rows})
+    largest = max(len([r for r in rows if r["point"]["layer"] == layer]) for layer in layers)
+    table = np.full((len(layers), largest), np.nan)
+    texts = {}
+    for i, layer in enumerate(layers):
+        own = sorted((r for r in rows if r["point"]["layer"] == layer), key=lambda r: r["metrics"]["score_range"])
+        for j, row in enumerate(own):
+            widths = [w["width"] for w in row["metrics"]["widths"] if w["error"] <= TOLERANCE]
+            table[i, j] = np.log2(widths[0]) if widths else np.nan
+            most = row["metrics"]["widths"][-1]["width"]
+            texts[i, j] = str(widths[0]) if widths else f">{most}"
+    ax.set_facecolor(style.GREY)
+    ax.pcolormesh(np.ma.masked_invalid(table), cmap="cividis_r", vmin=3, vmax=9, edgecolor="white", linewidth=0.8)
+    for (i, j), text in texts.items():
+        dark = np.isfinite(table[i, j]) and table[i, j] > 6
+        ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=5.5, color="white" if dark else "black")
+    ax.set_yticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
+    ax.set_xticks([])
+    ax.invert_yaxis()
+    ax.set_ylabel("layer")
+    ax.set_xlabel("heads, tame to wild")
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """(a-c) error by width on each third of the heads; (d) error over time; (e) speed over L; (f) width needed."""
+    fig, axes = style.figure(4.4, 2, 3)
+    errors = [r for r in rows if r["point"]["kind"] == "error"]
+    times = sorted((r for r in rows if r["point"]["kind"] == "time"), key=lambda r: r["point"]["length"])
+    length = max(r["point"]["length"] for r in errors if r["point"]["method"] in ("svd", "sparse"))
+    with_svd = [r["point"]["length"] for r in errors if r["point"]["method"] == "svd"]
+    at = max(with_svd) if with_svd else length
+    shown = [r for r in errors if r["point"]["length"] == at]
+    kinds = _kinds(shown)
+    for i, kind in enumerate(KINDS):
+        _by_width(axes[0, i], [r for r in shown if kinds[r["point"]["layer"], r["point"]["head"]] == i])
+        style.panel(axes[0, i], "abc"[i], f"{kind} heads, $L = {at}$")
+    axes[0, 0].set_ylabel("relative error")
+    _against_time(axes[1, 0], times[-1])
+    style.panel(axes[1, 0], "d", f"time, $L = {times[-1]['point']['length']}$")
+    _speed(axes[1, 1], times)
+    style.panel(axes[1, 1], "e", "times as fast as exact")
+    _map(axes[1, 2], [r for r in errors if r["point"]["method"] == "sparse" and r["point"]["length"] == at])
+    style.panel(axes[1, 2], "f", "width for 10 %")
+    used = {r["point"]["method"] for r in errors}
+    handles = [
+        axes[0, 0].plot([], [], "--" if m == "svd" else "-o", color=COLOURS[m], label=LABELS[m])[0]
+        for m in LABELS
+        if m in used
+    ]
+    handles.append(axes[0, 0].plot([], [], "x", color="black", label="reported as failed")[0])
+    fig.legend(handles=handles, loc="outside lower center", ncols=4)
+    return fig
