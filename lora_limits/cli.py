@@ -6,19 +6,38 @@ import argparse
 import importlib
 import sys
 
-# subcommand: (module, function, help, arguments); the function takes the arguments and returns the exit status
+# subcommand: (module, function, help, {argument: options of argparse}); the function takes the arguments, in order, and
+# returns the exit status
 COMMANDS = {
     "theorems": (
         "lora_limits.theorems",
         "theorems_command",
         "every statement of the paper, with its verdict and the evidence for it",
-        (),
+        {},
     ),
     "solve": (
         "lora_limits.hardness.command",
         "solve_command",
         "decide a DIMACS CNF file through LoRA gradients (Theorem 4.1)",
-        ("FILE",),
+        {"FILE": {}},
+    ),
+    "diagnose": (
+        "lora_limits.diagnose.command",
+        "diagnose_command",
+        "which heads of a real model would gain from approximate LoRA gradients (Remark 5.2)",
+        {
+            "MODEL_DIR": {"help": "a local Hugging Face model folder, weights in safetensors"},
+            "--text": {"required": True, "metavar": "FILE", "help": "text to run it on, UTF-8"},
+            "--adapter": {"metavar": "DIR", "help": "LoRA adapter that peft wrote (default: a random one of rank 4)"},
+            "--tolerance": {"type": float, "default": 0.1, "metavar": "T", "help": "relative error (default: 0.1)"},
+            "--length": {
+                "type": int,
+                "metavar": "N",
+                "help": "tokens a window (default: the model's most, up to 2048)",
+            },
+            "--batch": {"type": int, "metavar": "N", "help": "windows (default: 4, or what the text fills)"},
+            "--out": {"metavar": "DIR", "help": "where to write diagnosis.json and diagnosis.png"},
+        },
     ),
 }
 
@@ -29,11 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, _, text, arguments) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
-        for argument in arguments:
-            sub.add_argument(argument)
+        for argument, options in arguments.items():
+            sub.add_argument(argument, **options)
     given = parser.parse_args(argv)
     module, function, _, arguments = COMMANDS[given.command]
-    return getattr(importlib.import_module(module), function)(*(getattr(given, a) for a in arguments))
+    return getattr(importlib.import_module(module), function)(*(getattr(given, a.lstrip("-")) for a in arguments))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,17 @@ def available() -> list[str]:
 
 
 def load(results: Path, config: str) -> list[dict[str, Any]] | None:
-    """Rows of a config that finished: from results/CONFIG/rows*.jsonl, or from the kept results/CONFIG.jsonl."""
+    """Rows of a config that finished: from results/CONFIG/rows*.jsonl, or from the kept results/CONFIG.jsonl.
+
+    One row where results/CONFIG.json is all there is.
+    """
     from experiments import store
 
     kept = results / f"{config}.jsonl"
     if kept.is_file():
         rows = [store.decode(json.loads(line)) for line in kept.read_text().splitlines()]
+    elif kept.with_suffix(".json").is_file():
+        return [json.loads(kept.with_suffix(".json").read_text(encoding="utf-8"))]
     elif (results / config).is_dir():
         rows = store.read(results / config)
     else:
@@ -39,7 +44,7 @@ def draw(name: str, results: Path, out: Path) -> str | None:
     rows = load(results, module.CONFIG)
     if rows is None:
         where = "" if results == STORED else f" --out {results / module.CONFIG}"
-        make = f"python -m experiments configs/{module.CONFIG}.toml{where}"
+        make = getattr(module, "COMMAND", f"python -m experiments configs/{module.CONFIG}.toml{where}")
         return f"{name}: no results of {module.CONFIG} in {results}; make them with: {make}"
     also = {config: load(results, config) or [] for config in getattr(module, "ALSO", ())}
     from paper_figures import style

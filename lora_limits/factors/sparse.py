@@ -67,21 +67,33 @@ def tree(points: jax.Array, leaf: int) -> jax.Array:
     """
     n = points.shape[0]
     levels = max(0, int(math.log2(n / leaf))) if n > leaf else 0
-    size = -(-n // 2**levels)
-    order = jnp.arange(size * 2**levels, dtype=jnp.int32)
-    order = jnp.where(order < n, order, n)[None]
-    for _ in range(levels):
+    leaves, size = 2**levels, -(-n // 2**levels)
+    numbers = jnp.arange(leaves, dtype=jnp.int32)
+
+    def halve(order, level):
+        # a node is a run of `width` leaves: the same shapes at every level, so that one program serves all
+        width = leaves >> level
+        first = numbers // width * width
+
+        def over_node(x):
+            sums = jnp.concatenate([jnp.zeros_like(x[:1]), jnp.cumsum(x, axis=0)])
+            return sums[first + width] - sums[first]
+
         z = take(points, order)
-        z = z - z.mean(1, keepdims=True)
-        direction = z[:, 0] + 1e-3 * jnp.abs(z).max((1, 2))[:, None]
+        z = z - over_node(z.mean(1))[:, None] / width.astype(z.dtype)
+        direction = z[first, 0] + 1e-3
         for _ in range(4):
             along = jnp.einsum("pnd,pd->pn", z, direction)
-            direction = jnp.einsum("pnd,pn->pd", z, along)
+            direction = over_node(jnp.einsum("pnd,pn->pd", z, along))
             top = jnp.abs(direction).max(1, keepdims=True)
             direction = direction / jnp.where(top > 0, top, 1)
-        by = jnp.argsort(jnp.einsum("pnd,pd->pn", z, direction), axis=1)
-        order = jnp.take_along_axis(order, by, 1).reshape(2 * order.shape[0], -1)
-    return order
+        along = jnp.einsum("pnd,pd->pn", z, direction).reshape(-1)
+        node = jnp.repeat(first, size, total_repeat_length=along.shape[0])
+        return jax.lax.sort((node, along, order.reshape(-1)), num_keys=2)[2].reshape(order.shape), None
+
+    order = jnp.arange(size * leaves, dtype=jnp.int32).reshape(leaves, size)
+    order = jnp.where(order < n, order, n)
+    return jax.lax.scan(halve, order, jnp.arange(levels, dtype=jnp.int32))[0] if levels else order
 
 
 class Found(NamedTuple):
@@ -143,17 +155,20 @@ def _keys(key: jax.Array, order: jax.Array, size: jax.Array, count: int) -> tupl
     return order[index], weight
 
 
-def orthonormal(v: jax.Array) -> jax.Array:
+def orthonormal(v: jax.Array, rounds: int) -> jax.Array:
     """The same span, columns nearly orthonormal: rounds of Cholesky, shifted so that it exists. (n, k), O(n k^2)."""
-    for _ in range(2):
-        v = v / jnp.maximum(jnp.sqrt((v**2).sum(0, keepdims=True)), jnp.finfo(v.dtype).tiny)
-        root = jnp.linalg.cholesky(dot(v.T, v) + RIDGE * jnp.eye(v.shape[1], dtype=v.dtype))
-        v = jax.scipy.linalg.solve_triangular(root, v.T, lower=True).T
+    eye = jnp.eye(v.shape[1], dtype=v.dtype)
+    for _ in range(rounds):
+        gram = dot(v.T, v)
+        size = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), jnp.finfo(v.dtype).tiny))
+        root = jnp.linalg.cholesky(gram / (size[:, None] * size[None]) + RIDGE * eye)
+        # a small inverse and a product: solving for every token takes several times as long
+        v = dot(v, jax.scipy.linalg.solve_triangular(root, eye / size[None], lower=True).T)
     return v
 
 
 def right_factor(key: jax.Array, e: jax.Array, keys: jax.Array, weight: jax.Array, rank: int) -> jax.Array:
-    """V (Lk, rank), orthonormal, near the top right singular vectors of e (p, Lk): subspace iteration on e e^T.
+    """V (Lk, rank), nearly orthonormal, near the top right singular vectors of e (p, Lk): subspace iteration on e e^T.
 
     Rows are compared with each other on the keys drawn only. O(p Lk rank) time.
     """
@@ -161,8 +176,8 @@ def right_factor(key: jax.Array, e: jax.Array, keys: jax.Array, weight: jax.Arra
     gram = dot(few, few.T)
     vectors = jax.random.normal(key, (e.shape[0], rank), e.dtype)
     for _ in range(ITERATIONS):
-        vectors = orthonormal(dot(gram, vectors))
-    return orthonormal(dot(e.T, vectors))
+        vectors = orthonormal(dot(gram, vectors), 2)
+    return orthonormal(dot(e.T, vectors), 1)
 
 
 def _left_factor(x, y, v, keys, weight, cap, shift) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,68 @@
+"""`lora-limits diagnose`: a model folder and a text in, a verdict per head out."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lora_limits.diagnose import adapters, loading, report
+from lora_limits.diagnose.diagnosis import diagnose
+
+
+def diagnose_command(
+    model: str,
+    text: str,
+    adapter: str | None,
+    tolerance: float,
+    length: int | None,
+    batch: int | None,
+    out: str | None,
+) -> int:
+    """Diagnoses the model in a folder on a text: prints a table and the dials, writes JSON and a picture to `out`.
+
+    Returns 0; 2, after one line on stderr, for a model, adapter or text that cannot be used as asked, or where the
+    extra `models` is missing. With `out`, what is measured is on disk after each layer.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the libraries, about their own future
+            _diagnose(Path(model), Path(text), adapter and Path(adapter), (tolerance, length, batch), out and Path(out))
+    except (OSError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _diagnose(folder: Path, text: Path, adapter: Any, numbers: tuple[Any, ...], out: Any) -> None:
+    tolerance, length, batch = numbers
+    if not 1e-3 <= tolerance < 1:
+        raise ValueError(f"--tolerance: got {tolerance:g}, expected 0.001 to 1, a relative error in float32")
+    if batch is not None and batch < 1:
+        raise ValueError(f"--batch: got {batch}, expected at least 1")
+    loading.check_folder(folder)
+    with loading.one_line(str(text)):
+        words = text.read_text(encoding="utf-8")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    bare = loading.load_model(folder)
+    ids = loading.windows(bare, loading.load_tokenizer(folder), words, length=length, batch=batch)
+    adapted = adapters.load_adapter(bare, adapter) if adapter else adapters.random_adapter(bare)
+    told = adapter.name if adapter else f"random, rank {adapters.RANK}"
+    keep = (lambda diagnosis: report.save(diagnosis, out)) if out else None
+    diagnosis = diagnose(adapted, ids, tolerance=tolerance, model=folder.resolve().name, adapter=told, keep=keep)
+    _show(diagnosis, out)
+
+
+def _show(diagnosis: dict[str, Any], out: Path | None) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(report.table(diagnosis))
+    for line in report.words(diagnosis):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        from lora_limits.diagnose import picture
+
+        console.print(f"results: {report.save(diagnosis, out)}, {picture.save(diagnosis, out / report.PICTURE)}")

@@ -1,0 +1,102 @@
+"""What a practitioner can turn: the norm bound, the LoRA rank, the mini-batch; what each would have to be, in words."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def head_dials(row: Row, tolerance: float) -> dict[str, Any]:
+    """The three dials of one head.
+
+    gamma_needed: the centred Gamma at which the head's affordable method is within the tolerance (the present one where
+    it is already), None below a sixteenth of the present one. rank_allowed: the rank at which the adapter's update u,
+    growing as sqrt(rank), would fill what the frozen weights leave of that bound, r ((gamma_needed - frozen) / u)^2; 0
+    where they leave nothing, None where nothing limits it. batch_at_tolerance: the largest mini-batch, in windows,
+    whose gradient noise is above the tolerance, (noise / tolerance)^2; batch_at_error: above the method's error.
+    """
+    gamma, frozen = row["norms"]["adapted"]["gamma_centred"], row["norms"]["frozen"]["gamma_centred"]
+    scale, rank = row["dial"]["scale"], row["rank_of_adapter"]
+    needed = None if scale is None else scale * gamma
+    update = max((row["update"].get(name, 0.0) for name in ("query", "key")), default=0.0)
+    if scale == 1.0 or rank is None:
+        allowed = None
+    elif needed is None or needed <= frozen:
+        allowed = 0
+    else:
+        allowed = None if update == 0 else math.floor(rank * ((needed - frozen) / update) ** 2)
+    noise = row["noise"]
+    return {
+        "gamma_needed": needed,
+        "rank_allowed": allowed,
+        "batch_at_tolerance": None if noise is None else math.floor((noise / tolerance) ** 2),
+        "batch_at_error": None if noise is None else math.floor((noise / max(row["error"], 1e-9)) ** 2),
+    }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    held = [v for v in values if v is not None]
+    return statistics.median(held) if held else None
+
+
+def dials(rows: Sequence[Row], *, tolerance: float, length: int) -> dict[str, dict[str, Any]]:
+    """Each dial over the analysed heads (at least one): its setting, what it would have to be, and a paragraph."""
+    return {"norm": _norm(rows, tolerance, length), "rank": _rank(rows), "batch": _batch(rows, tolerance, length)}
+
+
+def _norm(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
+    """Medians of the centred Gamma: as it is, and as the affordable method needs it (None: below a sixteenth)."""
+    dial = rows[0]["dial"]
+    pays = f"pays at {length} tokens" if dial["pays_from"] <= length else f"would pay from {dial['pays_from']:,} tokens"
+    there = sum(row["dial"]["scale"] == 1.0 for row in rows)
+    lost = sum(row["dial"]["scale"] is None for row in rows)
+    gamma = _median([row["norms"]["adapted"]["gamma_centred"] for row in rows])
+    needed = _median([row["dials"]["gamma_needed"] or 0.0 for row in rows]) or None
+    bound = "less than a sixteenth of that" if needed is None else f"{needed:.2g}"
+    text = (
+        f"{dial['method']} {pays}. The queries and keys of the median head, centred, reach Gamma = {gamma:.2g}; for "
+        f"{tolerance:.0%} error with that method it would have to be {bound}. {there} of {len(rows)} heads are there."
+    )
+    text += f" {lost} would not be at a sixteenth of their norms." if lost else ""
+    return {"is": gamma, "needs": needed, "method": dial["method"], "pays": pays, "there": there, "text": text}
+
+
+def _rank(rows: Sequence[Row]) -> dict[str, Any]:
+    """The adapter's rank; how many heads no rank helps; the rank that there is room for elsewhere (median)."""
+    ranks = {row["rank_of_adapter"] for row in rows}
+    rank = ranks.pop() if len(ranks) == 1 else None
+    frozen = _median([row["norms"]["frozen"]["gamma_centred"] for row in rows])
+    adapted = _median([row["norms"]["adapted"]["gamma_centred"] for row in rows])
+    full = sum(row["dials"]["rank_allowed"] == 0 for row in rows)
+    room = _median([row["dials"]["rank_allowed"] or None for row in rows])
+    text = f"The adapter ({'mixed ranks' if rank is None else f'rank {rank}'}) moves the median head's Gamma from "
+    text += f"{frozen:.3g} (frozen weights) to {adapted:.3g}. "
+    if full:
+        text += f"In {full} of {len(rows)} heads the frozen weights alone exceed the bound: no rank brings them below. "
+    if room is not None:
+        text += f"Elsewhere the bound leaves room for rank {room:.0f} (median). "
+    text += "The rank itself costs next to nothing: it acts through the norms."
+    return {"is": rank, "needs": room, "full": full, "text": text}
+
+
+def _batch(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
+    """The noise of one window (median), and the mini-batch up to which it hides an error of the tolerance."""
+    noise = _median([row["noise"] for row in rows])
+    if noise is None:
+        return {"is": None, "needs": None, "text": "Gradient noise takes two windows: a longer text, or --batch."}
+    most = _median([row["dials"]["batch_at_tolerance"] for row in rows]) or 0
+    within = sum((row["dials"]["batch_at_error"] or 0) >= 1 for row in rows)
+    text = f"The gradient of one window of {length} tokens has {noise:.0%} noise in the median head. "
+    if most >= 1:
+        text += (
+            f"An error of {tolerance:.0%} is below the noise of every mini-batch up to {most:.0f} windows, where it "
+            "costs nothing; larger batches need a smaller error. "
+        )
+    else:
+        text += f"That is below {tolerance:.0%}: an error of this size is felt at any mini-batch. "
+    text += f"{within} of {len(rows)} heads have an error below the noise of a single window."
+    return {"is": noise, "needs": most, "text": text}

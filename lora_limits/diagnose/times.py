@@ -1,0 +1,106 @@
+"""Seconds of a method against the exact gradient, measured once per shape: at one length, and where it would pay."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lora_limits.choose import exact_method, exact_operations, polynomial_operations
+from lora_limits.gradient import GradientResult, Method, Polynomial, gradient
+from lora_limits.problem import LoRAProblem
+
+LONGEST = 16384  # tokens that are timed; beyond, times are carried on as L and L^2
+ROUNDS, MOST_SECONDS = 31, 0.5
+
+
+def _only_gradient(problem: LoRAProblem, method: Method) -> GradientResult:
+    """Without the certificate: the error is measured here."""
+    result = gradient(problem, method)
+    return GradientResult(result.gradient, result.loss, result.rank)
+
+
+# the one compiled entry: each method once for each shape
+run = jax.jit(_only_gradient, static_argnames="method")
+
+
+def stretched(problem: LoRAProblem, length: int) -> LoRAProblem:
+    """The same head on `length` tokens, its own over and over: times depend on shapes alone."""
+
+    def rows(x: jax.Array) -> jax.Array:
+        return x[jnp.arange(length) % x.shape[0]]
+
+    names = ("x_query", "x_key", "x_value", "target")
+    return dataclasses.replace(problem, **{n: rows(getattr(problem, n)) for n in names})
+
+
+def by_turns(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median seconds of each after a warm-up, by turns, so that what slows the machine slows them all."""
+    for function in functions.values():
+        jax.block_until_ready(function())
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    began = time.perf_counter()
+    for _ in range(ROUNDS):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[name].append(time.perf_counter() - start)
+        if time.perf_counter() - began > MOST_SECONDS:
+            break
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def predicted(problem: LoRAProblem, method: Method) -> float | None:
+    """Operations of method and certificate over the exact gradient's, by the cost model of `choose`, or None."""
+    if not isinstance(method, Polynomial):
+        return None
+    return polynomial_operations(problem, method.degree) / exact_operations(problem)
+
+
+class Clock:
+    """Times by shape, method and length, each measured when first asked for. shape: of every array of the problem."""
+
+    def __init__(self) -> None:
+        self._held: dict[Any, tuple[float, float]] = {}
+
+    def pair(self, problem: LoRAProblem, method: Method, length: int | None = None) -> tuple[float, float]:
+        """(seconds of the method, of the exact gradient), one after the other on the same problem."""
+        tokens = problem.x_query.shape[0]
+        shapes = tuple((jax.tree_util.keystr(p), x.shape) for p, x in jax.tree_util.tree_leaves_with_path(problem))
+        name = (shapes, method, length or tokens)
+        if name not in self._held:
+            long = problem if length in (None, tokens) else stretched(problem, length)
+            exact = exact_method(long)
+            times = by_turns({"method": lambda: run(long, method=method), "exact": lambda: run(long, method=exact)})
+            self._held[name] = (times["method"], times["exact"])
+        return self._held[name]
+
+    def pays_from(self, problem: LoRAProblem, method: Method) -> int:
+        """The length from which the method is faster than the exact gradient, at this method's rank.
+
+        This length where it is already; else measured again at the power of two above the length that times growing as
+        L and L^2 would give, LONGEST at most, and interpolated, or carried on from there. Two significant digits.
+        """
+        tokens = problem.x_query.shape[0]
+        mine, exact = self.pair(problem, method)
+        if mine < exact:
+            return tokens
+        guess = min(2 ** math.ceil(math.log2(tokens * mine / exact)), LONGEST)
+        if guess <= tokens:
+            return _rounded(tokens * mine / exact)
+        there_mine, there_exact = self.pair(problem, method, guess)
+        here, there = math.log(mine / exact), math.log(there_mine / there_exact)
+        if there >= 0:
+            return _rounded(guess * there_mine / there_exact)
+        return _rounded(tokens * (guess / tokens) ** (here / (here - there)))
+
+
+def _rounded(length: float) -> int:
+    unit = 10 ** max(math.floor(math.log10(length)) - 1, 0)
+    return round(length / unit) * unit

@@ -1,0 +1,92 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Would fast LoRA gradients pay in your model?
+#
+# The paper's answer hangs on norms: almost linear time while queries and keys are small, no subquadratic algorithm where
+# they are not. `lora-limits diagnose` measures them, head by head, on a model folder and a text of yours:
+#
+#     pip install 'lora-limits[models]'
+#     lora-limits diagnose MODEL_DIR --text FILE [--adapter DIR] [--tolerance 0.1] --out diagnosis
+#
+# This notebook reads what that command left for all-MiniLM-L6-v2 (six layers of twelve heads of width 32) on the
+# documentation of CPython, with a random adapter of rank 4 on query and value.
+
+# %%
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import paper_figures
+from lora_limits.diagnose import picture, report
+
+diagnosis = json.loads((Path(paper_figures.__file__).parent / "data" / "diagnose.json").read_text())
+rows = [row for row in diagnosis["heads"] if not row["refused"]]
+{name: diagnosis[name] for name in ("model", "adapter", "tolerance", "length", "windows")}
+
+# %% [markdown]
+# ## The picture, and what it says in words
+
+# %%
+with plt.rc_context(picture.RC):
+    fig = plt.figure(figsize=(picture.WIDTH, picture.HEIGHT))
+    picture.fill(fig, diagnosis)
+    plt.show()
+
+# %%
+for line in report.words(diagnosis):
+    print(line)
+
+# %% [markdown]
+# ## Norms, raw and centred
+#
+# Shifting queries and keys changes nothing in attention, but much in the norms. Both of the paper's ratios, over all
+# heads: below about 1 is where its algorithm lives.
+
+# %%
+norms = [row["norms"]["adapted"] for row in rows]
+fig, axes = plt.subplots(1, 2, figsize=(5.5, 2.4), layout="constrained")
+for ax, raw, centred, label in (
+    (axes[0], "gamma_ratio", "gamma_ratio_centred", "Gamma / sqrt(ln L)"),
+    (axes[1], "score_ratio_raw", "score_ratio", "R / ln L"),
+):
+    x, y = (np.array([n[name] for n in norms]) for name in (raw, centred))
+    ax.loglog(x, y, "o", markersize=3)
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    ax.loglog(ends, ends, "k-", linewidth=0.6)
+    ax.set(xlabel=f"{label}, raw", ylabel="centred")
+plt.show()
+
+# %% [markdown]
+# ## What each method reached
+#
+# Relative error of the gradients, largest over windows and arrays, by the method that was tried. The command climbs each
+# ladder from its smallest rung and stops at the first that is within the tolerance.
+
+# %%
+methods = list(dict.fromkeys(tried["method"] for row in rows for tried in row["tried"]))
+errors = {m: [t["error"] for row in rows for t in row["tried"] if t["method"] == m and t["error"]] for m in methods}
+fig, ax = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
+ax.boxplot([np.clip(errors[m], 1e-3, 1e3) for m in methods], tick_labels=methods, orientation="horizontal")
+ax.axvline(diagnosis["tolerance"], color="black", linestyle="--", linewidth=0.8)
+ax.set(xscale="log", xlabel="relative error")
+plt.show()
+
+# %% [markdown]
+# ## The mini-batch dial
+#
+# A gradient is noisy anyway: windows of text differ. An error below that noise costs nothing. For each head, the largest
+# mini-batch whose noise still hides the error of its best method.
+
+# %%
+hidden = [row["dials"]["batch_at_error"] for row in rows if row["dials"]["batch_at_error"] is not None]
+{"heads whose error a single window hides": sum(b >= 1 for b in hidden), "of": len(hidden), "median": np.median(hidden)}
