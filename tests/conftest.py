@@ -1,15 +1,19 @@
 """One strict session: 64 bits, no silent promotion of dtypes or ranks; warnings are errors (pyproject.toml)."""
 
 import os
+from pathlib import Path
 
 from experiments.compiling import QUICK
 
-# Compiling is most of what the tests do: compile fast rather than well. Before jax is imported, and for children too.
-os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={str(v).lower()}" for k, v in QUICK.items()))
+# Compiling is most of what the tests do: compile fast rather than well, and each program in one piece, for every core
+# has a test of its own. Before jax is imported, and for children too.
+FLAGS = QUICK | {"xla_cpu_parallel_codegen_split_count": 1}
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={str(v).lower()}" for k, v in FLAGS.items()))
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+from toy_experiment import NOTE
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -32,3 +36,18 @@ def pytest_collection_modifyitems(items):
     if marked and jax.default_backend() == "cpu":
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="JAX sees no accelerator"))
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """Write toy.toml, whole or changed, into an empty folder that becomes the current one."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    monkeypatch.chdir(tmp_path)
+
+    def write(old="", new=""):
+        assert old in NOTE
+        Path("toy.toml").write_text(NOTE.replace(old, new, 1) if old else NOTE + new)
+        return "toy.toml"
+
+    write()
+    return write

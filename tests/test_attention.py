@@ -213,7 +213,7 @@ def refused(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": ll.Chain(2)}, r"method: got Chain.*expected Exact or Polynomial"),
+        ({"method": ll.Chain(2)}, r"method: got Chain.*expected Exact, Polynomial or a factor"),
         ({"method": "exact"}, "method: got 'exact'"),
         ({"method": ll.Polynomial(2, "fitted"), "is_causal": True}, "got 'fitted', expected 'taylor'"),
         ({"query": np.ones((S, N, H))}, r"query: got shape \(9, 4, 3\), expected \(batch"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from compiled import UNCERTIFIED
 from tools import arrays, assert_close, quick_jit
 
 import lora_limits as ll
@@ -19,7 +20,6 @@ RUN = quick_jit(chain.run, static_argnums=1)
 GRADIENT = quick_jit(chain.chain_gradient)
 ERRORS = quick_jit(chain.chain_errors)
 FACTOR = quick_jit(chain.polynomial_factor, static_argnums=(1, 2))
-FAST = quick_jit(ll.gradient, static_argnums=1)
 NORMS = quick_jit(ll.norm_report)
 DENSE = quick_jit(exact.dense_gradient)
 LEMMAS = ("f", "c", "q", "p1", "p2", "p")
@@ -211,7 +211,7 @@ def test_the_fast_gradient_is_a_chain_of_two_factors(shape, degree):
     For values alone nothing is differentiated, and `Polynomial(g)` is `Chain(g)` to rounding.
     """
     p = problems.make(11, shape=problems.SHAPES[shape], reach=2.0)
-    fast = FAST(p, ll.Polynomial(degree))
+    fast = UNCERTIFIED(p, ll.Polynomial(degree))
     got, loss = two_factor_gradient(p, degree)
     np.testing.assert_allclose(fast.loss, loss, rtol=1e-12)
     assert_close(fast.gradient, got, 1e-11)
@@ -224,7 +224,7 @@ def test_chain_and_fast_gradient_one_degree_higher_agree_to_the_order_of_the_rem
     gaps, errors = [], []
     for reach in (0.4, 0.2):
         p = problems.make(12, reach=reach, shape=problems.CROSS)
-        many = (DENSE(p)[1], FAST(p, ll.Polynomial(2)).gradient, RUN(p, chain.Chain(1))[1])
+        many = (DENSE(p)[1], UNCERTIFIED(p, ll.Polynomial(2)).gradient, RUN(p, chain.Chain(1))[1])
         want, fast, slow = (arrays(g)["query.a"] for g in many)
         gaps.append(np.abs(fast - slow).max() / np.abs(want).max())
         errors.append(np.abs(slow - want).max() / np.abs(want).max())

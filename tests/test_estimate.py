@@ -280,5 +280,5 @@ def test_estimates_that_cannot_be_had_are_refused():
     p = ll.random_problem(jax.random.key(1), length=8, width=2, rank=1, gamma=1.0)
     with pytest.raises(ValueError, match="expected both or neither"):
         ll.gradient(p, ll.Polynomial(1), rows=4)
-    with pytest.raises(ValueError, match="expected a Polynomial method"):
+    with pytest.raises(ValueError, match="expected a method whose error is estimated"):
         ll.gradient(p, ll.Exact(), rows=4, key=jax.random.key(0))

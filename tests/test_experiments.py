@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from paper_figures.__main__ import main as draw
+
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.toml"))
 NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.py"))
@@ -33,8 +35,7 @@ def test_smoke_size_runs_and_its_figure_is_drawn_alike_twice(name, results, tmp_
     if not (ROOT / "paper_figures" / f"{name}.py").exists():
         pytest.fail(f"no figure for {name}")
     for folder in ("one", "two"):
-        drawn = run("-m", "paper_figures", name, "--results", str(results), "--out", str(tmp_path / folder))
-        assert drawn.returncode == 0, drawn.stderr
+        assert draw([name, "--results", str(results), "--out", str(tmp_path / folder)]) == 0
     for suffix in ("pdf", "png"):
         one, two = ((tmp_path / folder / f"{name}.{suffix}").read_bytes() for folder in ("one", "two"))
         assert len(one) > 5000
@@ -45,7 +46,7 @@ def test_a_missing_result_names_the_command_that_makes_it(tmp_path):
     done = run("-m", "paper_figures", "scaling", "--results", str(tmp_path), "--out", str(tmp_path))
     assert done.returncode == 1
     assert "python -m experiments configs/scaling.toml" in done.stderr
-    assert run("-m", "paper_figures", "nothing").returncode == 2
+    assert draw(["nothing"]) == 2
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -72,3 +73,7 @@ def test_the_kept_results_draw_every_kept_figure(tmp_path):
     done = run("-m", "paper_figures", *names, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert sorted(p.stem for p in tmp_path.glob("*.png")) == names
+    # and alike in this process
+    assert draw(["phase_boundary", "--out", str(tmp_path / "here")]) == 0
+    for path in (tmp_path / "here").iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()

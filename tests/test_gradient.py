@@ -9,7 +9,7 @@ import numpy as np
 import problems
 import pytest
 import reference
-from compiled import BATCH, BLOCK, GRADIENT, batched, polynomial
+from compiled import BATCH, BLOCK, GRADIENT, UNBOUNDED, UNCERTIFIED, batched, polynomial
 from tools import arrays, assert_close, quick_jit
 
 import lora_limits as ll
@@ -82,7 +82,7 @@ CASES = [("cross", adapt, polynomial(3)) for adapt in problems.SUBSETS] + [
 def test_polynomial_is_the_derivative_of_the_factored_forward(shape, adapt, m):
     p = problems.make(1, shape=problems.SHAPES[shape], adapt=adapt, reach=1.5, kind="self attention")
     loss, want = FACTORED(p, jax.tree.map(jnp.asarray, p.adapters), coefficients(p, m), m.centred)
-    got = GRADIENT(p, m)
+    got = UNBOUNDED(p, m)
     np.testing.assert_allclose(got.loss, loss, rtol=1e-12)
     assert_close(got.gradient, want, 1e-10)
     assert set(got.bound) == set(adapt)
@@ -140,7 +140,7 @@ def test_a_common_query_reweights_the_keys_and_is_otherwise_centred_away():
     p = shifted(plain, 6.0, 3.0)
     want = exact(p)
     assert worst(exact(shifted(plain, 0.0, 3.0)), want) > 0.1
-    centred, raw = GRADIENT(p, polynomial(3)), GRADIENT(p, polynomial(3, centred=False))
+    centred, raw = UNCERTIFIED(p, polynomial(3)), UNCERTIFIED(p, polynomial(3, centred=False))
     assert worst(centred.gradient, want) < 2e-3
     assert worst(raw.gradient, want) > 100 * worst(centred.gradient, want)
 
@@ -157,7 +157,7 @@ def test_the_block_changes_only_rounding():
 def test_smallest_shapes(shape):
     """One key: softmax is 1 whatever the scores, so query and key gradients vanish and the value's is exact."""
     p = problems.make(4, shape=problems.SHAPES[shape])
-    got, want = GRADIENT(p, polynomial(3)), exact(p)
+    got, want = UNCERTIFIED(p, polynomial(3)), exact(p)
     # one query is its own centre: every score is then a weight, and the polynomial is exact
     assert_close(got.gradient, want, 1e-12, scale=1 + max(np.abs(x).max() for x in arrays(want).values()))
 

@@ -1,4 +1,4 @@
-"""The one runner of all sweeps: refusals, resumption, shards, and what a kill leaves behind."""
+"""The one runner of all sweeps: resumption, shards, and what a kill leaves behind."""
 
 import fcntl
 import json
@@ -10,44 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from tools import refusal
+from toy_experiment import NOTE
 
-from experiments import Refused, store, timing
+from experiments import Refused, store
 from experiments.__main__ import main
-from experiments.config import load
 
 ROOT = Path(__file__).parents[1]
-NOTE = """\
-experiment = "tests.toy_experiment"
-claim = "none"
-command = "python -m experiments toy.toml"
-minutes = {smoke = 0.1, default = 1, full = 2}
-expect = "nothing"
-[default]
-lengths = [1, 2, 3, 4, 5, 6, 7]
-[smoke]
-lengths = [1]
-[full]
-gamma = 2
-"""
-
-
-@pytest.fixture(autouse=True)
-def _root_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-    """Write toy.toml, whole or changed, into an empty folder that becomes the current one."""
-    monkeypatch.chdir(tmp_path)
-
-    def write(old="", new=""):
-        assert old in NOTE
-        Path("toy.toml").write_text(NOTE.replace(old, new, 1) if old else NOTE + new)
-        return "toy.toml"
-
-    write()
-    return write
 
 
 def outcome(row):
@@ -61,15 +30,6 @@ def outcomes(folder):
 
 def lines(path):
     return Path(path).read_text().splitlines()
-
-
-def refusal(capsys, *argv):
-    """The one line that a refused command says."""
-    assert main(argv) == 2
-    printed, said = capsys.readouterr()
-    assert printed == ""
-    assert said.count("\n") == 1
-    return said.strip()
 
 
 def test_a_sweep_writes_rows_and_a_manifest(toy, capsys):
@@ -97,116 +57,6 @@ def test_the_manifest_keeps_the_runs_before(toy):
     manifest = json.loads(Path("here/manifest.json").read_text())
     assert [run["config"]["seed"] for run in [*manifest["runs"], manifest]] == [0, 1, 2]
     assert sorted(path.name for path in Path("here").iterdir()) == ["manifest.json", "rows.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "folder", "lengths"),
-    [
-        (["--smoke"], "results/toy-smoke", [1]),
-        (["--size", "smoke"], "results/toy-smoke", [1]),
-        (["--size", "full"], "results/toy-full", [1, 2, 3, 4, 5, 6, 7]),
-        (["--size=smoke", "--out=there"], "there", [1]),
-    ],
-)
-def test_each_size_has_its_fields_and_folder(toy, flags, folder, lengths):
-    assert main([*flags, "toy.toml"]) == 0
-    assert [row["metrics"]["count"] for row in store.read(folder)] == lengths
-
-
-def test_flags_change_fields(toy):
-    flags = "--lengths 8 9 --gamma -1e-1 --seed 3 --offset null --title 12 --failing 4 --series chebyshev --pause 0"
-    assert main(["toy.toml", *flags.split()]) == 0
-    config = json.loads(Path("results/toy/manifest.json").read_text())["config"]
-    assert config == {
-        "lengths": [8, 9],
-        "gamma": -0.1,
-        "series": "chebyshev",
-        "seed": 3,
-        "offset": None,
-        "title": "12",
-        "failing": [4],
-        "pause": 0.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("--lengths abc", "--lengths: got 'abc', expected a list of integers"),
-        ("--lengths 8 0", "--lengths: got 0, expected greater than 0"),
-        ("--lengths 8.0", "--lengths: got 8.0, expected a list of integers"),
-        ("--lengths", "--lengths: got no value, expected a list of integers"),
-        ("--lengths 2000", "command line: got lengths up to 2000, expected at most 1000"),
-        ("--gamma nan", "--gamma: got 'nan', expected a number"),
-        ("--gamma NaN", "--gamma: got nan, expected a finite number"),
-        ("--gamma -Infinity", "--gamma: got -inf, expected a finite number"),
-        ("--gamma 1 2", "--gamma: got [1, 2], expected a number"),
-        ("--gamma true", "--gamma: got True, expected a number"),
-        ("--seed 1.5", "--seed: got 1.5, expected an integer"),
-        ("--offset x", "--offset: got 'x', expected a number or null"),
-        ("--series sine", "--series: got 'sine', expected 'taylor' or 'chebyshev'"),
-        ("--pause -1", "--pause: got -1, expected greater than or equal to 0"),
-        ("--seed 1 --seed 2", "--seed: got it twice, expected it once"),
-        ("--size huge", "--size: got 'huge', expected one of smoke, default, full"),
-        ("--size full --smoke", "--size: got 'full' beside --smoke, expected one of the two"),
-        ("--size", "--size: got no value, expected one"),
-        ("--smoke=yes", "--smoke: got a value, expected none"),
-        ("--shard 3/2", "--shard: got '3/2', expected I/N with 1 <= I <= N"),
-        ("--shard 0/2", "--shard: got '0/2', expected I/N with 1 <= I <= N"),
-        ("--shard half", "--shard: got 'half', expected I/N with 1 <= I <= N"),
-        ("--smoke 512", "got toy.toml 512, expected one: python -m experiments configs/NAME.toml"),
-        ("--out toy.toml", "toy.toml: File exists"),
-    ],
-)
-def test_a_bad_flag_is_refused_in_one_line(toy, capsys, flags, said):
-    assert refusal(capsys, "toy.toml", *flags.split()).startswith(said)
-    assert not Path("results").exists()
-
-
-def test_an_unknown_flag_is_refused_with_the_known_ones(toy, capsys):
-    said = refusal(capsys, "toy.toml", "--length", "3")
-    assert said.startswith("--length: got an unknown flag, expected one of --lengths, --gamma, --series")
-    assert "--shard" in said
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        (
-            "lengths = [1, 2, 3, 4, 5, 6, 7]",
-            "lengths = 'abc'",
-            "default.lengths: got 'abc', expected a list of integers",
-        ),
-        ("lengths = [1]", "lengths = [1, 'x']", "smoke.lengths: got 'x', expected a list of integers"),
-        ("lengths = [1]", "lengths = []", "smoke.lengths: got [], expected at least 1 item"),
-        ("lengths = [1]", "lengths = [1001]", "smoke: got lengths up to 1001, expected at most 1000"),
-        ("lengths = [1, 2, 3, 4, 5, 6, 7]\n", "", "default.lengths: got nothing, expected a list of integers"),
-        ("gamma = 2", "gamma = nan", "full.gamma: got nan, expected a finite number"),
-        ("gamma = 2", "gamma = -inf", "full.gamma: got -inf, expected a finite number"),
-        ("gamma = 2", "gamma = '2'", "full.gamma: got '2', expected a number"),
-        ("gamma = 2", "gamma = 1979-05-27", "full.gamma: got '1979-05-27', expected a number"),
-        ("gamma = 2", "gama = 2", "full.gama: got an unknown key, expected one of lengths, gamma,"),
-        ("claim = ", "clam = ", "claim: got nothing, expected a string"),
-        ("", "[defualt]", "defualt: got an unknown key, expected one of experiment, claim,"),
-        ("default = 1,", "default = 'x',", "minutes.default: got 'x', expected a number"),
-        ("default = 1,", "", "minutes.default: got nothing, expected a number"),
-        ("minutes = {", "minutes = 3 #", "minutes: got 3, expected a table"),
-        ("[default]", "[default", "got text that is not TOML"),
-        ("tests.toy_experiment", "no_such_thing", "experiment: got 'no_such_thing', expected a module"),
-        ("tests.toy_experiment", "../toy", "experiment: got '../toy', expected the name of a module"),
-        ("tests.toy_experiment", "store", "experiment: got 'store', which has no Config"),
-    ],
-)
-def test_a_bad_config_is_refused_in_one_line(toy, capsys, old, new, said):
-    assert refusal(capsys, toy(old, new)).startswith(f"toy.toml: {said}")
-    assert not Path("results").exists()
-
-
-def test_a_config_that_cannot_be_read_is_refused(toy, capsys):
-    assert refusal(capsys, "none.toml") == "none.toml: No such file or directory, expected a config file"
-    Path("binary.toml").write_bytes(b"\xff\xfe")
-    assert refusal(capsys, "binary.toml").startswith("binary.toml: got text that is not TOML")
-    assert refusal(capsys).startswith("got no config file, expected one")
 
 
 def test_failed_points_are_recorded_and_retried_only_on_demand(toy, capsys):
@@ -328,13 +178,6 @@ def test_the_key_is_that_of_the_point_the_version_and_what_is_shared():
     assert len(keys | {base}) == 5
 
 
-def test_load_gives_the_experiment_and_its_config(toy):
-    sweep = load("toy.toml", "full")
-    assert sweep.config.model_dump()["gamma"] == 2.0
-    assert sweep.experiment.points(sweep.config)[0] == {"length": 1, "gamma": 2.0}
-    assert sweep.note.minutes.full == 2
-
-
 def python(*argv, cwd=ROOT):
     return subprocess.run([sys.executable, *argv], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
 
@@ -408,27 +251,3 @@ def test_a_sweep_killed_twenty_times_ends_like_one_left_alone(toy):
     written = [json.loads(line) for line in lines(rows)]
     assert len({row["key"] for row in written}) == len(written) == 60
     assert outcomes("out") == outcomes("alone")
-
-
-def test_contenders_are_timed_by_turns():
-    calls = []
-    times = timing.interleaved(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, max_seconds=9
-    )
-    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
-    assert times["a"]["repeats"] == 3
-    assert times["a"]["seconds"] >= 0
-    assert timing.median_time(time.sleep, 0.01, repeats=50, max_seconds=0.035)["repeats"] < 6
-    with pytest.raises(ValueError, match="repeats: got 0"):
-        timing.median_time(time.sleep, 0.01, repeats=0, max_seconds=1)
-
-
-def test_compile_time_and_working_memory_are_read_without_a_run():
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones((256, 1))
-    compiled, seconds = timing.compile_seconds(jax.jit(lambda x: jnp.linalg.norm(jnp.tanh(x @ x.T) @ x)), x)
-    assert seconds > 0
-    assert (timing.temporary_bytes(compiled) or 0) >= 256 * 256 * 4
-    assert math.isfinite(float(compiled(x)))

@@ -1,4 +1,4 @@
-"""What several test files share: optional extras, quick compilation, and walks over pairs of gradients."""
+"""What several test files share: optional extras, quick compilation, refused commands, and walks over pairs of gradients."""
 
 import importlib
 import os
@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from experiments.__main__ import main
 from experiments.compiling import QUICK, quick_jit
 
 __all__ = ["QUICK", "quick_jit"]
@@ -19,6 +20,15 @@ def extra(name):
         if os.environ.get("LORA_LIMITS_ALL_EXTRAS") == "1":
             pytest.fail(f"LORA_LIMITS_ALL_EXTRAS=1, but {name} is missing: {error}")
         pytest.skip(f"needs {name}")
+
+
+def refusal(capsys, *argv):
+    """The one line that a refused command says."""
+    assert main(argv) == 2
+    printed, said = capsys.readouterr()
+    assert printed == ""
+    assert said.count("\n") == 1
+    return said.strip()
 
 
 def arrays(gradient):

@@ -11,6 +11,19 @@ from experiments.config import Fields
 VERSION = 1
 X64 = None
 SHARED = ("seed", "offset")
+NOTE = """\
+experiment = "tests.toy_experiment"
+claim = "none"
+command = "python -m experiments toy.toml"
+minutes = {smoke = 0.1, default = 1, full = 2}
+expect = "nothing"
+[default]
+lengths = [1, 2, 3, 4, 5, 6, 7]
+[smoke]
+lengths = [1]
+[full]
+gamma = 2
+"""
 
 
 class Config(Fields):

@@ -185,10 +185,11 @@ ROWS = (
     ),
     Row(
         "Rem. 4.2",
-        "one data point is already hard, so mini-batches are too",
+        "one data point is already hard, so mini-batches are too; runs in mini-batches do get there",
         SETH,
         mini_batch,
         "tests/test_exact.py::test_the_gradient_is_the_derivative_of_the_loss",
+        "crossing",
     ),
     Row(
         "Theorem 4.1, W*_Q",

@@ -1,0 +1,208 @@
+"""The polynomial gradient on one accelerator against the exact gradients that its own kernels give.
+
+One point is one length: every contender that the device can run, timed by turns, its error beside its time. What it
+cannot run, or not within the limits, keeps its place in the row with the reason why. Errors are relative: against the
+exact gradient where one fits the time (in float64 on the host up to 4096 tokens, beyond that tiled in float32 on the
+device); beyond that the polynomial's are estimated from sampled queries, in max norm.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from experiments.config import Fields
+
+if TYPE_CHECKING:
+    import lora_limits as ll
+    from experiments.kernels import Contender
+    from experiments.truth import Reference
+
+VERSION = 1
+SHARED = (
+    "degrees",
+    "blocks",
+    "tiles",
+    "width",
+    "rank",
+    "gamma",
+    "seed",
+    "repeats",
+    "max_seconds",
+    "most_seconds",
+    "most_bytes",
+    "bandwidth_gb_s",
+)
+PILOT = 16384  # no exact gradient of a longer input is tried before one of this length has been timed
+SAMPLED = 128  # queries behind an estimated error
+
+
+class Config(Fields):
+    """blocks: tokens to a block of the polynomial's sweeps; 0 leaves it to the library, which thinks of a CPU's cache.
+
+    tiles: of the library's exact gradient. An exact gradient runs where it takes most_seconds or less, anything where
+    it takes most_bytes of working memory or less. bandwidth_gb_s: of the device's memory, for the time that reading the
+    inputs once would take.
+    """
+
+    lengths: tuple[PositiveInt, ...]
+    degrees: tuple[PositiveInt, ...] = (2, 3)
+    blocks: tuple[NonNegativeInt, ...] = (16384,)
+    tiles: tuple[PositiveInt, ...] = (1024, 4096)
+    width: PositiveInt = 8
+    rank: PositiveInt = 4
+    gamma: PositiveFloat = 1.0
+    seed: int = 0
+    repeats: PositiveInt = 7
+    max_seconds: PositiveFloat = 3.0
+    most_seconds: PositiveFloat = 3.0
+    most_bytes: PositiveFloat = 5e10
+    bandwidth_gb_s: PositiveFloat | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+def points(config: Config) -> list[dict[str, Any]]:
+    """Every length, on the device that is there: on another device it is another point."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        gone = "no accelerator found: Pallas, cuDNN and TF32 are left out"
+        print(f"{gone}; XLA in float32, the tiled exact gradient and ours run on this CPU", file=sys.stderr)
+    return [{"length": n, "device": device.device_kind} for n in sorted(set(config.lengths))]
+
+
+def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Time, memory, precision and errors of every contender by name, or why it was left out."""
+    import jax
+
+    from experiments import kernels, timing
+
+    problem = make_problem(point["length"], config)
+    true = reference(problem, config)
+    methods: dict[str, dict[str, Any]] = {}
+    calls = {}
+    for name, contender in contenders(config).items():
+        methods[name] = {k: getattr(contender, k) for k in ("family", "dtype", "precision", "features")}
+        reason = too_long(name, point["length"], config) if contender.family == "exact" else None
+        if reason:
+            methods[name]["left_out"] = reason
+            continue
+        outcome, program, value = kernels.attempt(contender, problem, config.most_bytes)
+        methods[name] |= outcome
+        if program is not None:
+            calls[name] = functools.partial(program, problem)
+            methods[name] |= judge(value, true)
+    for name, time in timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds).items():
+        methods[name] |= time
+    if true is None:
+        for name, error in estimates(problem, config).items():
+            methods[name]["estimated_error"] = methods[f"{name}, certified"]["estimated_error"] = error
+    # each distinct array once, however often a method reads it
+    size = sum({id(x): x.nbytes for x in jax.tree.leaves(problem) if hasattr(x, "nbytes")}.values())
+    seconds = size / config.bandwidth_gb_s / 1e9 if config.bandwidth_gb_s else None
+    device = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
+    return device | {"bytes": size, "traffic_seconds": seconds, "methods": methods}
+
+
+def make_problem(length: int, config: Config) -> ll.LoRAProblem:
+    """Random self-attention with query and value adapters, beta = 1/width."""
+    import jax
+
+    import lora_limits as ll
+
+    key = jax.random.key(config.seed)
+    return ll.random_problem(key, length=length, width=config.width, rank=config.rank, gamma=config.gamma)
+
+
+def polynomials(config: Config) -> dict[str, ll.Polynomial]:
+    """Polynomial methods by name."""
+    import lora_limits as ll
+
+    out = {}
+    for degree in config.degrees:
+        for block in config.blocks:
+            name = f"degree {degree}" + (f", block {block or 'auto'}" if len(config.blocks) > 1 else "")
+            out[name] = ll.Polynomial(degree, block_size=block or None)
+    return out
+
+
+def contenders(config: Config) -> dict[str, Contender]:
+    """Every contender by name."""
+    from experiments import kernels
+
+    return kernels.contenders(config.tiles, polynomials(config), config.width)
+
+
+@functools.cache
+def pilot_seconds(name: str, config: Config) -> float:
+    """Seconds that a contender takes for PILOT tokens; 0 if it cannot be run, so that every length says why."""
+    from experiments import kernels, timing
+
+    problem = make_problem(PILOT, config)
+    program = kernels.attempt(contenders(config)[name], problem, config.most_bytes)[1]
+    if program is None:
+        return 0.0
+    return timing.median_time(program, problem, repeats=3, max_seconds=config.max_seconds / 4)["seconds"]
+
+
+def too_long(name: str, length: int, config: Config) -> str | None:
+    """Why an exact contender is not even tried at this length, if so: it would take more than most_seconds."""
+    seconds = pilot_seconds(name, config) * (length / PILOT) ** 2 if length > PILOT else 0.0
+    return f"would take about {seconds:.3g} s" if seconds > config.most_seconds else None
+
+
+def reference(problem: ll.LoRAProblem, config: Config) -> Reference | None:
+    """The exact gradient, where one is within the limits: in float64 on the host, or tiled on the device."""
+    import jax
+    import numpy as np
+
+    import lora_limits as ll
+    from experiments import truth
+
+    length = problem.target.shape[0]
+    if length <= truth.FLOAT64_LENGTH:
+        with jax.default_device(jax.devices("cpu")[0]):
+            return truth.reference(problem)
+    tile = config.tiles[-1]
+    if too_long(f"tiled {tile}", length, config):
+        return None
+    gradient = jax.jit(lambda p: ll.gradient(p, ll.Exact(tile)).gradient)(problem)
+    return truth.Reference(truth.named(gradient), np.arange(0), np.empty((0, 0)))
+
+
+def judge(value: Any, true: Reference | None) -> dict[str, Any]:
+    """Errors of a gradient and, where it comes with one, its certified bound over the largest entry."""
+    from experiments import truth
+
+    if true is None:
+        return {}
+    gradient, bound = value
+    return truth.errors(gradient, true) | ({"bound": truth.relative_bound(bound, true)} if bound is not None else {})
+
+
+def estimates(problem: ll.LoRAProblem, config: Config) -> dict[str, float]:
+    """By polynomial that runs: the upper end of its estimated max-norm error over the largest entry, worst array."""
+    import jax
+    import jax.numpy as jnp
+
+    import lora_limits as ll
+    from experiments import kernels
+
+    def run(problem: ll.LoRAProblem, method: ll.Polynomial) -> Any:
+        result = ll.gradient(problem, method, rows=SAMPLED, key=jax.random.key(config.seed + 1))
+        assert result.estimate is not None
+        pairs = [(result.estimate[n], x) for n, x in result.gradient.items()]
+        return jnp.stack([e.high / jnp.abs(g).max() for x, y in pairs for e, g in ((x.a, y.a), (x.b, y.b))]).max()
+
+    out = {}
+    for name, method in polynomials(config).items():
+        contender = kernels.Contender("estimate", functools.partial(run, method=method))
+        value = kernels.attempt(contender, problem, config.most_bytes)[2]
+        out |= {name: float(value)} if value is not None else {}
+    return out

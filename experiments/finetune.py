@@ -1,0 +1,181 @@
+"""Fine-tuning by exact and by approximate gradients, side by side: loss, metric, gradient error, time and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from experiments.config import Fields
+
+VERSION = 1
+SHARED = ("short", "long", "rank", "alpha", "repeats", "max_seconds")
+BLOCKS = (128, 512, 2048)  # of the exact contenders, timed beside XLA's own
+KINDS = {"exact": 0, "polynomial": 1, "skeleton": 1}  # numbers behind each method's name
+
+
+class Case(Fields):
+    """Sizes of the model, of pretraining on each task's source and of fine-tuning on its target."""
+
+    tasks: dict[Literal["digits", "prose_or_code", "which_module", "next_byte"], PositiveInt]  # and their lengths
+    pretrain_steps: PositiveInt
+    pretrain_batch: PositiveInt = 16
+    steps: PositiveInt
+    batch: PositiveInt = 16
+    rate: PositiveFloat = 1e-2
+    every: PositiveInt = 25
+    tests: PositiveInt = 256
+    final_tests: PositiveInt = 512
+    d_model: PositiveInt = 32
+    heads: PositiveInt = 4
+    width: PositiveInt = 4
+    layers: PositiveInt = 2
+    normalised: bool = True
+    words: PositiveInt = 512  # vocabulary of which_module; the other texts are read byte by byte
+    base_length: PositiveInt | None = None  # pixels that the base was pretrained on, where fewer
+
+
+class Config(Fields):
+    """Every method of `methods` on every task of `short`, and of `long_methods` on `long`; adapters on Q, K and V.
+
+    A method: "exact", "polynomial DEGREE" or "skeleton RANK". cache: where pretrained bases are kept.
+    """
+
+    methods: tuple[str, ...]
+    long_methods: tuple[str, ...]
+    seeds: PositiveInt
+    long_seeds: PositiveInt
+    short: Case
+    long: Case
+    rank: PositiveInt = 4
+    alpha: PositiveFloat = 8.0
+    repeats: PositiveInt = 5
+    max_seconds: PositiveFloat = 8.0
+    cache: str = Field(default="results/bases", min_length=1)
+
+    @field_validator("methods", "long_methods")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            kind, *numbers = name.split()
+            if KINDS.get(kind) != len(numbers) or not all(n.isdecimal() for n in numbers):
+                raise ValueError(f"got {name!r}, expected 'exact', 'polynomial DEGREE' or 'skeleton RANK'")
+        return names
+
+
+def points(config: Config) -> list[dict[str, Any]]:
+    """A run for each case, task, seed and method; before them the step of every method timed, once for each task."""
+    out = []
+    cases = {"short": (config.methods, config.seeds), "long": (config.long_methods, config.long_seeds)}
+    for case, (methods, seeds) in cases.items():
+        for task, length in getattr(config, case).tasks.items():
+            where = {"case": case, "task": task, "length": length}
+            # a skeleton looks ahead, and the next token is predicted causally
+            fitting = [m for m in methods if task != "next_byte" or not m.startswith("skeleton")]
+            out.append({"kind": "time", **where, "methods": fitting})
+            out += [{"kind": "run", **where, "method": m, "seed": s} for s in range(seeds) for m in fitting]
+    return out
+
+
+def read_method(name: str, length: int) -> Any:
+    """The method of a name. A polynomial gets blocks short enough that attention is not exact: no task is shorter."""
+    import lora_limits as ll
+    from experiments.training import EXACT
+
+    kind, *numbers = name.split()
+    if kind == "exact":
+        return EXACT
+    if kind == "skeleton":
+        return ll.Skeleton(int(numbers[0]))
+    return ll.Polynomial(int(numbers[0]), block_size=min(512, length // 4))
+
+
+def _words(case: Case, task: str) -> int:
+    return case.words if task == "which_module" else 0
+
+
+def _model(config: Config, point: dict[str, Any], seed: int) -> Any:
+    """The pretrained base with fresh adapters of that seed."""
+    from experiments import training
+    from lora_limits.layers import LoRA
+
+    case = getattr(config, point["case"])
+    recipe = training.Recipe(case.pretrain_steps, case.pretrain_batch, 5e-3, every=case.pretrain_steps)
+    sizes = {name: getattr(case, name) for name in ("d_model", "heads", "width", "layers", "normalised")}
+    length = case.base_length or point["length"]
+    words = _words(case, point["task"])
+    base = training.Base(point["task"], length, recipe, words, tuple(sorted(sizes.items())))
+    lora = LoRA(config.rank, config.alpha, adapt=("query", "key", "value"))
+    model = training.pretrained(base, lora, Path(config.cache), seed=seed)
+    if length != point["length"]:
+        training.stretch(model, point["length"])
+    return model
+
+
+def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """A run's history and its final scores, or the time and memory of a step by every contender."""
+    return _time(point, config) if point["kind"] == "time" else _run(point, config)
+
+
+def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The history, and "final": held-out loss and accuracy under exact attention, whatever the training was.
+
+    A run that is killed goes on from its last evaluation.
+    """
+    import dataclasses
+
+    from experiments import store, tasks, training
+
+    case, seed = getattr(config, point["case"]), point["seed"]
+    model = _model(config, point, seed)
+    model.set_methods([read_method(point["method"], point["length"])] * case.layers)
+    task = tasks.load(point["task"], point["length"], "target", _words(case, point["task"]))
+    recipe = training.Recipe(case.steps, case.batch, case.rate, seed, case.every, case.tests)
+    shared = config.model_dump(mode="json", include=set(SHARED))
+    folder = Path(config.cache) / "runs" / store.key("finetune", VERSION, shared, point)
+    history = training.train(model, task, recipe, watch=point["method"] != "exact", folder=folder)
+    training.forget(folder)
+    if point["method"] == "exact" and case.final_tests == case.tests:  # evaluated so already
+        return history | {"final": {"loss": history["test_loss"][-1], "accuracy": history["accuracy"][-1]}}
+    exact = training.with_methods(model, [training.EXACT] * case.layers)
+    return history | {"final": training.evaluate(exact, task.test, dataclasses.replace(recipe, tests=case.final_tests))}
+
+
+def xla(q, k, v, is_causal):
+    """jax.nn.dot_product_attention, dense, at full precision."""
+    import jax
+
+    with jax.default_matmul_precision("highest"):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=is_causal, implementation="xla")
+
+
+def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """{contender: seconds, spread, repeats, temporary bytes} of a training step; "best": the fastest exact one."""
+    import functools
+
+    from flax import nnx
+
+    import lora_limits as ll
+    from experiments import tasks, timing, training
+
+    case, length = getattr(config, point["case"]), point["length"]
+    model = _model(config, point, 0)
+    recipe = training.Recipe(case.steps, case.batch, case.rate)
+    task = tasks.load(point["task"], length, "target", _words(case, point["task"]))
+    data = tasks.batch(task.train, case.batch, 0, 0)
+    blocks = [b for b in BLOCKS if b < length] or [training.EXACT.block_size]
+    exact = {f"exact {b}": ll.Exact(b) for b in blocks} | {"xla": xla}
+    contenders = exact | {name: read_method(name, length) for name in point["methods"] if name != "exact"}
+    out, calls = {}, {}
+    for name, method in contenders.items():
+        model.set_methods([method] * case.layers)
+        graphdef, trained, frozen = nnx.split(model, training.ADAPTERS, ...)
+        args = (trained, frozen, training.optimiser(recipe).init(trained), *data)
+        run = training.compiled_step(recipe, graphdef, *args)
+        calls[name] = functools.partial(run, *args)
+        out[name] = {"temporary": timing.temporary_bytes(run)}
+    for name, time in timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds).items():
+        out[name] |= time
+    best = min(exact, key=lambda name: out[name]["seconds"])
+    return {"methods": out, "best": best}

@@ -1,0 +1,89 @@
+"""Which tasks mind a coarse approximation: what each loses as the features k become few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from experiments.config import Fields
+
+VERSION = 1
+SHARED = ("lengths", "pretrain_steps", "steps", "batch", "rate", "tests", "sample", "layers")
+WIDTH = 4
+CAUSAL = ("next_byte",)
+
+
+class Config(Fields):
+    """Rank-4 adapters on Q, K and V of a model with normalised queries and keys of width 4, fine-tuned on each task.
+
+    degrees: of Polynomial, k = binom(4 + degree, degree); skeletons: ranks of Skeleton, which no causal task takes.
+    sample: examples behind the error of the gradient. cache: where pretrained bases are kept.
+    """
+
+    lengths: dict[Literal["digits", "prose_or_code", "which_module", "next_byte"], PositiveInt]
+    degrees: tuple[NonNegativeInt, ...]
+    skeletons: tuple[PositiveInt, ...]
+    seeds: PositiveInt
+    pretrain_steps: PositiveInt = 400
+    steps: PositiveInt = 100
+    batch: PositiveInt = 16
+    rate: PositiveFloat = 1e-2
+    tests: PositiveInt = 1024
+    sample: PositiveInt = 64
+    layers: PositiveInt = 1
+    cache: str = Field(default="results/bases", min_length=1)
+
+
+def points(config: Config) -> list[dict[str, Any]]:
+    """A run for each task, method and seed, seeds last: alike to XLA."""
+    out = []
+    for task in config.lengths:
+        methods = ["exact", *(f"polynomial {degree}" for degree in config.degrees)]
+        if task not in CAUSAL:
+            methods += [f"skeleton {rank}" for rank in config.skeletons]
+        out += [{"task": task, "method": m, "seed": s} for m in methods for s in range(config.seeds)]
+    return out
+
+
+def features(method: str) -> int | None:
+    """k of a method by its name; None for the exact one."""
+    import math
+
+    kind, *numbers = method.split()
+    if kind == "exact":
+        return None
+    number = int(numbers[0])
+    return math.comb(WIDTH + number, number) if kind == "polynomial" else number
+
+
+def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Scores of a run as batch_and_rank.tune has them, k, and the moments of gradient and error before and after it."""
+    from experiments import gradient_noise, tasks, training
+    from experiments.batch_and_rank import tune
+    from experiments.finetune import read_method
+
+    length, seed = config.lengths[point["task"]], point["seed"]
+    model, task = model_of(config, point["task"], length, seed), tasks.load(point["task"], length, "target")
+    method = read_method(point["method"], length)
+    data = tasks.batch(task.train, config.sample, seed, config.steps + 1)  # a step that no run takes
+    watched = {} if point["method"] == "exact" else {"method": method}
+    model.set_methods([method] * config.layers)
+    before = gradient_noise.compare(model, data, watched)
+    recipe = training.Recipe(config.steps, config.batch, config.rate, seed, every=config.steps, tests=config.tests)
+    scores = tune(model, task, recipe)
+    gradient = {"before": before, "after": gradient_noise.compare(model, data, watched)}
+    return scores | {"gradient": gradient, "features": features(point["method"])}
+
+
+def model_of(config: Config, task: str, length: int, seed: int) -> Any:
+    """The task's pretrained base with fresh adapters."""
+    from experiments import training
+    from lora_limits.layers import LoRA
+
+    recipe = training.Recipe(config.pretrain_steps, rate=config.rate, every=config.pretrain_steps)
+    sizes = {"d_model": 32, "heads": 4, "layers": config.layers, "normalised": True, "width": WIDTH}
+    base = training.Base(task, length, recipe, options=tuple(sorted(sizes.items())))
+    lora = LoRA(4, 8.0, adapt=("query", "key", "value"))
+    return training.pretrained(base, lora, Path(config.cache), seed=seed)

@@ -1,0 +1,160 @@
+"""Training by exact and by approximate gradients: loss, gradient error, final metric, time and memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy import stats
+
+from paper_figures import style
+
+NAME = "finetune"
+CONFIG = "finetune"
+TASKS = {
+    "digits": "digits",
+    "prose_or_code": "prose or code",
+    "which_module": "which module",
+    "next_byte": "next byte",
+}
+SMOOTH = 5  # steps in a running mean of the training loss
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % interval (Student's t); a half-width of 0 for a single value."""
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return float(x.mean()), 0.0
+    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def runs(rows: list[dict[str, Any]], case: str, task: str) -> dict[str, list[dict[str, Any]]]:
+    """{method: metrics of its runs, seed by seed} in the order of the rows."""
+    out: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        point = row["point"]
+        if (point["kind"], point["case"], point["task"]) == ("run", case, task):
+            out.setdefault(point["method"], []).append(row["metrics"])
+    return out
+
+
+def steps(rows: list[dict[str, Any]], case: str, task: str) -> dict[str, dict[str, float]]:
+    """{method: seconds and temporary bytes of a step}, "exact" being the fastest exact contender."""
+    for row in rows:
+        point, metrics = row["point"], row["metrics"]
+        if (point["kind"], point["case"], point["task"]) == ("time", case, task):
+            return metrics["methods"] | {"exact": metrics["methods"][metrics["best"]]}
+    return {}
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over SMOOTH steps, shorter at the start."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(last - SMOOTH, 0)
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _losses(ax: Axes, found: dict[str, list[dict[str, Any]]], colours: dict[str, str], seconds=None) -> None:
+    """The mean loss over seeds by step, or by the seconds that steps of each method take; exact wide and pale."""
+    for method, metrics in found.items():
+        loss = smooth(np.mean([m["loss"] for m in metrics], axis=0))
+        x = np.arange(1, len(loss) + 1) * (seconds[method]["seconds"] if seconds else 1)
+        width, alpha = (2.6, 0.35) if method == "exact" else (0.9, 1)
+        ax.plot(x, loss, color=colours[method], linewidth=width, alpha=alpha)
+    ax.set_xlabel("seconds" if seconds else "step")
+
+
+def _errors(ax: Axes, found: dict[str, list[dict[str, Any]]], colours: dict[str, str]) -> None:
+    """Median over seeds of the gradient's relative error (solid) and of 1 - cosine (dotted), along training."""
+    for method, metrics in found.items():
+        if "error" in metrics[0]:
+            x, error = metrics[0]["steps"], np.median([m["error"] for m in metrics], axis=0)
+            away = 1 - np.median([m["cosine"] for m in metrics], axis=0)
+            ax.plot(x, error, "o-", color=colours[method], markersize=2, linewidth=0.9)
+            ax.plot(x, np.maximum(away, 1e-7), "o:", color=colours[method], markersize=2, linewidth=0.9)
+    ax.set_yscale("log")
+    ax.set_xlabel("step")
+
+
+def _places(ax: Axes, labels: list[str]) -> None:
+    ax.set_xticks(range(len(labels)), labels)
+    ax.set_xlim(-0.5, len(labels) - 0.5)
+
+
+def _metric(ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], colours: dict[str, str]) -> None:
+    """Final accuracy under exact attention by training method: mean over seeds and 95 % interval."""
+    for n, (case, task) in enumerate(cases):
+        found = runs(rows, case, task)
+        for i, (method, metrics) in enumerate(found.items()):
+            mean, half = interval([100 * m["final"]["accuracy"] for m in metrics])
+            x = n + (i - (len(found) - 1) / 2) * 0.18
+            ax.errorbar(x, mean, half, fmt="o", color=colours[method], markersize=2.5, elinewidth=0.8, capsize=1.5)
+    ax.set_ylabel("held-out accuracy (%)")
+
+
+def _ratios(ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], colours: dict[str, str]) -> None:
+    """How many times less time (filled) and temporary memory (open) a step takes than the fastest exact one."""
+    for n, (case, task) in enumerate(cases):
+        found = steps(rows, case, task)
+        methods = [m for m in runs(rows, case, task) if m != "exact"]
+        for i, method in enumerate(methods):
+            x = n + (i - (len(methods) - 1) / 2) * 0.22
+            for quantity, fill in (("seconds", "full"), ("temporary", "none")):
+                ratio = found["exact"][quantity] / found[method][quantity]
+                ax.plot(x, ratio, "o", color=colours[method], fillstyle=fill, markersize=3)
+    ax.axhline(1, color="black", linewidth=0.6)
+    ax.set_yscale("log")
+    ticks = [t for t in (0.3, 1, 3, 10, 30, 100) if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]]
+    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
+    ax.set_ylabel("times better than exact")
+    for fill, label in (("full", "time"), ("none", "memory")):
+        ax.plot([], [], "ko", fillstyle=fill, markersize=3, label=label)
+    ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0.1)
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Short tasks: (a-d) loss, (e-h) gradient error; long one: (i, j) loss, (k) error; all: (l) metric, (m) cost."""
+    lengths = {(r["point"]["case"], r["point"]["task"]): r["point"]["length"] for r in rows}
+    short = [c for c in lengths if c[0] == "short"][:4]
+    (long,) = [c for c in lengths if c[0] == "long"][:1]
+    methods = list(dict.fromkeys(r["point"]["method"] for r in rows if r["point"]["kind"] == "run"))
+    approximate = [m for m in methods if m != "exact"]
+    colours = {"exact": "black"} | {m: style.COLOURS[n] for n, m in enumerate(approximate)}
+    fig, axes = style.figure(6.4)
+    axes[0, 0].remove()
+    grid = fig.add_gridspec(4, 1)
+    parts = [grid[n].subgridspec(1, columns) for n, columns in enumerate((4, 4, 3, 2))]
+    letters = iter("abcdefghijklm")
+    for row, (paint, label) in enumerate(((_losses, "training loss"), (_errors, "gradient error"))):
+        for n, key in enumerate(short):
+            ax = fig.add_subplot(parts[row][n])
+            paint(ax, runs(rows, *key), colours)
+            style.panel(ax, next(letters), TASKS[key[1]] if row == 0 else "")
+            if n == 0:
+                ax.set_ylabel(label)
+    found = runs(rows, *long)
+    third = [fig.add_subplot(parts[2][n]) for n in range(3)]
+    _losses(third[0], found, colours)
+    _losses(third[1], found, colours, steps(rows, *long))
+    third[1].set_xscale("log")
+    _errors(third[2], found, colours)
+    name = f"{TASKS[long[1]]}, $L = {lengths[long]}$"
+    for ax, what in zip(third, ("loss", "loss by time", "gradient error"), strict=True):
+        style.panel(ax, next(letters), f"{name}: {what}")
+    labels = [f"{TASKS[task]}\n$L = {lengths[case, task]}$" for case, task in (*short, long)]
+    for n, paint in enumerate((_metric, _ratios)):
+        ax = fig.add_subplot(parts[3][n])
+        paint(ax, rows, [*short, long], colours)
+        _places(ax, labels)
+        style.panel(ax, next(letters), ("final metric", "cost of a step")[n])
+    handles = [
+        Line2D([], [], color=colours[m], linewidth=2.6 if m == "exact" else 1.2, alpha=0.35 if m == "exact" else 1)
+        for m in methods
+    ]
+    fig.legend(handles, methods, loc="outside upper center", ncols=len(methods))
+    return fig
