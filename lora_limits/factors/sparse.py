@@ -2,9 +2,9 @@
 
 In the frame of `frame.py`, s_ij = x_i . y_j + log w_j and f = softmax(s). Four steps, no L x L object in any:
 
-    search    queries in blocks of like ones share a set of t keys: a block's centre is scored against the centres of
-              leaves of like keys, then against the keys of the best leaves; the best of these are scored against its
-              queries, and the keys of the largest summed f are taken.
+    search    queries in blocks of like ones share a set of t keys. The centres of a few like blocks are scored against
+              the centres of leaves of like keys, then against the keys of the best leaves; the best of these are scored
+              against every query of each block, which takes the keys of the largest summed f.
     cap       tau_i = the largest score found for query i outside its set. The rest is low rank because
               e_ij = exp(min(s_ij, tau_i)) is: no hole where entries are taken out, no peak that was missed.
     columns   V: top right singular vectors of p sampled rows of e, each over its sum of exp(s).
@@ -32,11 +32,13 @@ from lora_limits.problem import check_integer, dot
 
 BLOCK = 512
 LEAF = 16  # tokens to a leaf of either tree, at least; fewer than twice as many
-REACH = 32  # keys of the best leaves, for each entry kept: scored against the centre of a block of queries
-CANDIDATES = 4  # of these, scored exactly
-SAMPLES = 4  # sampled rows, and sampled columns, for each column of the low-rank part
+TOGETHER = 4  # blocks of queries that share candidates, a power of two
+REACH = 32  # keys of the best leaves, for each entry kept: scored against the centres of those blocks
+CANDIDATES = 6  # of these, scored against every query
+SAMPLES = 4  # sampled rows, for each column of the low-rank part
+COLUMNS = 4  # sampled keys, likewise
 GRAM = 2048  # columns on which the sampled rows are compared with each other
-REPAIRED = 32  # rows computed exactly
+REPAIRED = 128  # rows computed exactly
 ITERATIONS = 2  # of the subspace iteration
 RIDGE = 1e-5
 NEGLIGIBLE = 20  # a score this far below the largest of its query
@@ -82,7 +84,7 @@ def tree(points: jax.Array, leaf: int) -> jax.Array:
         z = take(points, order)
         z = z - over_node(z.mean(1))[:, None] / width.astype(z.dtype)
         direction = z[first, 0] + 1e-3
-        for _ in range(4):
+        for _ in range(2):
             along = jnp.einsum("pnd,pd->pn", z, direction)
             direction = over_node(jnp.einsum("pnd,pn->pd", z, along))
             top = jnp.abs(direction).max(1, keepdims=True)
@@ -117,21 +119,31 @@ def search(x: jax.Array, y: jax.Array, entries: int) -> Found:
     log_w = jax.nn.logsumexp(jnp.where(exists, take(y[:, -1], leaves), NOWHERE), axis=1)
     centre = jnp.concatenate([centre, log_w[:, None]], 1)
 
-    def block(index):
+    def near_ones(blocks):
+        """Keys that some block of a few like ones (g, b) may want."""
+        here = take(x, blocks)
+        means = here.sum(1) / jnp.maximum(here[:, :, -1:].sum(1), 1)
+        best = jax.lax.top_k(dot(centre, means.T).max(1), near)[1]
+        keys = leaves[best].reshape(-1)
+        rough = jnp.where(keys < y.shape[0], dot(take(y, keys), means.T).max(1), NOWHERE)
+        return keys[jax.lax.top_k(rough, candidates)[1]]
+
+    def block(index, keys):
         here = take(x, index)
-        mean = here.sum(0) / jnp.maximum(here[:, -1].sum(), 1)
-        keys = leaves[jax.lax.top_k(dot(centre, mean[:, None])[:, 0], near)[1]].reshape(-1)
-        rough = jnp.where(keys < y.shape[0], dot(take(y, keys), mean[:, None])[:, 0], NOWHERE)
-        keys = keys[jax.lax.top_k(rough, candidates)[1]]
         s = jnp.where(keys[None] < y.shape[0], dot(here, take(y, keys).T), NOWHERE)
         f = jax.nn.softmax(s, axis=1) * here[:, -1:]
-        shared, chosen = jax.lax.top_k(f.sum(0), min(t, s.shape[1]))
+        chosen = jax.lax.top_k(f.sum(0), min(t, s.shape[1]))[1]
         rest = s.at[:, chosen].set(NOWHERE).max(1)
-        del shared
         # where nothing is left out, what the low-rank part does is negligible whatever it is
         return keys[chosen], s[:, chosen], jnp.maximum(rest, s.max(1) - NEGLIGIBLE)
 
-    key, score, cap = jax.lax.map(block, queries, batch_size=16)
+    def group(blocks):
+        keys = near_ones(blocks)
+        return jax.vmap(lambda index: block(index, keys))(blocks)
+
+    together = min(TOGETHER, queries.shape[0])
+    found = jax.lax.map(group, queries.reshape(-1, together, queries.shape[1]), batch_size=4)
+    key, score, cap = (z.reshape(queries.shape[0], *z.shape[2:]) for z in found)
     return Found(queries, key, score, cap, leaves.reshape(-1))
 
 
@@ -236,7 +248,7 @@ def factor(x: jax.Array, y: jax.Array, method: SparseLowRank) -> tuple[Factor, j
     s = dot(x[picked], y.T)
     e = jnp.exp(jnp.minimum(s, cap[picked][:, None]) - jax.nn.logsumexp(s, axis=1, keepdims=True))
     v = right_factor(seeds[3], e, *_keys(seeds[1], found.order, (e**2).sum(0), GRAM), rank)
-    keys, weight = _keys(seeds[2], found.order, (v**2).sum(1), SAMPLES * rank)
+    keys, weight = _keys(seeds[2], found.order, (v**2).sum(1), COLUMNS * rank)
     u, misfit = _left_factor(x, y, v, keys, weight, cap, shift)
     low = Factor(u, v)
     return _repair(low._replace(entries=_entries(found, u, v, shift)), misfit, x, y)
