@@ -74,7 +74,8 @@ def _reach(problem: LoRAProblem, name: str, centre: jax.Array, coordinates: jax.
     x = problem.x_query if name == "query" else problem.x_key
     zero = jnp.zeros((), problem.dtype)
     box = jnp.zeros(centre.shape[0], problem.dtype)
-    start = {"max": zero, "centred": zero, "norm": zero, "raw_norm": zero, "box": box, "update": zero, "through": zero}
+    names = ("max", "centred", "norm", "centred_norm", "raw_norm", "update", "through")
+    start = {"box": box, **dict.fromkeys(names, zero)}
 
     def body(carry, first, fresh):
         del fresh  # a maximum may see a token twice
@@ -86,6 +87,7 @@ def _reach(problem: LoRAProblem, name: str, centre: jax.Array, coordinates: jax.
             "max": jnp.abs(h).max(),
             "centred": jnp.abs(centred).max(),
             "norm": jnp.sqrt((y**2).sum(1)).max(),
+            "centred_norm": jnp.sqrt((centred**2).sum(1)).max(),
             "raw_norm": jnp.sqrt((h**2).sum(1)).max(),
             "box": jnp.abs(y).max(0),
             "update": zero,
@@ -109,13 +111,15 @@ def norm_report(problem: LoRAProblem) -> NormReport:
     """The norms of Theorems 3.1, 4.1 and A.1 and certified score bounds, raw and centred.
 
     O(L d_model d) time, memory independent of L; jit and vmap apply. The score bounds are Cauchy-Schwarz or box
-    bounds in balanced coordinates: never below max |S_ij|, and not computed from the L x L scores.
+    bounds, the better of those in balanced coordinates and one in the given ones (which stands where there are fewer
+    tokens than d, and nothing to balance by): never below max |S_ij|, and not computed from the L x L scores.
     """
     check_static(problem)
     frame = frames.make(problem, BLOCK, centred=True)
     q = _reach(problem, "query", frame.nu, frame.to_x)
     k = _reach(problem, "key", frame.mu, frame.to_y)
     beta = scalars(problem)[1]
+    balanced = jnp.minimum(q["norm"] * k["norm"], dot(q["box"], k["box"]))
     return NormReport(
         query=q["max"],
         key=k["max"],
@@ -125,7 +129,7 @@ def norm_report(problem: LoRAProblem) -> NormReport:
         x_key=jnp.abs(problem.x_key).max(),
         query_update=q["update"],
         key_update=k["update"],
-        score_bound=jnp.minimum(q["norm"] * k["norm"], dot(q["box"], k["box"])),
+        score_bound=jnp.minimum(balanced, beta * q["centred_norm"] * k["centred_norm"]),
         score_bound_raw=beta * q["raw_norm"] * k["raw_norm"],
         tokens=max(problem.x_query.shape[0], problem.x_key.shape[0]),
     )

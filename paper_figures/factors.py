@@ -59,7 +59,7 @@ def _against_time(ax: Axes, row: dict[str, Any]) -> None:
     """Error over time, both at the longest sequence timed."""
     m = row["metrics"]
     exact = m["contenders"][m["best"]]["seconds"]
-    seen = [exact]
+    seen, wrong = [exact], []
     for name, found in m["contenders"].items():
         method, _, width = name.partition(" ")
         if method == "exact":
@@ -67,10 +67,12 @@ def _against_time(ax: Axes, row: dict[str, Any]) -> None:
         ax.plot(found["seconds"], found["error"], "o", color=COLOURS[method])
         ax.annotate(width, (found["seconds"], found["error"]), (3, 3), textcoords="offset points", fontsize=6)
         seen.append(found["seconds"])
+        wrong.append(found["error"])
     ax.axvline(exact, color="black", linewidth=0.8)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(min(seen) / 1.6, max(seen) * 1.8)
+    ax.set_ylim(min(wrong) / 2, max(wrong) * 2.5)
     ax.text(exact, 0.98, " exact", transform=ax.get_xaxis_transform(), fontsize=6, va="top")
     ax.set_xlabel("seconds")
     ax.set_ylabel("relative error")
@@ -90,6 +92,10 @@ def _speed(ax: Axes, rows: list[dict[str, Any]]) -> None:
         ax.annotate(width, (lengths[-1], ratio[-1]), (4, -2), textcoords="offset points", fontsize=6)
     ax.axhline(1, color="black", linewidth=0.5)
     ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10) if low <= t <= high]
+    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
     style.powers_of_two(ax, lengths)
     ax.set_xlim(lengths[0] / 1.2, lengths[-1] * 1.6)
     ax.set_xlabel("tokens $L$")

@@ -1,5 +1,6 @@
 """Factors of f: the gradient that takes any of them, what each is on its own, and failures that say so."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -67,9 +68,10 @@ def any_factor(lq, lk, rng):
     return factor.Factor(jnp.asarray(left), jnp.asarray(right), entries, rows), f
 
 
+@pytest.mark.parametrize("rank", [1, 3], ids="rank {}".format)  # fewer and more than half the columns of Q
 @pytest.mark.parametrize("adapt", [("query",), ("key", "value"), problems.FULL], ids="+".join)
-def test_the_gradient_of_a_factor_is_that_of_its_dense_form(adapt):
-    p = problems.make(0, shape=problems.CROSS, adapt=adapt)
+def test_the_gradient_of_a_factor_is_that_of_its_dense_form(adapt, rank):
+    p = problems.make(0, shape=dataclasses.replace(problems.CROSS, rank=rank), adapt=adapt)
     given, f = any_factor(11, 17, np.random.default_rng(1))
     f = f / f.sum(1, keepdims=True)
     normalised, total = factor.normalise(given)

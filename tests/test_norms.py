@@ -57,6 +57,12 @@ def test_score_bounds_are_bounds_and_centring_lowers_them(problem):
     assert float(report.score_ratio) == pytest.approx(float(report.score_bound) / math.log(300))
 
 
+def test_score_bounds_stand_where_there_are_fewer_tokens_than_columns():
+    p = ll.random_problem(jax.random.key(1), length=5, width=16, rank=2, gamma=1.0)
+    report = REPORT(jax.tree.map(lambda x: x.astype(jnp.float32), p))
+    assert float(report.score_bound) <= 4 * float(report.score_bound_raw)  # centring doubles a norm at most
+
+
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_random_problems_have_exactly_the_norm_asked_for(gamma):
     p = ll.random_problem(jax.random.key(1), length=64, width=5, rank=2, gamma=gamma, adapt=("query", "key"))

@@ -4,11 +4,11 @@
     c~ = f~ V - Y,  rho~_i = c~_i . (f~ V)_i,  p~ = f~ o (c~ V^T - rho~ 1^T)
 
 With [c~, -rho~] =: C and [V, 1] =: H, both of m = d_value + 1 columns, p~ = sum_m diag(C_m) f~ diag(H_m), and what an
-adapter needs of p~ are products with few columns, never p~ K itself:
+adapter of rank r < d / 2 needs of p~ are products with few columns, p~ K itself only for one of higher rank:
 
     dA_Q = s beta (p~^T X_Q B_Q)^T K          dB_Q = s beta X_Q^T (p~ K A_Q^T)
     dA_K = s beta (p~ X_K B_K)^T Q            dB_K = s beta X_K^T (p~^T Q A_K^T)
-    dA_V = s (f~ X_V B_V)^T c~                dB_V = s X_V^T (f~^T c~ A_V^T)
+    dA_V = s (X_V B_V)^T (f~^T c~)            dB_V = s X_V^T (f~^T c~ A_V^T)
 
 For z of n columns, the low-rank part of p~ z is sum_m diag(C_m) U (V^T diag(H_m) z): moments of k m n numbers.
 """
@@ -174,33 +174,43 @@ def _beside(*columns: jax.Array) -> jax.Array:
 def gradient(problem: LoRAProblem, factor: Factor) -> tuple[jax.Array, dict[str, Adapter]]:
     """(loss, adapter gradients) from a normalised factor of f. Exact where the factor is.
 
-    O(L (k r d_value + t (r + d_value) + d_model (d + r))) time, O(L (k + t) + k r d_value) memory.
+    With m = min(2 r, d): O(L (k m d_value + t (m + d_value) + d_model (d + r))) time, O(L (k + t) + k m d_value) memory.
     """
     (scale, beta), names = scalars(problem), problem.adapters
     q, k, v = projections(problem)
     k = k - k.mean(0, keepdims=True)  # p~ 1 = 0: the same gradient, less cancellation
-    xv_b = dot(problem.x_value, names["value"].b) if "value" in names else v[:, :0]
-    mean = apply(factor, _beside(v, xv_b))
-    out, xv_mean = mean[:, : v.shape[1]], mean[:, v.shape[1] :]
+    x = {"query": problem.x_query, "key": problem.x_key, "value": problem.x_value}
+    out = apply(factor, v)
     c = out - problem.target
+    big_c, big_h = _beside(c, -(c * out).sum(1, keepdims=True)), _beside(v, jnp.ones_like(v[:, :1]))
+
+    def both(name, back):
+        """(dA, dB) from the gradient in Q, K or V, (L, d)."""
+        a, b = names[name].a, names[name].b
+        return Adapter(dot(dot(x[name], b).T, back), dot(x[name].T, dot(back, a.T)))
+
     grads = {}
-    if "query" in names or "key" in names:
+    scored = [name for name in ("query", "key") if name in names]
+    if 2 * sum(names[name].a.shape[0] for name in scored) > len(scored) * q.shape[1]:  # d columns are the fewer
+        if "query" in names:
+            grads["query"] = both("query", beta * kernel(factor, big_c, big_h, k))
+        if "key" in names:
+            grads["key"] = both("key", beta * kernel_transposed(factor, big_c, big_h, q))
+    elif scored:
         left, right, r = [], [], 0
         if "query" in names:
             r = names["query"].a.shape[0]
-            left.append(dot(problem.x_query, names["query"].b))
+            left.append(dot(x["query"], names["query"].b))
             right.append(dot(k, names["query"].a.T))
         if "key" in names:
             left.append(dot(q, names["key"].a.T))
-            right.append(dot(problem.x_key, names["key"].b))
-        big_c, big_h = _beside(c, -(c * out).sum(1, keepdims=True)), _beside(v, jnp.ones_like(v[:, :1]))
+            right.append(dot(x["key"], names["key"].b))
         on_queries = beta * kernel(factor, big_c, big_h, _beside(*right))
         on_keys = beta * kernel_transposed(factor, big_c, big_h, _beside(*left))
         if "query" in names:
-            grads["query"] = Adapter(dot(on_keys[:, :r].T, k), dot(problem.x_query.T, on_queries[:, :r]))
+            grads["query"] = Adapter(dot(on_keys[:, :r].T, k), dot(x["query"].T, on_queries[:, :r]))
         if "key" in names:
-            grads["key"] = Adapter(dot(on_queries[:, r:].T, q), dot(problem.x_key.T, on_keys[:, r:]))
+            grads["key"] = Adapter(dot(on_queries[:, r:].T, q), dot(x["key"].T, on_keys[:, r:]))
     if "value" in names:
-        back = apply_transposed(factor, dot(c, names["value"].a.T))
-        grads["value"] = Adapter(dot(xv_mean.T, c), dot(problem.x_value.T, back))
-    return 0.5 * (c**2).sum(), jax.tree.map(lambda x: scale * x, {n: grads[n] for n in names})
+        grads["value"] = both("value", apply_transposed(factor, c))
+    return 0.5 * (c**2).sum(), jax.tree.map(lambda z: scale * z, {n: grads[n] for n in names})
