@@ -25,10 +25,10 @@ class Config(Fields):
     sample: examples behind the moments of the gradient. cache: where pretrained bases are kept.
     """
 
-    degrees: tuple[NonNegativeInt, ...]
-    ranks: tuple[PositiveInt, ...]
-    batches: tuple[PositiveInt, ...]
-    norms: tuple[Literal["normalised", "shrunk", "free"], ...]
+    degrees: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    ranks: tuple[PositiveInt, ...] = Field(min_length=1)
+    batches: tuple[PositiveInt, ...] = Field(min_length=1)
+    norms: tuple[Literal["normalised", "shrunk", "free"], ...] = Field(min_length=1)
     seeds: PositiveInt
     task: Literal["digits", "prose_or_code", "which_module"] = "digits"
     length: PositiveInt = 64

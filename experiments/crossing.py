@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from experiments.config import Fields
 
@@ -27,9 +27,9 @@ class Config(Fields):
     "as pretrained". decay: decoupled, of the adapters. Norms and certificates are of `sequences` held-out sequences.
     """
 
-    rates: tuple[PositiveFloat, ...]
-    ranks: tuple[PositiveInt, ...]
-    alphas: tuple[PositiveFloat, ...]
+    rates: tuple[PositiveFloat, ...] = Field(min_length=1)
+    ranks: tuple[PositiveInt, ...] = Field(min_length=1)
+    alphas: tuple[PositiveFloat, ...] = Field(min_length=1)
     cases: tuple[Case, ...] = ("alpha/sqrt(r)", "query-key norm", "weight decay", "as pretrained")
     length: PositiveInt = 128
     pretraining: PositiveInt = 150

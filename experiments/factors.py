@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt, field_validator
 from experiments.config import Fields
 
 VERSION = 1
-SHARED = ("inputs", "rank", "seed", "repeats", "max_seconds", "widths", "timed_widths")
+SHARED = ("inputs", "noise", "rank", "seed", "repeats", "max_seconds", "widths", "timed_widths")
 METHODS = ("svd", "skeleton", "sparse", "monomials", "random", "nystrom")
 DENSE = 2048  # the longest sequence whose singular value decomposition is computed
 TILES = (512, 1024, 2048)
@@ -19,12 +19,14 @@ TILES = (512, 1024, 2048)
 class Config(Fields):
     """Widths of the factors on `most` heads of each layer at `lengths` tokens; times at `timed` tokens.
 
+    noise: of the target, beside the head's output: errors are relative to the gradient, which grows with it.
     inputs: a file of longer inputs made by experiments/data/make_minilm_heads.py; "" for the 512 tokens embedded.
     Times need no text: they are taken on a head whose tokens are repeated with noise. sparse: half of its width is
     entries.
     """
 
     inputs: str = ""
+    noise: PositiveFloat = 1.0
     lengths: tuple[PositiveInt, ...] = (512,)
     most: PositiveInt = 3
     widths: tuple[PositiveInt, ...] = (16, 32, 64, 128, 256)
@@ -127,7 +129,7 @@ def _errors(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
     place = point["layer"], point["head"]
     length, path = point["length"], _path(config)
-    problem = heads.problem(*place, length=length, rank=config.rank, seed=config.seed, path=path)
+    problem = heads.problem(*place, length=length, rank=config.rank, seed=config.seed, noise=config.noise, path=path)
     true = truth.Reference(truth.named(_exact()(problem)), np.zeros(0), np.zeros(0))
     widths = []
     for width in config.widths:
@@ -164,7 +166,8 @@ def _times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments import heads, timing, truth
     from experiments.counting import count_operations
 
-    problem = stretched(heads.problem(*heads.heads()[11], rank=config.rank, seed=config.seed), point["length"])
+    head = heads.problem(*heads.heads()[11], rank=config.rank, seed=config.seed, noise=config.noise)
+    problem = stretched(head, point["length"])
     methods = {f"exact {b}": ll.Exact(b) for b in TILES if b <= point["length"]} or {"exact": ll.Exact(point["length"])}
     methods |= {f"{name} {k}": make(name, k) for name in ("skeleton", "sparse") for k in config.timed_widths}
     out: dict[str, Any] = {}

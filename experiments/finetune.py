@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from experiments.config import Fields
 
@@ -34,6 +35,15 @@ class Case(Fields):
     normalised: bool = True
     words: PositiveInt = 512  # vocabulary of which_module; the other texts are read byte by byte
     base_length: PositiveInt | None = None  # pixels that the base was pretrained on, where fewer
+
+    @model_validator(mode="after")
+    def _square(self):
+        lengths = [*self.tasks.values(), self.base_length]
+        if self.base_length and (set(self.tasks) != {"digits"} or any(math.isqrt(n) ** 2 != n for n in lengths)):
+            raise ValueError(
+                f"base_length: got {self.base_length} with {self.tasks}, expected squares, of digits alone"
+            )
+        return self
 
 
 class Config(Fields):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from experiments.config import Fields
 
-VERSION = 1
+VERSION = 2
 SHARED = (
     *("ranks", "layers", "length", "pretraining", "tuning", "ladder", "families", "heads", "sequences"),
     *("timed", "stretch", "repeats", "max_seconds", "seed"),
@@ -36,7 +36,7 @@ class Config(Fields):
 
     models: tuple[Model, ...] = ("125M", "350M", "1.3B")
     attentions: tuple[Attention, ...] = ("softmax", "softmax_1")
-    ranks: tuple[PositiveInt, ...] = (128, 4)
+    ranks: tuple[PositiveInt, ...] = Field(default=(128, 4), min_length=1)
     layers: PositiveInt = 1
     length: PositiveInt = 512
     pretraining: PositiveInt = 40
@@ -129,15 +129,23 @@ def step_times(point: dict[str, Any], config: Config) -> dict[str, Any]:
         calls[attention] = functools.partial(run, graphdef, *params, *data)
         operations[attention] = count_operations(functools.partial(gradient, graphdef), *params, *data)["flops"]
         if attention == "softmax":
-            for block in model.blocks:
-                for name in ("query", "key"):
-                    kernel = getattr(block.attention, name).kernel
-                    kernel[...] = config.stretch * kernel[...]
-            split = nnx.split(model, training.ADAPTERS, ...)
-            calls["stretched"] = functools.partial(run, *split, *data)
+            calls["stretched"] = functools.partial(
+                run, *nnx.split(stretched(model, config.stretch), training.ADAPTERS, ...), *data
+            )
     times = timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
     heads = config.layers * SHAPES[point["model"]][1]
     return {"steps": times, "operations": operations, "sequences": len(task.train.tokens), "heads": heads}
+
+
+def stretched(model: Any, by: float) -> Any:
+    """A copy of the model whose W*_Q and W*_K are `by` times as large; the model itself is not touched."""
+    from flax import nnx
+
+    copy = nnx.clone(model)
+    for block in copy.blocks:
+        for kernel in (block.attention.query.kernel, block.attention.key.kernel):
+            kernel[...] = by * kernel[...]
+    return copy
 
 
 def lora_of(rank: int) -> Any:

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from experiments.config import Fields
 
 VERSION = 1
-SHARED = ("lengths", "pretrain_steps", "steps", "batch", "rate", "tests", "sample", "layers")
+SHARED = ("pretrain_steps", "steps", "batch", "rate", "tests", "sample", "layers")
 WIDTH = 4
 CAUSAL = ("next_byte",)
 
@@ -39,11 +39,11 @@ class Config(Fields):
 def points(config: Config) -> list[dict[str, Any]]:
     """A run for each task, method and seed, seeds last: alike to XLA."""
     out = []
-    for task in config.lengths:
+    for task, length in config.lengths.items():
         methods = ["exact", *(f"polynomial {degree}" for degree in config.degrees)]
         if task not in CAUSAL:
             methods += [f"skeleton {rank}" for rank in config.skeletons]
-        out += [{"task": task, "method": m, "seed": s} for m in methods for s in range(config.seeds)]
+        out += [{"task": task, "length": length, "method": m, "seed": s} for m in methods for s in range(config.seeds)]
     return out
 
 
@@ -64,7 +64,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.batch_and_rank import tune
     from experiments.finetune import read_method
 
-    length, seed = config.lengths[point["task"]], point["seed"]
+    length, seed = point["length"], point["seed"]
     model, task = model_of(config, point["task"], length, seed), tasks.load(point["task"], length, "target")
     method = read_method(point["method"], length)
     data = tasks.batch(task.train, config.sample, seed, config.steps + 1)  # a step that no run takes

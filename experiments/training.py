@@ -24,6 +24,7 @@ from experiments import checkpoints, store, tasks, timing
 from experiments.compiling import quick_jit
 from experiments.tasks import Data, Task
 from lora_limits.layers import LoRA
+from lora_limits.problem import NAMES
 from lora_limits.transformer import Shape, Transformer
 
 VERSION = 1  # bump when pretraining would give other numbers
@@ -209,12 +210,13 @@ def pretrained(base: Base, lora: LoRA, cache: Path, *, seed: int = 0) -> Transfo
     Every parameter but the adapters is trained. Processes that want the same base at once each make it; one is kept.
     """
     shape = base.shape()
-    identity = dataclasses.asdict(base) | {"method": str(base.method)}
+    # the texts are those of the Python that runs
+    identity = dataclasses.asdict(base) | {"method": str(base.method), "python": list(sys.version_info[:2])}
     folder = cache / store.key("base", VERSION, {}, identity)
     model = Transformer(shape, lora, rngs=nnx.Rngs(seed))
     params = nnx.state(model, BASE)
     if not folder.exists():
-        fresh = Transformer(shape, lora, rngs=nnx.Rngs(base.recipe.seed))
+        fresh = Transformer(shape, LoRA(adapt=NAMES), rngs=nnx.Rngs(base.recipe.seed))  # the same whoever asks first
         fresh.set_methods([base.method] * shape.layers)
         train(fresh, tasks.load(base.task, base.length, "source", base.words), base.recipe, what=BASE)
         checkpoints.publish(folder, nnx.state(fresh, BASE))

@@ -23,7 +23,7 @@ HeadMethod = Any
 class LoRA:
     """What is adapted and how: W = W* + scale B A (Definition 1.1), scale = alpha / r or alpha / sqrt(r).
 
-    Raises ValueError for a rank below 1, an unknown scaling, and unknown or no projections.
+    Raises ValueError for a rank below 1, an unknown scaling, an alpha that is not finite, unknown or no projections.
     """
 
     rank: int = 4
@@ -36,8 +36,10 @@ class LoRA:
             raise ValueError(f"rank: got {self.rank!r}, expected an integer of at least 1")
         if self.scaling not in SCALINGS:
             raise ValueError(f"scaling: got {self.scaling!r}, expected one of {list(SCALINGS)}")
-        if not self.adapt or set(self.adapt) - set(NAMES):
-            raise ValueError(f"adapt: got {self.adapt!r}, expected names among {list(NAMES)}")
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha: got {self.alpha!r}, expected a finite number")
+        if not isinstance(self.adapt, tuple) or not self.adapt or set(self.adapt) - set(NAMES):
+            raise ValueError(f"adapt: got {self.adapt!r}, expected a tuple of names among {list(NAMES)}")
 
     @property
     def scale(self) -> float:

@@ -23,9 +23,10 @@ def problem_of(layer: LoRAAttention, x: jax.Array, cotangent: jax.Array | None =
     """The layer's heads on one sequence, as LoRAProblems stacked along a first axis: vmap over it.
 
     Y = f V - cotangent, so that the gradient of 1/2 || f V - Y ||^2 is the vector-Jacobian product of the heads with
-    the cotangent; without one Y = f V. Gradients are linear in the cotangent: scale one that is tiny beside f V, or
-    float32 loses it. A head's B is the layer's, its A the layer's columns of that head: gradients of B add up over
-    heads. Biases are a column of ones in x. softmax_1: a key of zeros in front.
+    the cotangent; without one Y is what the layer's attention puts out, f V where it is not causal. Gradients are
+    linear in the cotangent: scale one that is tiny beside f V, or float32 loses it. A head's B is the layer's, its A
+    the layer's columns of that head: gradients of B add up over heads. Biases are a column of ones in x. softmax_1: a
+    key of zeros in front.
     x: (L, d_model); cotangent: (L, heads, width). Time and memory of exact tiled attention.
     Raises ValueError for a layer with query-key normalisation (no W gives its scores), without adapters, and for a
     cotangent of a causal layer, as a LoRAProblem has no mask.

@@ -74,7 +74,8 @@ plt.show()
 
 # %%
 methods = list(dict.fromkeys(tried["method"] for row in rows for tried in row["tried"]))
-errors = {m: [t["error"] for row in rows for t in row["tried"] if t["method"] == m and t["error"]] for m in methods}
+tries = [(t["method"], np.inf if t["error"] is None else t["error"]) for row in rows for t in row["tried"]]
+errors = {m: [error for method, error in tries if method == m] for m in methods}
 fig, ax = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
 ax.boxplot([np.clip(errors[m], 1e-3, 1e3) for m in methods], tick_labels=methods, orientation="horizontal")
 ax.axvline(diagnosis["tolerance"], color="black", linestyle="--", linewidth=0.8)

@@ -8,27 +8,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import stats
 
 from paper_figures import style
+from paper_figures.batch_and_rank import interval
 
 NAME = "finetune"
 CONFIG = "finetune"
 TASKS = {
     "digits": "digits",
-    "prose_or_code": "prose or code",
-    "which_module": "which module",
-    "next_byte": "next byte",
+    "prose_or_code": "prose\nor code",
+    "which_module": "which\nmodule",
+    "next_byte": "next\nbyte",
 }
 SMOOTH = 5  # steps in a running mean of the training loss
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval (Student's t); a half-width of 0 for a single value."""
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return float(x.mean()), 0.0
-    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
 
 
 def runs(rows: list[dict[str, Any]], case: str, task: str) -> dict[str, list[dict[str, Any]]]:
@@ -77,6 +69,9 @@ def _errors(ax: Axes, found: dict[str, list[dict[str, Any]]], colours: dict[str,
             ax.plot(x, error, "o-", color=colours[method], markersize=2, linewidth=0.9)
             ax.plot(x, np.maximum(away, 1e-7), "o:", color=colours[method], markersize=2, linewidth=0.9)
     ax.set_yscale("log")
+    ax.set_ylim(3e-8, 2)
+    ax.set_yticks([1e-6, 1e-4, 1e-2, 1])
+    ax.minorticks_off()
     ax.set_xlabel("step")
 
 
@@ -86,14 +81,20 @@ def _places(ax: Axes, labels: list[str]) -> None:
 
 
 def _metric(ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], colours: dict[str, str]) -> None:
-    """Final accuracy under exact attention by training method: mean over seeds and 95 % interval."""
+    """Final accuracy under exact attention less that of exact training of the same seed: mean and 95 % interval."""
     for n, (case, task) in enumerate(cases):
         found = runs(rows, case, task)
+        exact = [100 * m["final"]["accuracy"] for m in found.pop("exact")]
         for i, (method, metrics) in enumerate(found.items()):
-            mean, half = interval([100 * m["final"]["accuracy"] for m in metrics])
-            x = n + (i - (len(found) - 1) / 2) * 0.18
+            own = [100 * m["final"]["accuracy"] for m in metrics]
+            mean, half = interval([a - b for a, b in zip(own, exact, strict=True)])
+            x = n + (i - (len(found) - 1) / 2) * 0.2
             ax.errorbar(x, mean, half, fmt="o", color=colours[method], markersize=2.5, elinewidth=0.8, capsize=1.5)
-    ax.set_ylabel("held-out accuracy (%)")
+        ax.text(n, 0.98, f"{np.mean(exact):.0f} %", transform=ax.get_xaxis_transform(), ha="center", va="top", size=6)
+    ax.axhline(0, color="black", linewidth=0.6)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.15 * (high - low))
+    ax.set_ylabel("difference (points)")
 
 
 def _ratios(ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], colours: dict[str, str]) -> None:
@@ -108,21 +109,22 @@ def _ratios(ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], 
                 ax.plot(x, ratio, "o", color=colours[method], fillstyle=fill, markersize=3)
     ax.axhline(1, color="black", linewidth=0.6)
     ax.set_yscale("log")
-    ticks = [t for t in (0.3, 1, 3, 10, 30, 100) if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]]
-    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
-    ax.minorticks_off()
-    ax.set_ylabel("times better than exact")
+    style.round_ticks(ax.yaxis)
+    ax.set_ylabel("times less")
     for fill, label in (("full", "time"), ("none", "memory")):
         ax.plot([], [], "ko", fillstyle=fill, markersize=3, label=label)
     ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0.1)
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Short tasks: (a-d) loss, (e-h) gradient error; long one: (i, j) loss, (k) error; all: (l) metric, (m) cost."""
+    """Short tasks: (a-d) loss, (e-h) gradient error; long one: (i, j) loss, (k) error; all: (l) metric, (m) cost.
+
+    Gradient error: relative Frobenius (solid) and 1 - cosine (dotted).
+    """
     lengths = {(r["point"]["case"], r["point"]["task"]): r["point"]["length"] for r in rows}
     short = [c for c in lengths if c[0] == "short"][:4]
     (long,) = [c for c in lengths if c[0] == "long"][:1]
-    methods = list(dict.fromkeys(r["point"]["method"] for r in rows if r["point"]["kind"] == "run"))
+    methods = sorted({r["point"]["method"] for r in rows if r["point"]["kind"] == "run"})
     approximate = [m for m in methods if m != "exact"]
     colours = {"exact": "black"} | {m: style.COLOURS[n] for n, m in enumerate(approximate)}
     fig, axes = style.figure(6.4)
@@ -130,11 +132,11 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     grid = fig.add_gridspec(4, 1)
     parts = [grid[n].subgridspec(1, columns) for n, columns in enumerate((4, 4, 3, 2))]
     letters = iter("abcdefghijklm")
-    for row, (paint, label) in enumerate(((_losses, "training loss"), (_errors, "gradient error"))):
+    for row, (paint, label) in enumerate(((_losses, "training loss"), (_errors, "error; $1 - $cos dotted"))):
         for n, key in enumerate(short):
             ax = fig.add_subplot(parts[row][n])
             paint(ax, runs(rows, *key), colours)
-            style.panel(ax, next(letters), TASKS[key[1]] if row == 0 else "")
+            style.panel(ax, next(letters), TASKS[key[1]].replace("\n", " ") if row == 0 else "")
             if n == 0:
                 ax.set_ylabel(label)
     found = runs(rows, *long)
@@ -143,15 +145,18 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     _losses(third[1], found, colours, steps(rows, *long))
     third[1].set_xscale("log")
     _errors(third[2], found, colours)
-    name = f"{TASKS[long[1]]}, $L = {lengths[long]}$"
-    for ax, what in zip(third, ("loss", "loss by time", "gradient error"), strict=True):
-        style.panel(ax, next(letters), f"{name}: {what}")
+    name = f"{TASKS[long[1]]}, $L = {lengths[long]}$".replace("\n", " ")
+    for ax, what, label in zip(
+        third, (name, "the same by time", "its gradient"), ("training loss", "", "gradient error"), strict=True
+    ):
+        style.panel(ax, next(letters), what)
+        ax.set_ylabel(label)
     labels = [f"{TASKS[task]}\n$L = {lengths[case, task]}$" for case, task in (*short, long)]
     for n, paint in enumerate((_metric, _ratios)):
         ax = fig.add_subplot(parts[3][n])
         paint(ax, rows, [*short, long], colours)
         _places(ax, labels)
-        style.panel(ax, next(letters), ("final metric", "cost of a step")[n])
+        style.panel(ax, next(letters), ("final accuracy beside exact training", "time and memory of a step")[n])
     handles = [
         Line2D([], [], color=colours[m], linewidth=2.6 if m == "exact" else 1.2, alpha=0.35 if m == "exact" else 1)
         for m in methods

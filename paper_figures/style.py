@@ -13,8 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 WIDTH = 5.5  # inches
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
@@ -90,3 +92,10 @@ def powers_of_two(ax: Axes, lengths: Sequence[int]) -> None:
     ax.set_xscale("log", base=2)
     ax.set_xticks([2.0**e for e in exponents], [f"$2^{{{e}}}$" for e in exponents])
     ax.minorticks_off()
+
+
+def round_ticks(axis: Axis) -> None:
+    """Labels a log axis of a few decades at 1, 2 and 5, in plain figures."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _place: f"{value:g}")
+    axis.set_minor_locator(NullLocator())

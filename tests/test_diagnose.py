@@ -76,13 +76,11 @@ def test_rotated_heads_keep_the_value_adapter_and_name_the_others():
 
 def test_the_target_is_the_frozen_output_and_a_tenth_of_noise():
     layer, whole = recording()
-    bare = {n: dataclasses.replace(p, a=None, b=None) for n, p in whole.items()}
     with_adapters = heads.make_head(layer, whole, 0, seed=3).problem
     q, k, v = (np.asarray(x) for x in projections(dataclasses.replace(with_adapters, scale=np.float32(0))))
     output = heads.softmax_rows(0.4 * q @ k.T) @ v
     noise = np.asarray(with_adapters.target) - output
     assert np.sqrt(np.mean(noise**2) / np.mean(output**2)) == pytest.approx(0.1, rel=0.2)
-    assert bare["query"].b is None
 
 
 @pytest.mark.parametrize(
@@ -195,6 +193,12 @@ def test_break_even_is_where_the_two_times_cross(monkeypatch, linear, crossing):
     monkeypatch.setattr(times.Clock, "pair", pair)
     problem = SimpleNamespace(x_query=np.zeros((512, 1)))
     assert times.Clock().pays_from(problem, ll.Polynomial(1)) == pytest.approx(crossing, rel=0.02)
+
+
+def test_a_method_as_slow_as_the_exact_one_pays_later_if_at_all(monkeypatch):
+    monkeypatch.setattr(times.Clock, "pair", lambda self, problem, method, length=None: (1.001, 1.0))
+    problem = SimpleNamespace(x_query=np.zeros((512, 1)))
+    assert times.Clock().pays_from(problem, ll.Polynomial(1)) > 512
 
 
 def test_tokens_repeat_where_longer_texts_are_timed():

@@ -195,6 +195,10 @@ def test_adapters_that_do_not_fit_are_refused(made, tmp_path, capsys):
     assert "other modules" in save("bert", "mlp", target_modules=["intermediate.dense"])
     said = refusal(capsys, made("bert"), "--text", text, "--length", "16", "--adapter", tmp_path / "nowhere")
     assert "no adapter_config.json" in said
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere" / "adapter_config.json").write_text("[]")
+    said = refusal(capsys, made("bert"), "--text", text, "--length", "16", "--adapter", tmp_path / "nowhere")
+    assert "got list, expected an object" in said
 
 
 def test_the_real_model_gives_the_heads_that_the_repository_holds():

@@ -168,6 +168,8 @@ def test_the_method_chosen_is_the_first_within_the_tolerance():
         (lambda: LoRA(rank=0), "rank: got 0, expected"),
         (lambda: LoRA(scaling="alpha"), "scaling: got 'alpha', expected"),
         (lambda: LoRA(adapt=("output",)), r"adapt: got \('output',\), expected"),
+        (lambda: LoRA(adapt=["query"]), r"adapt: got \['query'\], expected a tuple"),
+        (lambda: LoRA(alpha=float("nan")), "alpha: got nan, expected"),
         (lambda: LoRAAttention(4, 0, 2, FULL, method=ll.Exact(), rngs=nnx.Rngs(0)), "heads: got 0, expected"),
         (lambda: make().set_methods([ll.Exact()] * 2), "methods: got 2, expected 1"),
         (lambda: make()(tokens(length=9)), "tokens: got 9 of them, expected at most 8"),

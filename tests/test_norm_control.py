@@ -16,6 +16,7 @@ from lora_limits import per_layer
 from lora_limits.layers import LoRA, LoRAAttention
 from lora_limits.ledger import approximation, corrections
 from lora_limits.problem import project
+from lora_limits.transformer import Shape, Transformer
 
 FULL = LoRA(rank=2, alpha=3.0, adapt=("query", "key", "value"))
 
@@ -55,6 +56,15 @@ def test_query_key_normalisation_bounds_the_scores_whatever_the_adapters_and_lay
     q, k, _ = module.rows(x)
     scores = jnp.einsum("blhd,bmhd->bhlm", q, k) / np.sqrt(8)
     assert 1 < jnp.abs(scores).max() <= np.sqrt(8) * (1 + 1e-12)
+
+
+def test_other_norms_are_those_of_a_copy():
+    model = Transformer(Shape(8, 0, 4, d_model=8, heads=2, width=4, layers=1), FULL, rngs=nnx.Rngs(0))
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    copy = outlier_free.stretched(model, 4.0)
+    kept, changed = (jax.tree.leaves(jax.tree.map(np.asarray, nnx.state(m))) for m in (model, copy))
+    assert all(np.array_equal(a, b) for a, b in zip(kept, jax.tree.leaves(before), strict=True))
+    assert sum(not np.array_equal(a, b) for a, b in zip(kept, changed, strict=True)) == 2
 
 
 @pytest.mark.parametrize("softmax_1", [False, True])

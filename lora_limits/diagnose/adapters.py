@@ -33,6 +33,7 @@ PLAIN = {
     "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
+    "init_lora_weights": (True, False, "gaussian", None),  # the others change the frozen weights
 }
 
 
@@ -57,6 +58,8 @@ def load_adapter(model: Any, folder: Path) -> Any:
         raise ValueError(f"{folder}: got no adapter_config.json, expected a folder that peft wrote")
     with one_line(str(folder)):
         given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if not isinstance(given, dict):
+        raise ValueError(f"{folder / 'adapter_config.json'}: got {type(given).__name__}, expected an object")
     for field, plain in PLAIN.items():
         if given.get(field, plain[-1]) not in plain:
             raise ValueError(f"{folder}: got {field} = {given[field]!r}, expected a plain LoRA adapter")
@@ -114,7 +117,8 @@ def random_adapter(model: Any, seed: int = 0) -> Any:
 def projection(model: Any, layer: Layer, name: str) -> Projection:
     """The weight, bias and adapter of one of a layer's projections, its own columns only where they are fused.
 
-    model: the base model, adapted in place or not. Raises ValueError for more than one adapter on a module.
+    model: the base model, adapted in place or not. Raises ValueError for more than one adapter on a module, and
+    for a fused projection that is not three equal parts (keys shared by heads).
     """
     module = model.get_submodule(layer.projections[name])
     base = getattr(module, "base_layer", module)
@@ -132,6 +136,11 @@ def projection(model: Any, layer: Layer, name: str) -> Projection:
         scale = float(module.scaling[held[0]])
     if layer.fused:
         width = weight.shape[1] // 3
+        if weight.shape[1] != 3 * weight.shape[0]:
+            got = f"got a fused projection of {weight.shape[1]} columns"
+            raise ValueError(
+                f"{layer.projections[name]}: {got}, expected query, key and value of {weight.shape[0]} each"
+            )
         own = slice(NAMES.index(name) * width, (NAMES.index(name) + 1) * width)
         weight, bias, a = weight[:, own], None if bias is None else bias[own], None if a is None else a[:, own]
     return Projection(weight, bias, b, a, scale)

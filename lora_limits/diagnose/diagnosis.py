@@ -28,6 +28,10 @@ LONGER = (
     "beyond {} tokens are carried on as L and L squared."
 )
 BEYOND = "The model takes at most {} tokens: longer lengths are of its attention, were its positions extended."
+PREDICTED = (
+    "Predicted: the speed-up by the operations that `choose` counts, those of the certificate included, which the "
+    "timed gradient goes without."
+)
 CAUSAL = (
     "The model's attention is causal; the gradient analysed is of the paper's attention, without a mask, on the same "
     "queries, keys and values."
@@ -150,7 +154,7 @@ def _conclude(diagnosis: dict[str, Any]) -> None:
     analysed = [row for row in rows if not row["refused"]]
     if analysed:
         diagnosis["dials"] = dials.dials(analysed, tolerance=diagnosis["tolerance"], length=diagnosis["length"])
-    notes = [TARGET, WINDOWS, LONGER.format(times.LONGEST)]
+    notes = [TARGET, WINDOWS, LONGER.format(times.LONGEST), PREDICTED]
     notes += [BEYOND.format(diagnosis["longest"])] * any(
         (row.get("pays_from") or 0) > diagnosis["longest"] for row in rows
     )

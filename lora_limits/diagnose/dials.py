@@ -16,12 +16,13 @@ def head_dials(row: Row, tolerance: float) -> dict[str, Any]:
     gamma_needed: the centred Gamma at which the head's affordable method is within the tolerance (the present one where
     it is already), None below a sixteenth of the present one. rank_allowed: the rank at which the adapter's update u,
     growing as sqrt(rank), would fill what the frozen weights leave of that bound, r ((gamma_needed - frozen) / u)^2; 0
-    where they leave nothing, None where nothing limits it. batch_at_tolerance: the largest mini-batch, in windows,
-    whose gradient noise is above the tolerance, (noise / tolerance)^2; batch_at_error: above the method's error.
+    where they leave no room for rank 1, None where nothing limits it or projections differ in rank.
+    batch_at_tolerance: the largest mini-batch, in windows, whose gradient noise is above the tolerance,
+    (noise / tolerance)^2; batch_at_error: above the method's error.
     """
-    gamma, frozen = row["norms"]["adapted"]["gamma_centred"], row["norms"]["frozen"]["gamma_centred"]
+    frozen = row["norms"]["frozen"]["gamma_centred"]
     scale, rank = row["dial"]["scale"], row["rank_of_adapter"]
-    needed = None if scale is None else scale * gamma
+    needed = None if scale is None else scale * row["norms"]["adapted"]["gamma_centred"]
     update = max((row["update"].get(name, 0.0) for name in ("query", "key")), default=0.0)
     if scale == 1.0 or rank is None:
         allowed = None
@@ -38,6 +39,12 @@ def head_dials(row: Row, tolerance: float) -> dict[str, Any]:
     }
 
 
+def _beyond(row: Row, needed: float | None) -> bool:
+    """Whether the frozen weights alone exceed the bound, of a head that is not within it."""
+    outside = row["dial"]["scale"] != 1.0
+    return outside and (needed is None or needed <= row["norms"]["frozen"]["gamma_centred"])
+
+
 def _median(values: Sequence[float | None]) -> float | None:
     held = [v for v in values if v is not None]
     return statistics.median(held) if held else None
@@ -50,19 +57,22 @@ def dials(rows: Sequence[Row], *, tolerance: float, length: int) -> dict[str, di
 
 def _norm(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
     """Medians of the centred Gamma: as it is, and as the affordable method needs it (None: below a sixteenth)."""
-    dial = rows[0]["dial"]
-    pays = f"pays at {length} tokens" if dial["pays_from"] <= length else f"would pay from {dial['pays_from']:,} tokens"
+    dials_of = [row["dial"] for row in rows]
+    methods = sorted({dial["method"] for dial in dials_of})
+    method = methods[0] if len(methods) == 1 else f"{methods[0]} to {methods[-1]}"
+    longest = max(dial["pays_from"] for dial in dials_of)
+    pays = f"pays at {length} tokens" if longest <= length else f"would pay from {longest:,} tokens"
     there = sum(row["dial"]["scale"] == 1.0 for row in rows)
     lost = sum(row["dial"]["scale"] is None for row in rows)
     gamma = _median([row["norms"]["adapted"]["gamma_centred"] for row in rows])
     needed = _median([row["dials"]["gamma_needed"] or 0.0 for row in rows]) or None
     bound = "less than a sixteenth of that" if needed is None else f"{needed:.2g}"
     text = (
-        f"{dial['method']} {pays}. The queries and keys of the median head, centred, reach Gamma = {gamma:.2g}; for "
+        f"{method} {pays}. The queries and keys of the median head, centred, reach Gamma = {gamma:.2g}; for "
         f"{tolerance:.0%} error with that method it would have to be {bound}. {there} of {len(rows)} heads are there."
     )
     text += f" {lost} would not be at a sixteenth of their norms." if lost else ""
-    return {"is": gamma, "needs": needed, "method": dial["method"], "pays": pays, "there": there, "text": text}
+    return {"is": gamma, "needs": needed, "method": method, "pays": pays, "there": there, "text": text}
 
 
 def _rank(rows: Sequence[Row]) -> dict[str, Any]:
@@ -71,7 +81,7 @@ def _rank(rows: Sequence[Row]) -> dict[str, Any]:
     rank = ranks.pop() if len(ranks) == 1 else None
     frozen = _median([row["norms"]["frozen"]["gamma_centred"] for row in rows])
     adapted = _median([row["norms"]["adapted"]["gamma_centred"] for row in rows])
-    full = sum(row["dials"]["rank_allowed"] == 0 for row in rows)
+    full = sum(_beyond(row, row["dials"]["gamma_needed"]) for row in rows)
     room = _median([row["dials"]["rank_allowed"] or None for row in rows])
     text = f"The adapter ({'mixed ranks' if rank is None else f'rank {rank}'}) moves the median head's Gamma from "
     text += f"{frozen:.3g} (frozen weights) to {adapted:.3g}. "

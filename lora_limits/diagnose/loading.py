@@ -105,11 +105,14 @@ def load_model(folder: Path) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer. Raises ValueError where there is none or it cannot be read."""
+    """The folder's tokenizer. Raises ValueError where there is none, it cannot be read or is not a fast one."""
     import transformers
 
     with one_line(f"{folder}: tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+    if not tokenizer.is_fast:
+        raise ValueError(f"{folder}: got {type(tokenizer).__name__}, expected a fast tokenizer (tokenizer.json)")
+    return tokenizer
 
 
 def longest_window(model: Any, tokenizer: Any = None) -> int:

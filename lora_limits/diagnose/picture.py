@@ -95,7 +95,7 @@ def _scores(ax: Axes, rows: list[dict[str, Any]]) -> None:
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
-    values = [row["norms"]["adapted"]["score_ratio"] if row.get("norms") else None for row in rows]
+    values = [max(row["norms"]["adapted"]["score_ratio"], 1e-3) if row.get("norms") else None for row in rows]
     held = [0.5, 2.0, *(v for v in values if v is not None)]
     norm, colours = LogNorm(min(held), max(held)), colormaps["YlOrBr"]
     texts = ["" if v is None else f"{v:.1f}" if v < 10 else f"{v:.0f}" for v in values]
@@ -119,6 +119,8 @@ def _dials(diagnosis: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
     if rank["full"] == count:
         lines.append(("LoRA rank", "no rank helps", f"the frozen weights alone exceed the bound in all {count} heads"))
+    elif rank["is"] is None:
+        lines.append(("LoRA rank", "ranks differ", "no one rank to turn"))
     elif rank["needs"] is None:
         lines.append(("LoRA rank", "not the limit", "what the adapter adds leaves every tame head tame"))
     else:
@@ -129,7 +131,7 @@ def _dials(diagnosis: dict[str, Any]) -> list[tuple[str, str, str]]:
                 f"where the bound leaves any; {rank['full']} of {count} heads exceed it frozen",
             )
         )
-    if batch["needs"]:
+    if (batch["needs"] or 0) >= 1:
         below = f"windows of {diagnosis['length']} tokens: the gradient's own noise hides an error of "
         below += f"{diagnosis['tolerance']:.0%}"
         lines.append(("Mini-batch", f"up to {batch['needs']:.0f}", below))

@@ -85,7 +85,8 @@ class Clock:
         """The length from which the method is faster than the exact gradient, at this method's rank.
 
         This length where it is already; else measured again at the power of two above the length that times growing as
-        L and L^2 would give, LONGEST at most, and interpolated, or carried on from there. Two significant digits.
+        L and L^2 would give, LONGEST at most, and interpolated, or carried on from there. Two significant digits, but
+        longer than this length.
         """
         tokens = problem.x_query.shape[0]
         mine, exact = self.pair(problem, method)
@@ -93,12 +94,12 @@ class Clock:
             return tokens
         guess = min(2 ** math.ceil(math.log2(tokens * mine / exact)), LONGEST)
         if guess <= tokens:
-            return _rounded(tokens * mine / exact)
+            return max(_rounded(tokens * mine / exact), tokens + 1)
         there_mine, there_exact = self.pair(problem, method, guess)
         here, there = math.log(mine / exact), math.log(there_mine / there_exact)
         if there >= 0:
-            return _rounded(guess * there_mine / there_exact)
-        return _rounded(tokens * (guess / tokens) ** (here / (here - there)))
+            return max(_rounded(guess * there_mine / there_exact), tokens + 1)
+        return max(_rounded(tokens * (guess / tokens) ** (here / (here - there))), tokens + 1)
 
 
 def _rounded(length: float) -> int:

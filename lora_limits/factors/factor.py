@@ -75,6 +75,16 @@ def scale_rows(factor: Factor, by: jax.Array) -> Factor:
     return Factor(factor.left * by[:, None], factor.right, entries, exact)
 
 
+def drop_rows(factor: Factor, which: jax.Array) -> Factor:
+    """The low-rank part and the entries less the rows that `which` (Lq,) marks, whatever was in them."""
+    left = jnp.where(which[:, None], 0, factor.left)
+    entries = factor.entries
+    if entries is not None:
+        there = take(which.astype(left.dtype), entries.query)[..., None] > 0
+        entries = entries._replace(value=jnp.where(there, 0, entries.value))
+    return Factor(left, factor.right, entries, factor.rows)
+
+
 def apply(factor: Factor, z: jax.Array) -> jax.Array:
     """f~ z: (Lk, n) -> (Lq, n). O(L k n + Lq t n) time."""
     out = dot(factor.left, dot(factor.right.T, z))
@@ -174,7 +184,8 @@ def _beside(*columns: jax.Array) -> jax.Array:
 def gradient(problem: LoRAProblem, factor: Factor) -> tuple[jax.Array, dict[str, Adapter]]:
     """(loss, adapter gradients) from a normalised factor of f. Exact where the factor is.
 
-    With m = min(2 r, d): O(L (k m d_value + t (m + d_value) + d_model (d + r))) time, O(L (k + t) + k m d_value) memory.
+    With m = min(2 r, d): O(L (k m d_value + t (m + d_value) + d_model (d + r))) time,
+    O(L (k + t) + k m d_value) memory.
     """
     (scale, beta), names = scalars(problem), problem.adapters
     q, k, v = projections(problem)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_limits.factors.factor import Factor
+from lora_limits.factors.scores import NOWHERE
 from lora_limits.problem import check_integer, dot
 
 QUERIES = 4  # landmark queries for each landmark key
@@ -82,6 +83,9 @@ def segment_means(x: jax.Array, count: int) -> jax.Array:
 def nystrom(x: jax.Array, y: jax.Array, method: Nystrom) -> tuple[Factor, None]:
     """(f~ not yet normalised, no indicator of errors)."""
     few = min(method.rank, x.shape[0], y.shape[0])
-    queries, keys = segment_means(x, few), segment_means(y, few)
+    exists = y[:, -1:] > NOWHERE  # a masked key takes no part in the mean of its segment
+    keys = segment_means(jnp.concatenate([jnp.where(exists, y, 0), exists.astype(y.dtype)], 1), few)
+    keys, share = keys[:, :-1] / jnp.maximum(keys[:, -1:], jnp.finfo(y.dtype).tiny), keys[:, -1]
+    queries, keys = segment_means(x, few), keys.at[:, -1].set(jnp.where(share > 0, keys[:, -1], NOWHERE))
     left, middle, right = (jax.nn.softmax(dot(a, b.T), axis=1) for a, b in ((x, keys), (queries, keys), (queries, y)))
     return Factor(left, dot(pseudo_inverse(middle), right).T), None

@@ -26,19 +26,19 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits import frame as frames
-from lora_limits.factors.factor import Entries, Factor, Rows, apply, scale_rows, take
+from lora_limits.factors.factor import Entries, Factor, Rows, apply, drop_rows, take
 from lora_limits.factors.scores import NOWHERE
 from lora_limits.problem import check_integer, dot
 
 BLOCK = 512
-LEAF = 16  # tokens to a leaf of either tree, at least; fewer than twice as many
+LEAF = 16  # tokens to a leaf of either tree, at least; at most twice as many
 TOGETHER = 4  # blocks of queries that share candidates, a power of two
 REACH = 32  # keys of the best leaves, for each entry kept: scored against the centres of those blocks
 CANDIDATES = 6  # of these, scored against every query
 SAMPLES = 4  # sampled rows, for each column of the low-rank part
 COLUMNS = 4  # sampled keys, likewise
 GRAM = 2048  # columns on which the sampled rows are compared with each other
-REPAIRED = 128  # rows computed exactly
+REPAIRED = 128  # rows computed exactly, but no more than every sixteenth
 ITERATIONS = 2  # of the subspace iteration
 RIDGE = 1e-5
 NEGLIGIBLE = 20  # a score this far below the largest of its query
@@ -63,7 +63,7 @@ class SparseLowRank:
 
 
 def tree(points: jax.Array, leaf: int) -> jax.Array:
-    """Indices of points (n, d) in leaves of like points: (leaves, size), leaf <= size < 2 leaf, n for padding.
+    """Indices of points (n, d) in leaves of like points: (leaves, size), leaf <= size <= 2 leaf, n for padding.
 
     Halves at the median along the direction of largest spread, found by a few power iterations. O(n d log n).
     """
@@ -115,7 +115,7 @@ def search(x: jax.Array, y: jax.Array, entries: int) -> Found:
     near = min(-(-REACH * t // size), leaves.shape[0])
     candidates = min(CANDIDATES * t, near * size)
     exists = leaves < y.shape[0]
-    centre = take(y[:, :-1], leaves).sum(1) / exists.sum(1)[:, None].astype(y.dtype)
+    centre = take(y[:, :-1], leaves).sum(1) / jnp.maximum(exists.sum(1), 1)[:, None].astype(y.dtype)
     log_w = jax.nn.logsumexp(jnp.where(exists, take(y[:, -1], leaves), NOWHERE), axis=1)
     centre = jnp.concatenate([centre, log_w[:, None]], 1)
 
@@ -229,8 +229,8 @@ def _repair(factor: Factor, misfit: jax.Array, x: jax.Array, y: jax.Array) -> tu
     """(the same with its worst rows exact, what is left of the misfit); rows whose sum is not positive come first."""
     total = apply(factor, jnp.ones_like(y[:, :1]))[:, 0]
     bad = jnp.where(total > 0, misfit / jnp.where(total > 0, total, 1), jnp.inf)
-    worst = jax.lax.top_k(bad, min(REPAIRED, x.shape[0]))[1]
-    kept = scale_rows(factor, jnp.ones_like(total).at[worst].set(0))
+    worst = jax.lax.top_k(bad, max(min(REPAIRED, x.shape[0] // 16), 1))[1]
+    kept = drop_rows(factor, jnp.zeros(total.shape, bool).at[worst].set(True))
     return kept._replace(rows=Rows(worst, jax.nn.softmax(dot(x[worst], y.T), axis=1))), bad.at[worst].set(0)
 
 
