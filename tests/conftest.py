@@ -9,6 +9,10 @@ from experiments.compiling import QUICK
 # has a test of its own. Before jax is imported, and for children too.
 FLAGS = QUICK | {"xla_cpu_parallel_codegen_split_count": 1}
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={str(v).lower()}" for k, v in FLAGS.items()))
+# And compile once: what one worker or child has compiled the others read, this time and the next.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest

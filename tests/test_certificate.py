@@ -11,11 +11,11 @@ import reference
 from compiled import BATCH, GRADIENT, batched, polynomial
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tools import quick_jit
+from tools import later, quick_jit
 
 import lora_limits as ll
 
-CONFIGS = [("taylor", g) for g in (1, 2, 3, 6)] + [("chebyshev", 2), ("fitted", 4)]
+CONFIGS = [("taylor", 2), ("taylor", 3), ("chebyshev", 2)]
 SLOW = [(s, g) for s in ("taylor", "chebyshev", "fitted") for g in range(1, 7) if (s, g) not in CONFIGS]
 PAIRS = [pytest.param(*c, id=f"{c[0]} {c[1]}") for c in CONFIGS]
 PAIRS += [pytest.param(*c, id=f"{c[0]} {c[1]}", marks=pytest.mark.slow) for c in SLOW]
@@ -86,7 +86,7 @@ LOOSENESS = {
 }
 
 
-@pytest.mark.parametrize(("series", "degree"), LOOSENESS)
+@pytest.mark.parametrize(("series", "degree"), [*CONFIGS, *later(*(c for c in LOOSENESS if c not in CONFIGS))])
 def test_bounds_are_within_a_small_factor_of_the_error(series, degree):
     """Median over moderate inputs with reach 0.1 to 3 whose error is not rounding; and never below 1."""
     many, _, _ = sweep(100 + degree, 48, low=-1.0, high=0.5, kinds=problems.MODERATE)
@@ -116,7 +116,7 @@ def check_cases(series, degree, cases):
     assert violations(table, lambda i: cases[i]) == []
 
 
-@pytest.mark.parametrize(("series", "degree"), [("taylor", 3), ("chebyshev", 2), ("fitted", 4)])
+@pytest.mark.parametrize(("series", "degree"), [("taylor", 3), ("chebyshev", 2)])
 @settings(max_examples=25)
 @given(cases=st.lists(CASE, min_size=BATCH, max_size=BATCH))
 def test_no_drawn_input_breaks_a_bound(series, degree, cases):
@@ -179,7 +179,9 @@ def test_bounds_include_the_rounding_of_float32(degree):
             assert np.median(bound[plain] / top[plain]) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "signs", "equal tokens", "equal keys", "one-hot", "nearly equal tokens"])
+@pytest.mark.parametrize(
+    "kind", ["gaussian", "nearly equal tokens", *later("signs", "equal tokens", "equal keys", "one-hot")]
+)
 def test_rounding_that_adds_up_over_2048_tokens_is_bounded(kind):
     """Equal tokens round alike, so their errors add up and do not cancel."""
     shape = problems.Shape(lq=2048, lk=2048, inputs=(4, 4, 4), width=2, value_width=2, rank=2)

@@ -28,18 +28,14 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_smoke_size_runs_and_its_figure_is_drawn_alike_twice(name, results, tmp_path):
+def test_smoke_size_runs_and_its_figure_is_drawn(name, results, tmp_path):
     done = run("-m", "experiments", f"configs/{name}.toml", "--smoke", "--out", str(results / name))
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stdout.splitlines()[-1].startswith(f"results: {results / name}")
     if not (ROOT / "paper_figures" / f"{name}.py").exists():
         pytest.fail(f"no figure for {name}")
-    for folder in ("one", "two"):
-        assert draw([name, "--results", str(results), "--out", str(tmp_path / folder)]) == 0
-    for suffix in ("pdf", "png"):
-        one, two = ((tmp_path / folder / f"{name}.{suffix}").read_bytes() for folder in ("one", "two"))
-        assert len(one) > 5000
-        assert one == two
+    assert draw([name, "--results", str(results), "--out", str(tmp_path)]) == 0
+    assert all((tmp_path / f"{name}.{suffix}").stat().st_size > 5000 for suffix in ("pdf", "png"))
 
 
 def test_a_missing_result_names_the_command_that_makes_it(tmp_path):
@@ -70,10 +66,10 @@ def test_the_readme_code_runs():
 def test_the_kept_results_draw_every_kept_figure(tmp_path):
     names = sorted(p.stem for p in (ROOT / "paper_figures").glob("*.png"))
     assert "phase_boundary" in names
-    done = run("-m", "paper_figures", *names, "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    assert draw([*names, "--out", str(tmp_path)]) == 0
     assert sorted(p.stem for p in tmp_path.glob("*.png")) == names
-    # and alike in this process
-    assert draw(["phase_boundary", "--out", str(tmp_path / "here")]) == 0
-    for path in (tmp_path / "here").iterdir():
+    # and alike in another process
+    done = run("-m", "paper_figures", "phase_boundary", "--out", str(tmp_path / "there"))
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "there").iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()

@@ -64,7 +64,7 @@ def test_favor_converges_as_features_are_added():
     problem = problems.make(1, shape=SHAPE)
 
     def mean(features):
-        keys = jax.random.split(jax.random.key(0), 5)
+        keys = jax.random.split(jax.random.key(0), 3)
         drawn = [baselines.favor(random_features.orthogonal_frequencies(k, features, 3)) for k in keys]
         return np.mean([(output_error(problem, a), worst(problem, a)) for a in drawn], axis=0)
 

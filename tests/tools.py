@@ -12,6 +12,11 @@ from experiments.compiling import QUICK, quick_jit
 __all__ = ["QUICK", "quick_jit"]
 
 
+def later(*values):
+    """Parameters (one each, or a tuple) left to the slow tests: each compiles a program of its own, to show the same."""
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values]
+
+
 def extra(name):
     """The module `name` of an optional extra: skips without it, or fails under LORA_LIMITS_ALL_EXTRAS=1."""
     try:
