@@ -93,9 +93,10 @@ def _random_problem(length: int, config: Config) -> ll.LoRAProblem:
     import jax
 
     import lora_limits as ll
+    from experiments.compiling import quick_jit
 
-    key = jax.random.key(config.seed)
-    return ll.random_problem(key, length=length, width=config.width, rank=config.rank, gamma=config.gamma)
+    sizes = {"length": length, "width": config.width, "rank": config.rank, "gamma": config.gamma}
+    return quick_jit(lambda key: ll.random_problem(key, **sizes))(jax.random.key(config.seed))
 
 
 def _limits(config: Config) -> Limits:

@@ -61,7 +61,7 @@ plt.show()
 # matrix. The result carries a certified bound on the max-norm error of every array; the table holds it against the truth.
 
 # %%
-for degree in (2, 3, 4, 6):
+for degree in (2, 4, 6):
     result = gradient(problem, method=ll.Polynomial(degree))
     for name in result.gradient:
         error = float(abs(result.gradient[name].a - exact.gradient[name].a).max())
@@ -73,7 +73,7 @@ for degree in (2, 3, 4, 6):
 # `choose` turns a tolerance into a method, and stays exact where nothing cheaper certifies it.
 
 # %%
-for gamma in (0.5, 1.0, 4.0):
+for gamma in (0.5, 4.0):
     p = ll.random_problem(jax.random.key(1), length=2048, width=4, rank=2, gamma=gamma)
     report = jax.jit(ll.norm_report)(p)
     largest = max(float(abs(x).max()) for x in jax.tree.leaves(gradient(p, method=ll.Exact(1024)).gradient))

@@ -55,6 +55,32 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xlabel("width $k$")
 
 
+def _by_length(ax: Axes, rows: list[dict[str, Any]], kinds: dict[tuple[int, int], int]) -> None:
+    """Median error of the widest sparse plus low rank over the heads of each third, by L; bars: its range."""
+    rows = [r for r in rows if r["point"]["method"] == "sparse"]
+    lengths = sorted({r["point"]["length"] for r in rows})
+    for i, (kind, marker) in enumerate(zip(KINDS, "os^", strict=True)):
+        own: dict[int, list[float]] = {}
+        for r in rows:
+            if _kind(r, kinds) == i:
+                own.setdefault(r["point"]["length"], []).append(r["metrics"]["widths"][-1]["error"])
+        middle = np.array([np.median(e) for e in own.values()])
+        bars = [middle - [min(e) for e in own.values()], [max(e) for e in own.values()] - middle]
+        x = np.array([*own]) * 1.1 ** (i - 1)
+        ax.errorbar(x, middle, bars, marker=marker, color=style.COLOURS[i], elinewidth=0.6, linewidth=0.9, label=kind)
+    ax.axhline(TOLERANCE, color="black", linewidth=0.5, linestyle=":")
+    ax.set_yscale("log")
+    style.powers_of_two(ax, lengths)
+    ax.set_xlim(lengths[0] / 1.4, lengths[-1] * 1.4)
+    ax.set_xlabel("tokens $L$")
+    ax.set_ylabel("relative error")
+    ax.legend(handlelength=1.2, borderaxespad=0.1, labelspacing=0.2)
+
+
+def _kind(row: dict[str, Any], kinds: dict[tuple[int, int], int]) -> int:
+    return kinds[row["point"]["layer"], row["point"]["head"]]
+
+
 def _against_time(ax: Axes, row: dict[str, Any]) -> None:
     """Error over time, both at the longest sequence timed."""
     m = row["metrics"]
@@ -74,9 +100,9 @@ def _against_time(ax: Axes, row: dict[str, Any]) -> None:
     ax.set_xlim(min(seen) / 1.6, max(seen) * 1.8)
     ax.set_ylim(min(wrong) / 2, max(wrong) * 2.5)
     style.round_ticks(ax.xaxis)
+    style.round_ticks(ax.yaxis)
     ax.text(exact, 0.98, " exact", transform=ax.get_xaxis_transform(), fontsize=6, va="top")
     ax.set_xlabel("seconds")
-    ax.set_ylabel("relative error")
 
 
 def _speed(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -90,7 +116,8 @@ def _speed(ax: Axes, rows: list[dict[str, Any]]) -> None:
             found[r["metrics"]["best"]]["seconds"] / found[name]["seconds"] for found, r in zip(each, rows, strict=True)
         ]
         ax.plot(lengths, ratio, "-o" if i % 2 else "--o", color=COLOURS[method])
-        ax.annotate(width, (lengths[-1], ratio[-1]), (4, -2), textcoords="offset points", fontsize=6)
+        place = (4, 1 if method == "sparse" else -5)
+        ax.annotate(width, (lengths[-1], ratio[-1]), place, textcoords="offset points", fontsize=6)
     ax.axhline(1, color="black", linewidth=0.5)
     ax.set_yscale("log")
     style.round_ticks(ax.yaxis)
@@ -125,31 +152,37 @@ def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a-c) error by width on each third of the heads; (d) error over time; (e) speed over L; (f) width needed."""
-    fig, axes = style.figure(4.4, 2, 3)
+    """(a-c) error by width on each third of the heads; (d) error over L; (e) over time; (f) speed; (g) width needed."""
+    fig, axes = style.figure(6.0)
+    axes[0, 0].remove()
+    grid = fig.add_gridspec(3, 1, height_ratios=(1, 1, 0.6))
+    top, middle = ([fig.add_subplot(part) for part in grid[n].subgridspec(1, 3)] for n in (0, 1))
+    bottom = fig.add_subplot(grid[2])
     errors = [r for r in rows if r["point"]["kind"] == "error"]
     times = sorted((r for r in rows if r["point"]["kind"] == "time"), key=lambda r: r["point"]["length"])
-    length = max(r["point"]["length"] for r in errors if r["point"]["method"] in ("svd", "sparse"))
-    with_svd = [r["point"]["length"] for r in errors if r["point"]["method"] == "svd"]
-    at = max(with_svd) if with_svd else length
+    by_method = {m: {r["point"]["length"] for r in errors if r["point"]["method"] == m} for m in ("sparse", "svd")}
+    at = max((by_method["sparse"] & by_method["svd"]) or by_method["sparse"])  # the limit beside it, where there is one
     shown = [r for r in errors if r["point"]["length"] == at]
-    kinds = _kinds(shown)
+    kinds = _kinds(errors)
     for i, kind in enumerate(KINDS):
-        _by_width(axes[0, i], [r for r in shown if kinds[r["point"]["layer"], r["point"]["head"]] == i])
-        style.panel(axes[0, i], "abc"[i], f"{kind} heads, $L = {at}$")
-    axes[0, 0].set_ylabel("relative error")
-    _against_time(axes[1, 0], times[-1])
-    style.panel(axes[1, 0], "d", f"time, $L = {times[-1]['point']['length']}$")
-    _speed(axes[1, 1], times)
-    style.panel(axes[1, 1], "e", "times as fast as exact")
-    _map(axes[1, 2], [r for r in errors if r["point"]["method"] == "sparse" and r["point"]["length"] == at])
-    style.panel(axes[1, 2], "f", "width for 10 %")
+        _by_width(top[i], [r for r in shown if _kind(r, kinds) == i])
+        style.panel(top[i], "abc"[i], f"{kind} heads, $L = {at}$")
+    top[0].set_ylabel("relative error")
+    _by_length(middle[0], errors, kinds)
+    widest = max(w["width"] for r in errors for w in r["metrics"]["widths"])
+    style.panel(middle[0], "d", f"sparse, $k = {widest}$")
+    _against_time(middle[1], times[-1])
+    style.panel(middle[1], "e", f"error, $L = {times[-1]['point']['length']}$")
+    _speed(middle[2], times)
+    style.panel(middle[2], "f", "times as fast as exact")
+    _map(bottom, [r for r in errors if r["point"]["method"] == "sparse" and r["point"]["length"] == at])
+    style.panel(bottom, "g", f"width that sparse + low rank needs for 10 %, $L = {at}$")
     used = {r["point"]["method"] for r in errors}
     handles = [
-        axes[0, 0].plot([], [], "--" if m == "svd" else "-o", color=COLOURS[m], label=LABELS[m])[0]
+        top[0].plot([], [], "--" if m == "svd" else "-o", color=COLOURS[m], label=LABELS[m])[0]
         for m in LABELS
         if m in used
     ]
-    handles.append(axes[0, 0].plot([], [], "x", color="black", label="reported as failed")[0])
+    handles.append(top[0].plot([], [], "x", color="black", label="reported as failed")[0])
     fig.legend(handles=handles, loc="outside lower center", ncols=4)
     return fig

@@ -200,7 +200,7 @@ LONG = quick_jit(lambda p: ll.gradient(p, ll.Polynomial(7)))
 # --------------------------------------------------------------------------------------------- what is not certified
 
 
-@pytest.mark.parametrize(("series", "degree"), [("taylor", 1), ("chebyshev", 2)])
+@pytest.mark.parametrize(("series", "degree"), [("chebyshev", 2), *later(("taylor", 1))])
 def test_rows_that_may_not_be_distributions_get_no_finite_bound(series, degree):
     """Scores up to 100: whenever the dense row sums of P are not all positive, every bound is infinite."""
     many, _, _ = sweep(9, 8, low=1.0, high=2.0)

@@ -21,7 +21,7 @@ def largest(problem):
     return max(float(abs(x).max()) for x in jax.tree.leaves(GRADIENT(problem, method=ll.Exact()).gradient))
 
 
-@pytest.mark.parametrize(("gamma", "relative"), [(0.5, 1e-1), (1.0, 1e-2), *later((0.5, 1e-4))])
+@pytest.mark.parametrize(("gamma", "relative"), [(1.0, 1e-2), *later((0.5, 1e-1), (0.5, 1e-4))])
 def test_the_method_is_certified_and_within_two_degrees_of_the_oracle(gamma, relative):
     problem = MAKE(jax.random.key(3), gamma)
     tolerance = relative * largest(problem)

@@ -1,12 +1,18 @@
 """Every experiment at smoke size, through its own command, and the figures drawn from what it leaves."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from paper_figures import style
 from paper_figures.__main__ import main as draw
 
 ROOT = Path(__file__).parent.parent
@@ -27,11 +33,28 @@ def results(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
+@pytest.fixture(scope="session")
+def children():
+    """Processes as a user's are, with no strictness, that run one command after the other: {64 bits or not: pool}."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as narrow, ProcessPoolExecutor(1, get_context("spawn")) as wide:
+        yield {False: narrow, True: wide}
+
+
+def smoke(name, out):
+    """The status and what is printed by `python -m experiments configs/NAME.toml --smoke --out OUT`."""
+    from experiments.__main__ import main
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        return main([str(ROOT / "configs" / f"{name}.toml"), "--smoke", "--out", out]), printed.getvalue()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_smoke_size_runs_and_its_figure_is_drawn(name, results, tmp_path):
-    done = run("-m", "experiments", f"configs/{name}.toml", "--smoke", "--out", str(results / name))
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert done.stdout.splitlines()[-1].startswith(f"results: {results / name}")
+def test_smoke_size_runs_and_its_figure_is_drawn(name, children, results, tmp_path):
+    wide = getattr(importlib.import_module(f"experiments.{name}"), "X64", False)
+    status, printed = children[bool(wide)].submit(smoke, name, str(results / name)).result(timeout=600)
+    assert status == 0, printed
+    assert printed.splitlines()[-1].startswith(f"results: {results / name}")
     if not (ROOT / "paper_figures" / f"{name}.py").exists():
         pytest.fail(f"no figure for {name}")
     assert draw([name, "--results", str(results), "--out", str(tmp_path)]) == 0
@@ -63,13 +86,27 @@ def test_the_readme_code_runs():
         assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_kept_results_draw_every_kept_figure(tmp_path):
-    names = sorted(p.stem for p in (ROOT / "paper_figures").glob("*.png"))
-    assert "phase_boundary" in names
-    assert draw([*names, "--out", str(tmp_path)]) == 0
-    assert sorted(p.stem for p in tmp_path.glob("*.png")) == names
-    # and alike in another process
+def test_a_figure_is_drawn_alike_twice(tmp_path):
+    """Here and by the command."""
+    assert draw(["phase_boundary", "--out", str(tmp_path / "here")]) == 0
     done = run("-m", "paper_figures", "phase_boundary", "--out", str(tmp_path / "there"))
     assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "there").iterdir())) == 2
     for path in (tmp_path / "there").iterdir():
-        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+        assert path.read_bytes() == (tmp_path / "here" / path.name).read_bytes()
+
+
+def test_the_kept_results_draw_every_kept_figure(tmp_path, monkeypatch):
+    names = sorted(p.stem for p in (ROOT / "paper_figures").glob("*.png"))
+    assert "phase_boundary" in names
+    drawn = []
+
+    def save(figure, stem):
+        figure.draw_without_rendering()
+        style.plt.close(figure)
+        drawn.append(stem.name)
+        return []
+
+    monkeypatch.setattr(style, "save", save)
+    assert draw([*names, "--out", str(tmp_path)]) == 0
+    assert drawn == names
