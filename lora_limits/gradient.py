@@ -66,8 +66,8 @@ class GradientResult:
     estimate: {name: Adapter of Estimate}, the error of each array as estimated from sampled query rows, with 95 %
     confidence intervals; None unless asked for, but for factors without a guarantee. Closer to the truth than `bound`.
     relative_error: {name: Adapter of scalars}, the Frobenius norm of the error over that of the true array, estimated
-    from the same rows. failed: True where one of them is half or more, something is not finite or a row sum not positive:
-    the gradient is not to be used. Both None for methods with a guarantee, for exact ones and for Chain.
+    from the same rows. failed: True where one of them is half or more, something is not finite or a row sum not
+    positive: the gradient is not to be used. Both None for methods with a guarantee, for exact ones and for Chain.
     """
 
     gradient: dict[str, Adapter]
