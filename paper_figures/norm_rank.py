@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures import style
@@ -48,7 +49,12 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     style.panel(ax, "a", "relative error")
     bar = fig.colorbar(image, ax=ax, pad=0.02, aspect=22)
     bar.set_ticks([-8, -6, -4, -2, 0], labels=["$10^{-8}$", "$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"])
-    adapter = [r for r in rows if r["point"]["kind"] == "adapter"]
+    _adapters(axes[0, 1], axes[0, 2], [r for r in rows if r["point"]["kind"] == "adapter"])
+    return fig
+
+
+def _adapters(norm: Axes, width: Axes, adapter: list[dict[str, Any]]) -> None:
+    """Gamma and k* against the size of the adapter's entries, by rank and scaling."""
     for i, rank in enumerate(sorted({r["point"]["rank"] for r in adapter})):
         for convention, dash in (("alpha/r", "-"), ("alpha/sqrt(r)", ":")):
             line = sorted(
@@ -61,18 +67,17 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
             size, gamma, need = zip(*line, strict=True)
             need = [np.nan if n is None else n for n in need]
             label = f"$r={rank}$" if dash == "-" else None
-            axes[0, 1].plot(size, gamma, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label)
-            axes[0, 2].plot(size, need, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label)
-    for ax, letter, title in ((axes[0, 1], "b", r"$\Gamma$"), (axes[0, 2], "c", r"$k^\star$ at 1 %")):
+            norm.plot(size, gamma, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label)
+            width.plot(size, need, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label)
+    for ax, letter, title in ((norm, "b", r"$\Gamma$"), (width, "c", r"$k^\star$ at 1 %")):
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])
         ax.minorticks_off()
         ax.set_xlabel("size of entries of $A$, $B$")
         style.panel(ax, letter, title)
-    axes[0, 1].legend(loc="upper left", handlelength=1.2, labelspacing=0.2)
-    axes[0, 2].plot([], [], "k-", label=r"$s=\alpha/r$")
-    axes[0, 2].plot([], [], "k:", label=r"$s=\alpha/\sqrt{r}$")
-    handles, labels = axes[0, 2].get_legend_handles_labels()
-    axes[0, 2].legend(handles[-2:], labels[-2:], loc="upper left", handlelength=1.6, labelspacing=0.2)
-    return fig
+    norm.legend(loc="upper left", handlelength=1.2, labelspacing=0.2)
+    width.plot([], [], "k-", label=r"$s=\alpha/r$")
+    width.plot([], [], "k:", label=r"$s=\alpha/\sqrt{r}$")
+    handles, labels = width.get_legend_handles_labels()
+    width.legend(handles[-2:], labels[-2:], loc="upper left", handlelength=1.6, labelspacing=0.2)

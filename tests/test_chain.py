@@ -133,9 +133,9 @@ def test_every_lemma_holds_within_its_bound(kind):
     """Lemmas 3.3 to 3.7 and Theorem A.1 with their constants, on factors good and bad."""
     p = problems.make(7, kind=kind, reach=1.5)
     for degree in (2, 4):
-        within_bounds(p, *FACTOR(p, degree, "taylor"))
+        assert within_bounds(p, *FACTOR(p, degree, "taylor"))
     for size in (1e-6, 1e-2, 0.5):
-        within_bounds(p, *perturbed_factor(p, size))
+        assert within_bounds(p, *perturbed_factor(p, size))
 
 
 @pytest.mark.parametrize("adapt", [("value",), problems.FULL], ids="+".join)

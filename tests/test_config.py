@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tools import refusal
 
-from experiments import store
+from experiments import batch_and_rank, crossing, finetune, outlier_free, store
 from experiments.__main__ import main
 from experiments.config import load
 
@@ -126,3 +126,22 @@ def test_load_gives_the_experiment_and_its_config(toy):
     assert sweep.config.model_dump()["gamma"] == 2.0
     assert sweep.experiment.points(sweep.config)[0] == {"length": 1, "gamma": 2.0}
     assert sweep.note.minutes.full == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: crossing.Config(rates=(), ranks=(1,), alphas=(1.0,)), "rates"),
+        (lambda: batch_and_rank.Config(degrees=(0,), ranks=(), batches=(1,), norms=("free",), seeds=1), "ranks"),
+        (lambda: outlier_free.Config(ranks=()), "ranks"),
+        (lambda: case(tasks={"which_module": 256}, base_length=64), "expected squares, of digits alone"),
+        (lambda: case(tasks={"digits": 256}, base_length=65), "expected squares, of digits alone"),
+    ],
+)
+def test_what_the_points_of_an_experiment_cannot_be_made_of_is_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def case(**fields):
+    return finetune.Case(pretrain_steps=1, steps=1, **fields)

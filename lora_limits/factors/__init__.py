@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits import estimate
 from lora_limits import frame as frames
+from lora_limits import relative
 from lora_limits.factors import adapted, landmarks, random_features, sparse, svd
 from lora_limits.factors.adapted import AdaptedMonomials
 from lora_limits.factors.factor import Factor, apply, gradient, normalise, rows_of
@@ -87,7 +87,7 @@ def run(problem: LoRAProblem, method: FactorMethod, sampled: int | None, key: ja
 
         return kernel
 
-    estimated, relative = estimate.from_rows(
+    estimated, wrong = relative.from_rows(
         problem,
         frame,
         explicit,
@@ -96,10 +96,10 @@ def run(problem: LoRAProblem, method: FactorMethod, sampled: int | None, key: ja
         rows=ROWS if sampled is None else sampled,
         key=jax.random.key(0) if key is None else key,
     )
-    errors = jnp.stack(jax.tree.leaves(relative))
+    errors = jnp.stack(jax.tree.leaves(wrong))
     failed = ~((errors < LOST).all() & (smallest > 0))
     width = factor.left.shape[1] + (0 if factor.entries is None else factor.entries.key.shape[1])
-    return Outcome(loss, grads, width, smallest, estimated, relative, failed)
+    return Outcome(loss, grads, width, smallest, estimated, wrong, failed)
 
 
 __all__ = [
