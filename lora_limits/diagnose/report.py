@@ -53,9 +53,8 @@ def _cells(row: dict[str, Any], tolerance: float) -> list[str]:
     longer = "" if row["error_longer"] is None else f"{row['error_longer']:.2g}"
     seconds = row["seconds"]
     foreseen = "" if seconds["predicted"] is None else f"{seconds['exact'] / seconds['predicted']:.2g}"
-    worst = (
-        "> 1000" if row["error"] is None or row["error"] >= 1e3 else f"{row['error']:.2g}"
-    )  # None: infinite, in JSON
+    error = math.inf if row["error"] is None else row["error"]  # as JSON holds it
+    worst = f"{error:.2g}" if error < 1e3 else "> 1000"
     noise = "" if row["noise"] is None else f"{row['noise']:.0%}"
     speed = f"{seconds['exact'] / seconds['method']:.2g}"
     return [*head, row["method"], worst, longer, speed, foreseen, noise, verdict(row, tolerance)]
