@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt, field_validator
 
 from experiments.config import Fields
 
-VERSION = 1
+VERSION = 2
 SHARED = ("inputs", "noise", "rank", "seed", "repeats", "max_seconds", "widths", "timed_widths")
 METHODS = ("svd", "skeleton", "sparse", "monomials", "random", "nystrom")
 DENSE = 2048  # the longest sequence whose singular value decomposition is computed

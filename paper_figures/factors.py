@@ -116,7 +116,7 @@ def _speed(ax: Axes, rows: list[dict[str, Any]]) -> None:
             found[r["metrics"]["best"]]["seconds"] / found[name]["seconds"] for found, r in zip(each, rows, strict=True)
         ]
         ax.plot(lengths, ratio, "-o" if i % 2 else "--o", color=COLOURS[method])
-        place = (4, 1 if method == "sparse" else -5)
+        place = (4, 2 if i % 2 == 0 else -7)
         ax.annotate(width, (lengths[-1], ratio[-1]), place, textcoords="offset points", fontsize=6)
     ax.axhline(1, color="black", linewidth=0.5)
     ax.set_yscale("log")
