@@ -41,16 +41,16 @@ SAMPLED = 128  # queries behind an estimated error
 
 
 class Config(Fields):
-    """blocks: tokens to a block of the polynomial's sweeps; 0 leaves it to the library, which thinks of a CPU's cache.
+    """blocks: tokens to a block of the polynomial's sweeps; 0 leaves it to the library.
 
-    tiles: of the library's exact gradient. An exact gradient runs where it takes most_seconds or less, anything where
-    it takes most_bytes of working memory or less. bandwidth_gb_s: of the device's memory, for the time that reading the
-    inputs once would take.
+    tiles: of the library's exact gradient; the last is the reference beyond 4096 tokens. An exact gradient runs where
+    it takes most_seconds or less, anything where it takes most_bytes of working memory or less. bandwidth_gb_s: of the
+    device's memory, for the time that reading the inputs once would take.
     """
 
     lengths: tuple[PositiveInt, ...]
     degrees: tuple[PositiveInt, ...] = (2, 3)
-    blocks: tuple[NonNegativeInt, ...] = (16384,)
+    blocks: tuple[NonNegativeInt, ...] = (0,)
     tiles: tuple[PositiveInt, ...] = (1024, 4096)
     width: PositiveInt = 8
     rank: PositiveInt = 4
@@ -84,7 +84,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments import kernels, timing
 
     problem = make_problem(point["length"], config)
-    true = reference(problem, config)
+    true, source = reference(problem, config)
     methods: dict[str, dict[str, Any]] = {}
     calls = {}
     for name, contender in contenders(config).items():
@@ -97,7 +97,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         methods[name] |= outcome
         if program is not None:
             calls[name] = functools.partial(program, problem)
-            methods[name] |= judge(value, true)
+            methods[name] |= judge(value, true) if name != source else {}
     for name, time in timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds).items():
         methods[name] |= time
     if true is None:
@@ -107,7 +107,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     size = sum({id(x): x.nbytes for x in jax.tree.leaves(problem) if hasattr(x, "nbytes")}.values())
     seconds = size / config.bandwidth_gb_s / 1e9 if config.bandwidth_gb_s else None
     device = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
-    return device | {"bytes": size, "traffic_seconds": seconds, "methods": methods}
+    return device | {"bytes": size, "traffic_seconds": seconds, "reference": source, "methods": methods}
 
 
 def make_problem(length: int, config: Config) -> ll.LoRAProblem:
@@ -157,23 +157,22 @@ def too_long(name: str, length: int, config: Config) -> str | None:
     return f"would take about {seconds:.3g} s" if seconds > config.most_seconds else None
 
 
-def reference(problem: ll.LoRAProblem, config: Config) -> Reference | None:
-    """The exact gradient, where one is within the limits: in float64 on the host, or tiled on the device."""
+def reference(problem: ll.LoRAProblem, config: Config) -> tuple[Reference | None, str | None]:
+    """The exact gradient, where one is within the limits, and whose: float64 on the host, or a contender's own."""
     import jax
     import numpy as np
 
     import lora_limits as ll
     from experiments import truth
 
-    length = problem.target.shape[0]
+    length, tile = problem.target.shape[0], config.tiles[-1]
     if length <= truth.FLOAT64_LENGTH:
         with jax.default_device(jax.devices("cpu")[0]):
-            return truth.reference(problem)
-    tile = config.tiles[-1]
+            return truth.reference(problem), "float64"
     if too_long(f"tiled {tile}", length, config):
-        return None
+        return None, None
     gradient = jax.jit(lambda p: ll.gradient(p, ll.Exact(tile)).gradient)(problem)
-    return truth.Reference(truth.named(gradient), np.arange(0), np.empty((0, 0)))
+    return truth.Reference(truth.named(gradient), np.arange(0), np.empty((0, 0))), f"tiled {tile}"
 
 
 def judge(value: Any, true: Reference | None) -> dict[str, Any]:

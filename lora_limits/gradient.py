@@ -30,7 +30,8 @@ class Polynomial:
 
     series: "taylor" (tightest certificate), "chebyshev" (minimax on the score range), "fitted" (least squares on a
     sample of scores). centred: shift queries and keys first, which changes nothing in exact arithmetic and shrinks the
-    scores. block_size: tokens whose features are held at once; None: as many as keep a block in a CPU's cache.
+    scores. block_size: tokens whose features are held at once; None: as many as keep a block in a CPU's cache
+    or, on an accelerator, in 128 MiB (float32).
     Raises ValueError for a negative degree or an unknown series.
     """
 

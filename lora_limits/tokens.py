@@ -49,11 +49,18 @@ class Queries(NamedTuple):
 
 
 def block_size(problem: LoRAProblem, degree: int) -> int:
-    """Tokens to a block: a power of two from 128 to 2048 that keeps its largest array near 2^20 entries."""
+    """Tokens to a block.
+
+    On a CPU a power of two from 128 to 2048 whose largest array has about 2^20 entries, to stay in cache; on an
+    accelerator, which must be filled, the largest equal parts of the input of at most 2^25 entries.
+    """
     d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
     r = problem.adapters["value"].a.shape[0] if "value" in problem.adapters else 0
     entries = max(monomials.count(d, degree), d * (1 + dv + r))
-    return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 11)
+    if jax.default_backend() == "cpu":
+        return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 11)
+    tokens = max(problem.x_query.shape[0], problem.x_key.shape[0])
+    return -(-tokens // -(-tokens // max(2**25 // entries, 128)))
 
 
 def maps(problem: LoRAProblem, frame: Frame) -> Maps:

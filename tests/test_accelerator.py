@@ -12,6 +12,7 @@ from tools import assert_close, quick_jit
 
 import lora_limits as ll
 from experiments import accelerator, baselines, kernels, truth
+from lora_limits import tokens
 from paper_figures import accelerator as figure
 
 SHAPE = problems.Shape(lq=32, lk=32, inputs=(3, 3, 3), width=3, value_width=2, rank=1)
@@ -71,6 +72,21 @@ def test_longer_inputs_are_left_out_by_the_time_of_shorter_ones(monkeypatch):
     n = accelerator.PILOT
     reasons = [accelerator.too_long("XLA", factor * n, CONFIG) for factor in (1, 3, 4)]
     assert reasons == [None, None, "would take about 4 s"]
+
+
+def test_on_an_accelerator_a_block_is_an_equal_part_of_the_input_and_as_long_as_memory_allows(monkeypatch):
+    problem = accelerator.make_problem(300_000, accelerator.Config(lengths=(1,)))
+    assert tokens.block_size(problem, 3) == 2048
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert tokens.block_size(problem, 3) == 150_000  # of at most 2^25 / 165
+    assert tokens.block_size(problem, 2) == 300_000
+
+
+def test_no_contender_is_held_against_itself(monkeypatch):
+    monkeypatch.setattr(truth, "FLOAT64_LENGTH", 16)
+    metrics = accelerator.measure({"length": 32}, CONFIG.model_copy(update={"repeats": 1}))
+    assert metrics["reference"] == "tiled 32"
+    assert [n for n, m in metrics["methods"].items() if "seconds" in m and "error" not in m] == ["tiled 32"]
 
 
 def test_every_length_is_a_point_of_this_device_and_a_cpu_is_announced_in_one_line(capsys):

@@ -59,10 +59,10 @@ def test_the_kernels_agree_with_the_exact_gradient_to_their_precision(attention,
 
 
 def test_the_polynomial_gradient_needs_no_array_that_grows_with_the_length():
-    """Four times the tokens, the same working memory; a single L x L array would take 17 GB."""
+    """Four times the tokens, the same working memory; a single L x L array would take 4 TB."""
     config = accelerator.Config(lengths=(1,))
     sizes = []
-    for length in (2**14, 2**16):
+    for length in (2**18, 2**20):
         compiled = jax.jit(lambda p: ll.gradient(p, ll.Polynomial(3))).lower(accelerator.make_problem(length, config))
         sizes.append(timing.temporary_bytes(compiled.compile()))
-    assert sizes[1] <= 1.1 * sizes[0] < 2**28
+    assert sizes[1] <= 1.1 * sizes[0] < 2**29
