@@ -34,7 +34,6 @@ SHARED = (
     "max_seconds",
     "most_seconds",
     "most_bytes",
-    "bandwidth_gb_s",
 )
 PILOT = 16384  # no exact gradient of a longer input is tried before one of this length has been timed
 SAMPLED = 128  # queries behind an estimated error
@@ -44,8 +43,7 @@ class Config(Fields):
     """blocks: tokens to a block of the polynomial's sweeps; 0 leaves it to the library.
 
     tiles: of the library's exact gradient; the last is the reference beyond 4096 tokens. An exact gradient runs where
-    it takes most_seconds or less, anything where it takes most_bytes of working memory or less. bandwidth_gb_s: of the
-    device's memory, for the time that reading the inputs once would take.
+    it takes most_seconds or less, anything where it takes most_bytes of working memory or less.
     """
 
     lengths: tuple[PositiveInt, ...]
@@ -60,7 +58,6 @@ class Config(Fields):
     max_seconds: PositiveFloat = 3.0
     most_seconds: PositiveFloat = 3.0
     most_bytes: PositiveFloat = 5e10
-    bandwidth_gb_s: PositiveFloat | None = None
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -103,11 +100,8 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     if true is None:
         for name, error in estimates(problem, config).items():
             methods[name]["estimated_error"] = methods[f"{name}, certified"]["estimated_error"] = error
-    # each distinct array once, however often a method reads it
-    size = sum({id(x): x.nbytes for x in jax.tree.leaves(problem) if hasattr(x, "nbytes")}.values())
-    seconds = size / config.bandwidth_gb_s / 1e9 if config.bandwidth_gb_s else None
     device = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
-    return device | {"bytes": size, "traffic_seconds": seconds, "reference": source, "methods": methods}
+    return device | {"reference": source, "methods": methods}
 
 
 def make_problem(length: int, config: Config) -> ll.LoRAProblem:
