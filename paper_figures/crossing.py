@@ -57,7 +57,7 @@ def _along(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
         if case == "plain" or name == "rank":
             i = values.index(value)
             dash, label = ("-", f"${SYMBOLS[name]} = {_number(value)}$") if case == "plain" else ("--", None)
-            _line(ax, row, linestyle=dash, color=(SKY, BLUE, RED)[i % 3], marker="os^"[i % 3], label=label)
+            _line(ax, row, linestyle=dash, color=(SKY, BLUE, RED, ORANGE, BLACK)[i], marker="os^vD"[i], label=label)
     handles = ax.get_legend_handles_labels()[0]
     if name == "rank":
         handles.append(Line2D([], [], color=style.GREY, linestyle="--", label=r"scale $\alpha/\sqrt{r}$"))
@@ -65,7 +65,10 @@ def _along(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
 
 
 def _number(value: float) -> str:
-    return f"10^{{{round(np.log10(value))}}}" if value < 0.1 else f"{value:g}"
+    if value >= 0.1:
+        return f"{value:g}"
+    first, power = f"{value:e}".split("e")
+    return (f"{float(first):g} \\cdot " if float(first) > 1 else "") + f"10^{{{int(power)}}}"
 
 
 def _controls(ax: Axes, rows: list[dict[str, Any]]) -> None:

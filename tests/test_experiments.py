@@ -40,6 +40,21 @@ def children():
         yield {False: narrow, True: wide}
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The names of the figures that were drawn, each in full but for its files."""
+    names = []
+
+    def save(figure, stem):
+        figure.draw_without_rendering()
+        style.plt.close(figure)
+        names.append(stem.name)
+        return []
+
+    monkeypatch.setattr(style, "save", save)
+    return names
+
+
 def smoke(name, out):
     """The status and what is printed by `python -m experiments configs/NAME.toml --smoke --out OUT`."""
     from experiments.__main__ import main
@@ -49,8 +64,20 @@ def smoke(name, out):
         return main([str(ROOT / "configs" / f"{name}.toml"), "--smoke", "--out", out]), printed.getvalue()
 
 
+def script(code):
+    """Runs a script from top to bottom; its figures go nowhere."""
+    os.environ["MPLBACKEND"] = "Agg"
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(code, {"__name__": "__main__"})
+
+
+def run_script(code, children):
+    """`script` in the child of its precision."""
+    children["jax_enable_x64" in code].submit(script, code).result(timeout=600)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_smoke_size_runs_and_its_figure_is_drawn(name, children, results, tmp_path):
+def test_smoke_size_runs_and_its_figure_is_drawn(name, children, results, drawn, tmp_path):
     wide = getattr(importlib.import_module(f"experiments.{name}"), "X64", False)
     status, printed = children[bool(wide)].submit(smoke, name, str(results / name)).result(timeout=600)
     assert status == 0, printed
@@ -58,7 +85,7 @@ def test_smoke_size_runs_and_its_figure_is_drawn(name, children, results, tmp_pa
     if not (ROOT / "paper_figures" / f"{name}.py").exists():
         pytest.fail(f"no figure for {name}")
     assert draw([name, "--results", str(results), "--out", str(tmp_path)]) == 0
-    assert all((tmp_path / f"{name}.{suffix}").stat().st_size > 5000 for suffix in ("pdf", "png"))
+    assert drawn == [name]
 
 
 def test_a_missing_result_names_the_command_that_makes_it(tmp_path):
@@ -69,21 +96,18 @@ def test_a_missing_result_names_the_command_that_makes_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs(name):
-    """Top to bottom as a script; the figures go nowhere."""
-    done = run(f"notebooks/{name}.py", MPLBACKEND="Agg", PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_notebook_runs(name, children):
+    run_script((ROOT / "notebooks" / f"{name}.py").read_text(), children)
 
 
-def test_the_readme_code_runs():
+def test_the_readme_code_runs(children):
     """The Python block of the README, at a shorter length."""
     blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
     assert blocks
     for block in blocks:
         code = block.split("```")[0]
         assert "length=16384" in code
-        done = run("-c", code.replace("length=16384", "length=256"), PYTHONPATH=str(ROOT))
-        assert done.returncode == 0, done.stderr[-2000:]
+        run_script(code.replace("length=16384", "length=256"), children)
 
 
 def test_a_figure_is_drawn_alike_twice(tmp_path):
@@ -96,17 +120,8 @@ def test_a_figure_is_drawn_alike_twice(tmp_path):
         assert path.read_bytes() == (tmp_path / "here" / path.name).read_bytes()
 
 
-def test_the_kept_results_draw_every_kept_figure(tmp_path, monkeypatch):
+def test_the_kept_results_draw_every_kept_figure(drawn, tmp_path):
     names = sorted(p.stem for p in (ROOT / "paper_figures").glob("*.png"))
     assert "phase_boundary" in names
-    drawn = []
-
-    def save(figure, stem):
-        figure.draw_without_rendering()
-        style.plt.close(figure)
-        drawn.append(stem.name)
-        return []
-
-    monkeypatch.setattr(style, "save", save)
     assert draw([*names, "--out", str(tmp_path)]) == 0
     assert drawn == names

@@ -59,6 +59,7 @@ def worst(problem, attention):
     return truth.errors(gradient(problem, attention), true)["error"]
 
 
+@pytest.mark.slow
 def test_favor_converges_as_features_are_added():
     """Error falls like the inverse root of their number: 64 times as many, an eighth, within a factor of 2."""
     problem = problems.make(1, shape=SHAPE)
@@ -73,6 +74,7 @@ def test_favor_converges_as_features_are_added():
     assert many[0] < 0.05
 
 
+@pytest.mark.slow
 def test_nystrom_converges_as_landmarks_are_added_to_what_its_cut_leaves():
     problem = problems.make(1, shape=SHAPE, kind="self attention")
     attentions = [baselines.nystrom(m) for m in (4, 12, 37)]
