@@ -61,7 +61,7 @@ plt.show()
 # matrix. The result carries a certified bound on the max-norm error of every array; the table holds it against the truth.
 
 # %%
-for degree in (2, 4, 6):
+for degree in (2, 5):
     result = gradient(problem, method=ll.Polynomial(degree))
     for name in result.gradient:
         error = float(abs(result.gradient[name].a - exact.gradient[name].a).max())
@@ -101,7 +101,7 @@ for layer, head in ((5, 2), (2, 11)):
 # %%
 p = heads.problem(5, 2, length=256, dtype="float64", adapt=("query", "value"))
 truth = gradient(p, method=ll.Exact()).gradient
-for degree in (1, 2, 3):
+for degree in (1, 3):
     result = gradient(p, method=ll.Polynomial(degree))
     error = float(np.linalg.norm(result.gradient["query"].a - truth["query"].a) / np.linalg.norm(truth["query"].a))
     print(

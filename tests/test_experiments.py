@@ -112,8 +112,8 @@ def test_the_readme_code_runs(children):
 
 def test_a_figure_is_drawn_alike_twice(tmp_path):
     """Here and by the command."""
-    assert draw(["phase_boundary", "--out", str(tmp_path / "here")]) == 0
-    done = run("-m", "paper_figures", "phase_boundary", "--out", str(tmp_path / "there"))
+    assert draw(["scaling", "--out", str(tmp_path / "here")]) == 0
+    done = run("-m", "paper_figures", "scaling", "--out", str(tmp_path / "there"))
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "there").iterdir())) == 2
     for path in (tmp_path / "there").iterdir():
