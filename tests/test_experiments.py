@@ -4,8 +4,6 @@ import contextlib
 import importlib
 import io
 import os
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,13 +16,6 @@ from paper_figures.__main__ import main as draw
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.toml"))
 NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.py"))
-
-
-def run(*args, **env):
-    """The command's process, finished."""
-    return subprocess.run(
-        [sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | env
-    )
 
 
 @pytest.fixture(scope="session")
@@ -88,10 +79,9 @@ def test_smoke_size_runs_and_its_figure_is_drawn(name, children, results, drawn,
     assert drawn == [name]
 
 
-def test_a_missing_result_names_the_command_that_makes_it(tmp_path):
-    done = run("-m", "paper_figures", "scaling", "--results", str(tmp_path), "--out", str(tmp_path))
-    assert done.returncode == 1
-    assert "python -m experiments configs/scaling.toml" in done.stderr
+def test_a_missing_result_names_the_command_that_makes_it(tmp_path, capsys):
+    assert draw(["scaling", "--results", str(tmp_path), "--out", str(tmp_path)]) == 1
+    assert "python -m experiments configs/scaling.toml" in capsys.readouterr().err
     assert draw(["nothing"]) == 2
 
 
@@ -110,16 +100,16 @@ def test_the_readme_code_runs(children):
         run_script(code.replace("length=16384", "length=256"), children)
 
 
-def test_a_figure_is_drawn_alike_twice(tmp_path):
-    """Here and by the command."""
+def test_a_figure_is_drawn_alike_twice(tmp_path, children):
+    """Here and in another process."""
     assert draw(["scaling", "--out", str(tmp_path / "here")]) == 0
-    done = run("-m", "paper_figures", "scaling", "--out", str(tmp_path / "there"))
-    assert done.returncode == 0, done.stderr
+    assert children[False].submit(draw, ["scaling", "--out", str(tmp_path / "there")]).result(timeout=600) == 0
     assert len(list((tmp_path / "there").iterdir())) == 2
     for path in (tmp_path / "there").iterdir():
         assert path.read_bytes() == (tmp_path / "here" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_kept_results_draw_every_kept_figure(drawn, tmp_path):
     names = sorted(p.stem for p in (ROOT / "paper_figures").glob("*.png"))
     assert "phase_boundary" in names

@@ -90,7 +90,7 @@ def test_polynomial_is_the_derivative_of_the_factored_forward(shape, adapt, m):
     assert 0 < float(got.normaliser) <= 2
 
 
-@pytest.mark.parametrize(("degrees", "factor"), [((1, 3), 6), *later(((3, 6), 120))])
+@pytest.mark.parametrize(("degrees", "factor"), later(((1, 3), 6), ((3, 6), 120)))
 def test_the_error_falls_with_the_degree_as_fast_as_the_series(degrees, factor):
     """Degree g leaves about R^g / g! of the gradient: at R = 1, 6 from degree 1 to 3 and 120 from 3 to 6, at least."""
     many = [problems.make(seed, reach=1.0) for seed in range(BATCH)]
