@@ -35,7 +35,8 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):
-    """Skips tests marked gpu where JAX sees no accelerator."""
+    """Skips tests marked gpu where JAX sees no accelerator; the experiments first, so that one worker has them all."""
+    items.sort(key=lambda item: item.path.name != "test_experiments.py")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and jax.default_backend() == "cpu":
         for item in marked:
