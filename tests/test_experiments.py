@@ -56,15 +56,17 @@ def smoke(name, out):
 
 
 def script(code):
-    """Runs a script from top to bottom; its figures go nowhere."""
+    """What a script prints, run from top to bottom; its figures go nowhere. Raises what it raises."""
     os.environ["MPLBACKEND"] = "Agg"
-    with contextlib.redirect_stdout(io.StringIO()):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         exec(code, {"__name__": "__main__"})
+    return printed.getvalue()
 
 
 def run_script(code, children):
     """`script` in the child of its precision."""
-    children["jax_enable_x64" in code].submit(script, code).result(timeout=600)
+    return children["jax_enable_x64" in code].submit(script, code).result(timeout=600)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -87,7 +89,11 @@ def test_a_missing_result_names_the_command_that_makes_it(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name, children):
-    run_script((ROOT / "notebooks" / f"{name}.py").read_text(), children)
+    """To its last line, which the sentence below marks: an exception on the way is the child's, and raised here."""
+    code = (ROOT / "notebooks" / f"{name}.py").read_text()
+    printed = run_script(code + "\nprint('to the end')\n", children).splitlines()
+    assert len(printed) > 1
+    assert printed[-1] == "to the end"
 
 
 def test_the_readme_code_runs(children):
