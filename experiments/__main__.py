@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from experiments import Refused, config, runner
+from experiments import Refused
+from experiments.runner import config
+from experiments.runner import sweep as runner
 
 USAGE = """\
 usage: python -m experiments configs/NAME.toml [--size smoke|default|full] [--smoke] [--out DIR] [--shard I/N]

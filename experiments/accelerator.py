@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 if TYPE_CHECKING:
     import lora_limits as ll
-    from experiments.kernels import Contender
-    from experiments.truth import Reference
+    from experiments.contenders.kernels import Contender
+    from experiments.contenders.truth import Reference
 
 VERSION = 1
 SHARED = (
@@ -78,7 +78,8 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Time, memory, precision and errors of every contender by name, or why it was left out."""
     import jax
 
-    from experiments import kernels, timing
+    from experiments.contenders import kernels
+    from lora_limits.instruments import timing
 
     problem = make_problem(point["length"], config)
     true, source = reference(problem, config)
@@ -128,7 +129,7 @@ def polynomials(config: Config) -> dict[str, ll.Polynomial]:
 
 def contenders(config: Config) -> dict[str, Contender]:
     """Every contender by name."""
-    from experiments import kernels
+    from experiments.contenders import kernels
 
     return kernels.contenders(config.tiles, polynomials(config), config.width)
 
@@ -136,7 +137,8 @@ def contenders(config: Config) -> dict[str, Contender]:
 @functools.cache
 def pilot_seconds(name: str, config: Config) -> float:
     """Seconds that a contender takes for PILOT tokens; 0 if it cannot be run, so that every length says why."""
-    from experiments import kernels, timing
+    from experiments.contenders import kernels
+    from lora_limits.instruments import timing
 
     problem = make_problem(PILOT, config)
     program = kernels.attempt(contenders(config)[name], problem, config.most_bytes)[1]
@@ -157,7 +159,7 @@ def reference(problem: ll.LoRAProblem, config: Config) -> tuple[Reference | None
     import numpy as np
 
     import lora_limits as ll
-    from experiments import truth
+    from experiments.contenders import truth
 
     length, tile = problem.target.shape[0], config.tiles[-1]
     if length <= truth.FLOAT64_LENGTH:
@@ -171,7 +173,7 @@ def reference(problem: ll.LoRAProblem, config: Config) -> tuple[Reference | None
 
 def judge(value: Any, true: Reference | None) -> dict[str, Any]:
     """Errors of a gradient and, where it comes with one, its certified bound over the largest entry."""
-    from experiments import truth
+    from experiments.contenders import truth
 
     if true is None:
         return {}
@@ -185,7 +187,7 @@ def estimates(problem: ll.LoRAProblem, config: Config) -> dict[str, float]:
     import jax.numpy as jnp
 
     import lora_limits as ll
-    from experiments import kernels
+    from experiments.contenders import kernels
 
     def run(problem: ll.LoRAProblem, method: ll.Polynomial) -> Any:
         result = ll.gradient(problem, method, rows=SAMPLED, key=jax.random.key(config.seed + 1))

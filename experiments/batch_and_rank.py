@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 SHARED = ("task", "length", "pretrain_steps", "steps", "rate", "tests", "sample", "layers", "degrees", "batches")
@@ -68,10 +68,10 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 def model_of(config: Config, point: dict[str, Any]) -> Any:
     """The pretrained base with fresh adapters, its norms as the point wants them."""
-    from experiments import training
-    from lora_limits.layers import LoRA
+    from experiments.training import loop
+    from lora_limits.nn.lora import LoRA
 
-    recipe = training.Recipe(config.pretrain_steps, rate=config.rate, every=config.pretrain_steps)
+    recipe = loop.Recipe(config.pretrain_steps, rate=config.rate, every=config.pretrain_steps)
     sizes = {
         "d_model": 32,
         "heads": 4,
@@ -79,9 +79,9 @@ def model_of(config: Config, point: dict[str, Any]) -> Any:
         "normalised": point["norms"] == "normalised",
         "width": 4,
     }
-    base = training.Base(config.task, config.length, recipe, options=tuple(sorted(sizes.items())))
+    base = loop.Base(config.task, config.length, recipe, options=tuple(sorted(sizes.items())))
     lora = LoRA(point["rank"], 2.0 * point["rank"], adapt=ADAPT)
-    model = training.pretrained(base, lora, Path(config.cache), seed=point["seed"])
+    model = loop.pretrained(base, lora, Path(config.cache), seed=point["seed"])
     if point["norms"] == "shrunk":
         for block in model.blocks:
             for kernel in (block.attention.query.kernel, block.attention.key.kernel):
@@ -90,15 +90,15 @@ def model_of(config: Config, point: dict[str, Any]) -> Any:
 
 
 def _recipe(config: Config, batch: int, seed: int) -> Any:
-    from experiments import training
+    from experiments.training import loop
 
-    return training.Recipe(config.steps, batch, config.rate, seed, every=config.steps, tests=config.tests)
+    return loop.Recipe(config.steps, batch, config.rate, seed, every=config.steps, tests=config.tests)
 
 
 def _noise(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """{"before", "after"}: moments as gradient_noise.compare has them, and norms."""
-    from experiments import gradient_noise, tasks, training
     from experiments.finetune import read_method
+    from experiments.training import gradient_noise, loop, tasks
 
     model, task = model_of(config, point), tasks.load(config.task, config.length, "target")
     methods = {f"polynomial {g}": read_method(f"polynomial {g}", config.length) for g in config.degrees}
@@ -108,7 +108,7 @@ def _noise(point: dict[str, Any], config: Config) -> dict[str, Any]:
         return {"moments": gradient_noise.compare(model, data, methods), **_norms(model, data.tokens[:2])}
 
     before = look()
-    training.train(model, task, _recipe(config, middle(config.batches), point["seed"]))
+    loop.train(model, task, _recipe(config, middle(config.batches), point["seed"]))
     return {"before": before, "after": look()}
 
 
@@ -116,8 +116,8 @@ def _noise(point: dict[str, Any], config: Config) -> dict[str, Any]:
 def _reports() -> Any:
     from flax import nnx
 
-    from experiments.compiling import quick_jit
-    from lora_limits import per_layer
+    from lora_limits.instruments.compiling import quick_jit
+    from lora_limits.nn import per_layer
 
     return quick_jit(lambda graphdef, params, x: per_layer.norms(nnx.merge(graphdef, params), x), static_argnums=0)
 
@@ -132,8 +132,8 @@ def _norms(model: Any, tokens: Any) -> dict[str, float]:
 
 
 def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from experiments import tasks
     from experiments.finetune import read_method
+    from experiments.training import tasks
 
     model = model_of(config, point)
     model.set_methods([read_method(point["method"], config.length)] * config.layers)
@@ -147,10 +147,10 @@ def tune(model: Any, task: Any, recipe: Any) -> dict[str, Any]:
     """
     import numpy as np
 
-    from experiments import training
+    from experiments.training import loop
 
-    history = training.train(model, task, recipe)
+    history = loop.train(model, task, recipe)
     before, own = ({"loss": history["test_loss"][n], "accuracy": history["accuracy"][n]} for n in (0, -1))
-    exact = training.with_methods(model, [training.EXACT] * len(model.blocks))
-    scores = {"before": before, "own": own, "exact": training.evaluate(exact, task.test, recipe)}
+    exact = loop.with_methods(model, [loop.EXACT] * len(model.blocks))
+    scores = {"before": before, "own": own, "exact": loop.evaluate(exact, task.test, recipe)}
     return scores | {"finite": bool(np.isfinite(history["loss"] + history["test_loss"]).all())}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 SHARED = ("instances", "rank", "lowest", "highest", "seed")
@@ -86,7 +86,7 @@ def _instance(point: dict[str, Any], config: Config, number: int) -> dict[str, A
     import numpy as np
 
     import lora_limits as ll
-    from experiments import families
+    from experiments.problems import families
 
     length, width = point["length"], point["width"]
     # the same problems for every series
@@ -109,7 +109,7 @@ def _instance(point: dict[str, Any], config: Config, number: int) -> dict[str, A
 def _gradient() -> Any:
     """ll.gradient, compiled once for each shape and method."""
     import lora_limits as ll
-    from experiments.compiling import quick_jit
+    from lora_limits.instruments.compiling import quick_jit
 
     return quick_jit(ll.gradient, static_argnames="method")
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 X64 = True
@@ -45,7 +45,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """terms: {name: [max-norm error, bound, largest exact entry]}; k1; row-l1 error of f, Lemma 3.3's bound of it."""
     import jax.numpy as jnp
 
-    from lora_limits import widths
+    from lora_limits.polynomial import needed
 
     problem, true, sizes, radius = _prepare(point["gamma"], config.length, config.width, config.rank, config.seed)
     if point["factor"] == "svd":
@@ -53,7 +53,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         u1, v1, bound = u[:, : point["size"]] * s[None, : point["size"]], vt[: point["size"]].T, None
     else:
         u1, v1 = _jitted("polynomial_factor", 1, 2)(problem, point["size"], point["factor"])
-        bound = widths.row_error(point["size"], radius, point["factor"])
+        bound = needed.row_error(point["size"], radius, point["factor"])
     k1 = u1.shape[1]
     u1 = u1 / (u1 @ v1.sum(0))[:, None]
     row_error = jnp.abs(u1 @ v1.T - true["f"]).sum(1).max()
@@ -74,7 +74,7 @@ def _jitted(name: str, *static: int) -> Any:
     """A function of lora_limits.chain, compiled once for all points."""
     import jax
 
-    from lora_limits import chain
+    from lora_limits.gradients import chain
 
     return jax.jit(getattr(chain, name), static_argnums=static)
 
@@ -88,7 +88,7 @@ def _prepare(
     import jax.numpy as jnp
 
     import lora_limits as ll
-    from lora_limits import exact
+    from lora_limits.gradients import exact
 
     shape = {"length": length, "width": width, "rank": rank}
     problem = ll.random_problem(jax.random.key(seed), **shape, gamma=gamma, adapt=("query", "key", "value"))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 SHARED = ("length", "pretraining", "steps", "every", "batch", "sequences", "shrink", "decay", "degrees", "seed")
@@ -64,12 +64,12 @@ def points(config: Config) -> list[dict[str, Any]]:
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Norms and certificates of each layer along the run, the steps at which it crosses, and what was learnt."""
-    from experiments import tasks, training
+    from experiments.training import loop, tasks
 
     model = start(point, config)
     task = tasks.load("which_module", config.length, "target")
-    recipe = training.Recipe(config.steps, batch=config.batch)
-    before = training.evaluate(model, task.test, recipe)
+    recipe = loop.Recipe(config.steps, batch=config.batch)
+    before = loop.evaluate(model, task.test, recipe)
     look = watcher(model, tasks.Data(*(x[: config.sequences] for x in task.test)), config.degrees)
     seen: list[list[dict[str, Any]]] = []
     steps = run(model, task, point, config, lambda: seen.append(look()))
@@ -78,7 +78,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         layer = {name: [row[name] for row in rows] for name in rows[0]}
         crossed = {name: next((n for n, x in zip(steps, layer[name], strict=True) if x >= 1), None) for name in NORMS}
         layers.append(layer | {"crossed": crossed})
-    return {"steps": steps, "layers": layers, "before": before, "after": training.evaluate(model, task.test, recipe)}
+    return {"steps": steps, "layers": layers, "before": before, "after": loop.evaluate(model, task.test, recipe)}
 
 
 NORMS = ("gamma", "score")
@@ -89,8 +89,8 @@ def start(point: dict[str, Any], config: Config) -> Any:
 
     Query-key normalisation undoes the shrinking: its base starts where it was.
     """
-    from experiments.training import Base, Recipe, pretrained
-    from lora_limits.layers import LoRA
+    from experiments.training.loop import Base, Recipe, pretrained
+    from lora_limits.nn.lora import LoRA
     from lora_limits.problem import NAMES
 
     case = point["case"]
@@ -113,16 +113,16 @@ def run(model: Any, task: Any, point: dict[str, Any], config: Config, look: Call
     import optax
     from flax import nnx
 
-    from experiments import tasks, training
+    from experiments.training import loop, tasks
 
     decay = config.decay if point["case"] == "weight decay" else 0.0
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(point["rate"], weight_decay=decay))
-    graphdef, trained, frozen = nnx.split(model, training.ADAPTERS, ...)
+    graphdef, trained, frozen = nnx.split(model, loop.ADAPTERS, ...)
     state = optimiser.init(trained)
 
     @jax.jit
     def step(trained, state, tokens, labels):
-        grads = jax.grad(training.loss_of, argnums=1)(graphdef, trained, frozen, tokens, labels)
+        grads = jax.grad(loop.loss_of, argnums=1)(graphdef, trained, frozen, tokens, labels)
         updates, state = optimiser.update(grads, state, trained)
         return optax.apply_updates(trained, updates), state
 
@@ -147,16 +147,16 @@ def watcher(model: Any, data: Any, degrees: tuple[int, ...]) -> Callable[[], lis
     import numpy as np
     from flax import nnx
 
-    from experiments import training
-    from experiments.compiling import quick_jit
-    from lora_limits import per_layer
+    from experiments.training import loop
+    from lora_limits.instruments.compiling import quick_jit
+    from lora_limits.nn import per_layer
 
     graphdef = nnx.split(model)[0]
 
     @quick_jit
     def problems(params, tokens, labels):
         wide = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.float64), params))
-        read, cotangents = per_layer.cotangents(wide, tokens, lambda logits: training.loss(logits, labels))
+        read, cotangents = per_layer.cotangents(wide, tokens, lambda logits: loop.loss(logits, labels))
         make = normalised_problem if wide.shape.normalised else adapted_problem
         return [
             jax.vmap(functools.partial(make, block.attention))(x, c)
@@ -183,14 +183,14 @@ def _judge(degrees: tuple[int, ...]) -> Callable[[Any], dict[str, Any]]:
     """`inspect` over (sequences, heads), compiled once for each rank."""
     import jax
 
-    from experiments.compiling import quick_jit
+    from lora_limits.instruments.compiling import quick_jit
 
     return quick_jit(jax.vmap(jax.vmap(lambda problem: inspect(problem, degrees))))
 
 
 def adapted_problem(layer: Any, x: Any, cotangent: Any) -> Any:
     """The layer's heads on one sequence with a residual that has the size of their outputs, as it has for Y = 0."""
-    from lora_limits import per_layer
+    from lora_limits.nn import per_layer
 
     return per_layer.problem_of(layer, x, sized(layer, x, cotangent))
 
@@ -201,7 +201,7 @@ def normalised_problem(layer: Any, x: Any, cotangent: Any) -> Any:
     import jax.numpy as jnp
 
     import lora_limits as ll
-    from lora_limits import per_layer
+    from lora_limits.nn import per_layer
     from lora_limits.problem import NAMES
 
     def head(q, k, v, target):
@@ -220,7 +220,7 @@ def sized(layer: Any, x: Any, cotangent: Any) -> Any:
     """The cotangent (L, heads, width) of each head scaled to the Frobenius norm of its output."""
     import jax.numpy as jnp
 
-    from lora_limits import per_layer
+    from lora_limits.nn import per_layer
 
     out = layer.attend(x[None], per_layer.EXACT)[0]
     size, own = (jnp.sqrt((z**2).sum((0, 2), keepdims=True)) for z in (out, cotangent))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt, field_validator
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 2
 SHARED = ("inputs", "noise", "rank", "seed", "repeats", "max_seconds", "widths", "timed_widths")
@@ -48,12 +48,12 @@ class Config(Fields):
 
 def points(config: Config) -> list[dict[str, Any]]:
     """Errors of one method on one head at one length; then times at one length."""
-    from experiments import heads
+    from experiments.problems import minilm
 
     path = _path(config)
     chosen = []
-    for layer in dict.fromkeys(layer for layer, _ in heads.heads(path)):
-        own = [pair for pair in heads.heads(path) if pair[0] == layer]
+    for layer in dict.fromkeys(layer for layer, _ in minilm.heads(path)):
+        own = [pair for pair in minilm.heads(path) if pair[0] == layer]
         places = sorted(
             {round(i * (len(own) - 1) / max(config.most - 1, 1)) for i in range(min(config.most, len(own)))}
         )
@@ -77,11 +77,12 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 def _path(config: Config):
     from pathlib import Path
 
-    from experiments import Refused, heads
+    from experiments import Refused
+    from experiments.problems import minilm
 
     if config.inputs and not Path(config.inputs).is_file():
         raise Refused(f"inputs: got {config.inputs!r}, expected a file made by experiments/data/make_minilm_heads.py")
-    return Path(config.inputs) if config.inputs else heads.PATH
+    return Path(config.inputs) if config.inputs else minilm.PATH
 
 
 def make(name: str, width: int):
@@ -103,7 +104,7 @@ def make(name: str, width: int):
 @functools.cache
 def _quick(name: str, width: int):
     import lora_limits as ll
-    from experiments.compiling import quick_jit
+    from lora_limits.instruments.compiling import quick_jit
 
     method = make(name, width)
 
@@ -117,7 +118,7 @@ def _quick(name: str, width: int):
 @functools.cache
 def _exact():
     import lora_limits as ll
-    from experiments.compiling import quick_jit
+    from lora_limits.instruments.compiling import quick_jit
 
     return quick_jit(lambda problem: ll.gradient(problem, ll.Exact(min(TILES))).gradient)
 
@@ -125,11 +126,12 @@ def _exact():
 def _errors(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
-    from experiments import heads, truth
+    from experiments.contenders import truth
+    from experiments.problems import minilm
 
     place = point["layer"], point["head"]
     length, path = point["length"], _path(config)
-    problem = heads.problem(*place, length=length, rank=config.rank, seed=config.seed, noise=config.noise, path=path)
+    problem = minilm.problem(*place, length=length, rank=config.rank, seed=config.seed, noise=config.noise, path=path)
     true = truth.Reference(truth.named(_exact()(problem)), np.zeros(0), np.zeros(0))
     widths = []
     for width in config.widths:
@@ -137,7 +139,7 @@ def _errors(point: dict[str, Any], config: Config) -> dict[str, Any]:
         found = truth.errors(gradient, true)
         said = {name: float(x) for name, x in truth.named(estimated).items()}
         widths.append({"width": width, **found, "estimated": max(said.values()), "failed": bool(failed)})
-    return {"score_range": heads.score_range(*place, path=path), "widths": widths}
+    return {"score_range": minilm.score_range(*place, path=path), "widths": widths}
 
 
 def stretched(problem, length: int, seed: int = 0):
@@ -163,10 +165,12 @@ def _times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
     import lora_limits as ll
-    from experiments import heads, timing, truth
-    from experiments.counting import count_operations
+    from experiments.contenders import truth
+    from experiments.problems import minilm
+    from lora_limits.instruments import timing
+    from lora_limits.instruments.counting import count_operations
 
-    head = heads.problem(*heads.heads()[11], rank=config.rank, seed=config.seed, noise=config.noise)
+    head = minilm.problem(*minilm.heads()[11], rank=config.rank, seed=config.seed, noise=config.noise)
     problem = stretched(head, point["length"])
     methods = {f"exact {b}": ll.Exact(b) for b in TILES if b <= point["length"]} or {"exact": ll.Exact(point["length"])}
     methods |= {f"{name} {k}": make(name, k) for name in ("skeleton", "sparse") for k in config.timed_widths}

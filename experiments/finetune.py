@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 SHARED = ("short", "long", "rank", "alpha", "repeats", "max_seconds")
@@ -91,7 +91,7 @@ def points(config: Config) -> list[dict[str, Any]]:
 def read_method(name: str, length: int) -> Any:
     """The method of a name. A polynomial gets blocks short enough that attention is not exact: no task is shorter."""
     import lora_limits as ll
-    from experiments.training import EXACT
+    from experiments.training.loop import EXACT
 
     kind, *numbers = name.split()
     if kind == "exact":
@@ -107,19 +107,19 @@ def _words(case: Case, task: str) -> int:
 
 def _model(config: Config, point: dict[str, Any], seed: int) -> Any:
     """The pretrained base with fresh adapters of that seed."""
-    from experiments import training
-    from lora_limits.layers import LoRA
+    from experiments.training import loop
+    from lora_limits.nn.lora import LoRA
 
     case = getattr(config, point["case"])
-    recipe = training.Recipe(case.pretrain_steps, case.pretrain_batch, 5e-3, every=case.pretrain_steps)
+    recipe = loop.Recipe(case.pretrain_steps, case.pretrain_batch, 5e-3, every=case.pretrain_steps)
     sizes = {name: getattr(case, name) for name in ("d_model", "heads", "width", "layers", "normalised")}
     length = case.base_length or point["length"]
     words = _words(case, point["task"])
-    base = training.Base(point["task"], length, recipe, words, tuple(sorted(sizes.items())))
+    base = loop.Base(point["task"], length, recipe, words, tuple(sorted(sizes.items())))
     lora = LoRA(config.rank, config.alpha, adapt=("query", "key", "value"))
-    model = training.pretrained(base, lora, Path(config.cache), seed=seed)
+    model = loop.pretrained(base, lora, Path(config.cache), seed=seed)
     if length != point["length"]:
-        training.stretch(model, point["length"])
+        loop.stretch(model, point["length"])
     return model
 
 
@@ -135,21 +135,22 @@ def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """
     import dataclasses
 
-    from experiments import store, tasks, training
+    from experiments.runner import store
+    from experiments.training import loop, tasks
 
     case, seed = getattr(config, point["case"]), point["seed"]
     model = _model(config, point, seed)
     model.set_methods([read_method(point["method"], point["length"])] * case.layers)
     task = tasks.load(point["task"], point["length"], "target", _words(case, point["task"]))
-    recipe = training.Recipe(case.steps, case.batch, case.rate, seed, case.every, case.tests)
+    recipe = loop.Recipe(case.steps, case.batch, case.rate, seed, case.every, case.tests)
     shared = config.model_dump(mode="json", include=set(SHARED))
     folder = Path(config.cache) / "runs" / store.key("finetune", VERSION, shared, point)
-    history = training.train(model, task, recipe, watch=point["method"] != "exact", folder=folder)
-    training.forget(folder)
+    history = loop.train(model, task, recipe, watch=point["method"] != "exact", folder=folder)
+    loop.forget(folder)
     if point["method"] == "exact" and case.final_tests == case.tests:  # evaluated so already
         return history | {"final": {"loss": history["test_loss"][-1], "accuracy": history["accuracy"][-1]}}
-    exact = training.with_methods(model, [training.EXACT] * case.layers)
-    return history | {"final": training.evaluate(exact, task.test, dataclasses.replace(recipe, tests=case.final_tests))}
+    exact = loop.with_methods(model, [loop.EXACT] * case.layers)
+    return history | {"final": loop.evaluate(exact, task.test, dataclasses.replace(recipe, tests=case.final_tests))}
 
 
 def xla(q, k, v, is_causal):
@@ -167,22 +168,23 @@ def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from flax import nnx
 
     import lora_limits as ll
-    from experiments import tasks, timing, training
+    from experiments.training import loop, tasks
+    from lora_limits.instruments import timing
 
     case, length = getattr(config, point["case"]), point["length"]
     model = _model(config, point, 0)
-    recipe = training.Recipe(case.steps, case.batch, case.rate)
+    recipe = loop.Recipe(case.steps, case.batch, case.rate)
     task = tasks.load(point["task"], length, "target", _words(case, point["task"]))
     data = tasks.batch(task.train, case.batch, 0, 0)
-    blocks = [b for b in BLOCKS if b < length] or [training.EXACT.block_size]
+    blocks = [b for b in BLOCKS if b < length] or [loop.EXACT.block_size]
     exact = {f"exact {b}": ll.Exact(b) for b in blocks} | {"xla": xla}
     contenders = exact | {name: read_method(name, length) for name in point["methods"] if name != "exact"}
     out, calls = {}, {}
     for name, method in contenders.items():
         model.set_methods([method] * case.layers)
-        graphdef, trained, frozen = nnx.split(model, training.ADAPTERS, ...)
-        args = (trained, frozen, training.optimiser(recipe).init(trained), *data)
-        run = training.compiled_step(recipe, graphdef, *args)
+        graphdef, trained, frozen = nnx.split(model, loop.ADAPTERS, ...)
+        args = (trained, frozen, loop.optimiser(recipe).init(trained), *data)
+        run = loop.compiled_step(recipe, graphdef, *args)
         calls[name] = functools.partial(run, *args)
         out[name] = {"temporary": timing.temporary_bytes(run)}
     for name, time in timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds).items():

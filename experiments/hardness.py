@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 Family = Literal["exact", "polynomial", "chebyshev", "columns", "svd"]
 MAKERS = {"random": "random_neighbours", "clustered": "clustered_neighbours"}

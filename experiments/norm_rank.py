@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 SHARED = ("length", "width", "rank", "alpha", "tolerance", "base_gamma", "seed")
@@ -56,7 +56,7 @@ def _error(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
     import lora_limits as ll
-    from experiments.compiling import quick_jit
+    from lora_limits.instruments.compiling import quick_jit
 
     make = functools.partial(ll.random_problem, length=config.length, width=config.width, rank=config.rank)
     problem = quick_jit(make)(jax.random.key(config.seed), gamma=point["gamma"])
@@ -79,8 +79,8 @@ def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import lora_limits as ll
-    from experiments import degrees
-    from experiments.compiling import quick_jit
+    from experiments.contenders import degrees
+    from lora_limits.instruments.compiling import quick_jit
 
     key = jax.random.key(config.seed)
     make = functools.partial(ll.random_problem, length=config.length, width=config.width, rank=1)

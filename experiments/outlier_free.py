@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 2
 SHARED = (
@@ -84,7 +84,7 @@ def head_times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
     import lora_limits as ll
-    from experiments import timing
+    from lora_limits.instruments import timing
     from lora_limits.problem import NAMES
 
     rng = np.random.default_rng(config.seed)
@@ -113,24 +113,25 @@ def step_times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import jax
     from flax import nnx
 
-    from experiments import tasks, timing, training
-    from experiments.counting import count_operations
-    from lora_limits.transformer import Transformer
+    from experiments.training import loop, tasks
+    from lora_limits.instruments import timing
+    from lora_limits.instruments.counting import count_operations
+    from lora_limits.nn.transformer import Transformer
 
     task = tasks.load("next_byte", config.timed, "target")
     data = tasks.batch(task.train, 1, config.seed, 0)
-    gradient = jax.grad(training.loss_of, argnums=1)
+    gradient = jax.grad(loop.loss_of, argnums=1)
     run, lora, calls, operations = jax.jit(gradient, static_argnums=0), lora_of(point["rank"]), {}, {}
     for attention in config.attentions:
         options = sizes(point["model"], attention, config, mlp=4)
-        base = training.Base("next_byte", config.timed, training.Recipe(1), options=options)
+        base = loop.Base("next_byte", config.timed, loop.Recipe(1), options=options)
         model = Transformer(base.shape(), lora, rngs=nnx.Rngs(config.seed))
-        graphdef, *params = nnx.split(model, training.ADAPTERS, ...)
+        graphdef, *params = nnx.split(model, loop.ADAPTERS, ...)
         calls[attention] = functools.partial(run, graphdef, *params, *data)
         operations[attention] = count_operations(functools.partial(gradient, graphdef), *params, *data)["flops"]
         if attention == "softmax":
             calls["stretched"] = functools.partial(
-                run, *nnx.split(stretched(model, config.stretch), training.ADAPTERS, ...), *data
+                run, *nnx.split(stretched(model, config.stretch), loop.ADAPTERS, ...), *data
             )
     times = timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
     heads = config.layers * SHAPES[point["model"]][1]
@@ -150,7 +151,7 @@ def stretched(model: Any, by: float) -> Any:
 
 def lora_of(rank: int) -> Any:
     """Full LoRA of that rank at the scale of Table 1."""
-    from lora_limits.layers import LoRA
+    from lora_limits.nn.lora import LoRA
     from lora_limits.problem import NAMES
 
     return LoRA(rank, SCALE * rank, adapt=NAMES)
@@ -165,17 +166,17 @@ def sizes(model: str, attention: str, config: Config, mlp: int) -> tuple[tuple[s
 
 def features(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Norms and outliers of a pretrained and tuned model, and the error of every method on its heads, by rank."""
-    from experiments import tasks, training
+    from experiments.training import loop, tasks
 
     options = sizes(point["model"], point["attention"], config, mlp=1)
-    recipe = training.Recipe(config.pretraining, batch=1, rate=1e-3, every=config.pretraining, tests=2)
-    base = training.Base("next_byte", config.length, recipe, options=options)
+    recipe = loop.Recipe(config.pretraining, batch=1, rate=1e-3, every=config.pretraining, tests=2)
+    base = loop.Base("next_byte", config.length, recipe, options=options)
     task = tasks.load("next_byte", config.length, "target")
     out: dict[str, Any] = {"errors": {}}
     for rank in config.ranks:
-        model = training.pretrained(base, lora_of(rank), BASES, seed=config.seed)
-        tuning = training.Recipe(config.tuning, batch=1, rate=1e-3, every=config.tuning, tests=2)
-        history = training.train(model, task, tuning)
+        model = loop.pretrained(base, lora_of(rank), BASES, seed=config.seed)
+        tuning = loop.Recipe(config.tuning, batch=1, rate=1e-3, every=config.tuning, tests=2)
+        history = loop.train(model, task, tuning)
         found, problems = look(model, tasks.Data(*(x[: config.sequences] for x in task.test)), config)
         out["errors"][str(rank)] = errors(problems, config)
         if rank == config.ranks[0]:
@@ -189,16 +190,16 @@ def look(model: Any, data: Any, config: Config) -> tuple[dict[str, Any], list[An
     import numpy as np
     from flax import nnx
 
-    from experiments import training
-    from experiments.compiling import quick_jit
-    from lora_limits import per_layer
+    from experiments.training import loop
+    from lora_limits.instruments.compiling import quick_jit
+    from lora_limits.nn import per_layer
 
     graphdef, params = nnx.split(model)
 
     @quick_jit
     def run(params, tokens, labels):
         model = nnx.merge(graphdef, params)
-        read, cotangents = per_layer.cotangents(model, tokens, lambda logits: training.loss(logits, labels))
+        read, cotangents = per_layer.cotangents(model, tokens, lambda logits: loop.loss(logits, labels))
         written = [block.attention(x) for block, x in zip(model.blocks, read, strict=True)]
         heads = [per_layer.problem_of(b.attention, x[0]) for b, x in zip(model.blocks, read, strict=True)]
         return per_layer.norms(model, tokens), written, heads, [c[0] for c in cotangents]
@@ -264,7 +265,7 @@ def _float32(*trees: Any) -> Any:
 @functools.cache
 def _gradient(method: Any) -> Callable[[Any], Any]:
     import lora_limits as ll
-    from experiments.compiling import quick_jit
+    from lora_limits.instruments.compiling import quick_jit
 
     return quick_jit(lambda problem: ll.gradient(problem, method).gradient)
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 if TYPE_CHECKING:
     import lora_limits as ll
-    from experiments.race import Contender, Limits
-    from experiments.truth import Reference
+    from experiments.contenders.race import Contender, Limits
+    from experiments.contenders.truth import Reference
 
 VERSION = 1
 SHARED = (
@@ -93,21 +93,21 @@ def _random_problem(length: int, config: Config) -> ll.LoRAProblem:
     import jax
 
     import lora_limits as ll
-    from experiments.compiling import quick_jit
+    from lora_limits.instruments.compiling import quick_jit
 
     sizes = {"length": length, "width": config.width, "rank": config.rank, "gamma": config.gamma}
     return quick_jit(lambda key: ll.random_problem(key, **sizes))(jax.random.key(config.seed))
 
 
 def _limits(config: Config) -> Limits:
-    from experiments.race import Limits
+    from experiments.contenders.race import Limits
 
     return Limits(config.repeats, config.max_seconds, config.max_bytes, config.most_features)
 
 
 def _exact(problem: ll.LoRAProblem, config: Config) -> tuple[dict[str, Contender], Reference | None, float]:
     """(exact contenders that fit the time, reference, seconds one is estimated to take)."""
-    from experiments import race, truth
+    from experiments.contenders import race, truth
 
     seconds = race.exact_seconds(problem)
     if seconds > config.max_exact_seconds:
@@ -121,7 +121,7 @@ def _products(length: int, features: tuple[int, ...], width: int) -> dict[str, A
     import jax
     import jax.numpy as jnp
 
-    from lora_limits.problem import dot
+    from lora_limits.linalg import dot
 
     product = jax.jit(dot)
     square = jnp.ones((SQUARE, SQUARE))
@@ -170,7 +170,7 @@ def _best(methods: dict[str, Any]) -> dict[str, Any]:
 def _grid(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import jax
 
-    from experiments import baselines, race
+    from experiments.contenders import baselines, race
 
     length, width = point["length"], point["width"]
     key = jax.random.key(config.seed)
@@ -183,8 +183,8 @@ def _grid(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _length(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from experiments import race
-    from lora_limits.choose import exact_operations, polynomial_operations
+    from experiments.contenders import race
+    from lora_limits.gradients.choosing import exact_operations, polynomial_operations
 
     length, width, seed = point["length"], config.width, config.seed
     problem, contenders, true = _random_problem(length, config), {}, None
@@ -222,7 +222,7 @@ def _equal_time(times: dict[str, float], tried: dict[str, list[dict[str, Any]]])
 
 
 def _long(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from experiments import race
+    from experiments.contenders import race
 
     length, width = point["length"], config.width
     ours = race.polynomial(config.long_degree, width)
@@ -235,7 +235,7 @@ def _long(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _compile(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from experiments import race
+    from experiments.contenders import race
 
     contenders = {f"polynomial {point['degree']}": race.polynomial(point["degree"], config.width)}
     methods, _ = race.compile_all(_random_problem(config.compile_length, config), contenders, _limits(config))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 if TYPE_CHECKING:
     import lora_limits as ll
@@ -64,7 +64,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from lora_limits.widths import degree_needed, width_exponent
+    from lora_limits.polynomial.needed import degree_needed, width_exponent
 
     log_length = point["log2_length"] * math.log(2)
     gamma = point["ratio"] * math.sqrt(log_length)
@@ -78,8 +78,8 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
     import lora_limits as ll
-    from experiments import degrees
-    from experiments.compiling import quick_jit
+    from experiments.contenders import degrees
+    from lora_limits.instruments.compiling import quick_jit
 
     make = functools.partial(ll.random_problem, length=point["length"], width=point["width"], rank=config.rank)
     problem = quick_jit(make)(jax.random.key(config.seed), gamma=point["gamma"])
@@ -100,7 +100,7 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     }
     out["exponent"] = None if degree is None else math.log(out["features"]) / math.log(point["length"])
     if point["length"] <= config.svd_length:
-        from lora_limits.exact import dense_terms
+        from lora_limits.gradients.exact import dense_terms
 
         values = np.linalg.svd(np.asarray(dense_terms(problem)["f"]), compute_uv=False)
         out["svd_rank"] = int((values > tolerance * values[0]).sum())
@@ -123,7 +123,7 @@ def _certified(problem: Any, degree: int, tolerance: float, config: Config) -> d
     import jax
 
     import lora_limits as ll
-    from experiments.compiling import quick_jit
+    from lora_limits.instruments.compiling import quick_jit
 
     run = quick_jit(ll.gradient, static_argnames="method")
     for g in range(degree, degree + 3):
@@ -150,7 +150,7 @@ def _timed(problem: Any, degree: int, config: Config) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import lora_limits as ll
-    from experiments.timing import interleaved
+    from lora_limits.instruments.timing import interleaved
 
     single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
     length = problem.x_query.shape[0]

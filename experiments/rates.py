@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 X64 = True
@@ -91,7 +91,7 @@ def _literal(problem: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from lora_limits import exact
+    from lora_limits.gradients import exact
 
     t = exact.dense_terms(problem)
 
@@ -104,8 +104,8 @@ def _literal(problem: Any) -> Any:
 
 def _operations(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import lora_limits as ll
-    from experiments.counting import count_operations
-    from lora_limits import chain, exact
+    from lora_limits.gradients import chain, exact
+    from lora_limits.instruments.counting import count_operations
 
     functions = {
         "literal": _literal,
@@ -117,12 +117,12 @@ def _operations(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from lora_limits import widths
+    from lora_limits.polynomial import needed
 
     power, log_length = point["power"], point["power"] * math.log(2)
-    degree = widths.degree_needed(point["kappa"] ** 2 * log_length, 2.0**-power)
-    exponent = widths.width_exponent(power, degree, log_length)
-    return {"degree": degree, "exponent": exponent, "limit": widths.limit_exponent(point["kappa"] ** 2)}
+    degree = needed.degree_needed(point["kappa"] ** 2 * log_length, 2.0**-power)
+    exponent = needed.width_exponent(power, degree, log_length)
+    return {"degree": degree, "exponent": exponent, "limit": needed.limit_exponent(point["kappa"] ** 2)}
 
 
 def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
@@ -140,7 +140,8 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from lora_limits import exact, widths
+    from lora_limits.gradients import exact
+    from lora_limits.polynomial import needed
 
     power, length = point["power"], 2 ** point["power"]
     gamma = point["kappa"] * math.sqrt(math.log(length))
@@ -161,7 +162,7 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     # one by one: odd and even degrees need not fall in line
     degree = next((g for g in range(41) if polynomial(g)), None)
     rank = _smallest(lambda k: error((u[:, :k] * sigma[:k]) @ vt[:k]) <= 1 / length, 0, length)
-    exponent = None if degree is None else widths.width_exponent(power, degree, math.log(length))
+    exponent = None if degree is None else needed.width_exponent(power, degree, math.log(length))
     return {"degree": degree, "exponent": exponent, "eps_rank": rank, "score_bound": radius}
 
 
@@ -192,8 +193,8 @@ def _rank(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
     import lora_limits as ll
-    from experiments.counting import count_operations
-    from lora_limits import chain, exact
+    from lora_limits.gradients import chain, exact
+    from lora_limits.instruments.counting import count_operations
 
     shape = {"width": config.rank_width, "rank": point["rank"]}
     problem = _problem(config.rank_length, **shape)(jax.random.key(config.seed), 1.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 SHARED = ("length", "rank", "seed", "tolerances", "highest")
@@ -27,11 +27,11 @@ class Config(Fields):
 
 def points(config: Config) -> list[dict[str, Any]]:
     """One point a head."""
-    from experiments import heads
+    from experiments.problems import minilm
 
     seen: dict[int, int] = {}
     out = []
-    for layer, head in heads.heads():
+    for layer, head in minilm.heads():
         place = seen.get(layer, 0)
         seen[layer] = place + 1
         if place % max(1, 8 // config.most) == 0 and place // max(1, 8 // config.most) < config.most:
@@ -44,11 +44,12 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
     import lora_limits as ll
-    from experiments import degrees, heads
-    from experiments.compiling import quick_jit
-    from lora_limits.exact import dense_terms
+    from experiments.contenders import degrees
+    from experiments.problems import minilm
+    from lora_limits.gradients.exact import dense_terms
+    from lora_limits.instruments.compiling import quick_jit
 
-    problem = heads.problem(
+    problem = minilm.problem(
         point["layer"], point["head"], length=config.length, rank=config.rank, seed=config.seed, dtype="float64"
     )
     report = quick_jit(ll.norm_report)(problem)

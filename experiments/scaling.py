@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 SHARED = ("width", "rank", "gamma", "degree", "seed", "repeats", "max_seconds")
@@ -41,8 +41,8 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
     import lora_limits as ll
-    from experiments import timing
-    from experiments.counting import count_operations
+    from lora_limits.instruments import timing
+    from lora_limits.instruments.counting import count_operations
 
     problem = ll.random_problem(
         jax.random.key(config.seed),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from experiments.config import Fields
+from experiments.runner.config import Fields
 
 VERSION = 1
 SHARED = ("pretrain_steps", "steps", "batch", "rate", "tests", "sample", "layers")
@@ -60,9 +60,9 @@ def features(method: str) -> int | None:
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Scores of a run as batch_and_rank.tune has them, k, and the moments of gradient and error before and after it."""
-    from experiments import gradient_noise, tasks, training
     from experiments.batch_and_rank import tune
     from experiments.finetune import read_method
+    from experiments.training import gradient_noise, loop, tasks
 
     length, seed = point["length"], point["seed"]
     model, task = model_of(config, point["task"], length, seed), tasks.load(point["task"], length, "target")
@@ -71,7 +71,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     watched = {} if point["method"] == "exact" else {"method": method}
     model.set_methods([method] * config.layers)
     before = gradient_noise.compare(model, data, watched)
-    recipe = training.Recipe(config.steps, config.batch, config.rate, seed, every=config.steps, tests=config.tests)
+    recipe = loop.Recipe(config.steps, config.batch, config.rate, seed, every=config.steps, tests=config.tests)
     scores = tune(model, task, recipe)
     gradient = {"before": before, "after": gradient_noise.compare(model, data, watched)}
     return scores | {"gradient": gradient, "features": features(point["method"])}
@@ -79,11 +79,11 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 def model_of(config: Config, task: str, length: int, seed: int) -> Any:
     """The task's pretrained base with fresh adapters."""
-    from experiments import training
-    from lora_limits.layers import LoRA
+    from experiments.training import loop
+    from lora_limits.nn.lora import LoRA
 
-    recipe = training.Recipe(config.pretrain_steps, rate=config.rate, every=config.pretrain_steps)
+    recipe = loop.Recipe(config.pretrain_steps, rate=config.rate, every=config.pretrain_steps)
     sizes = {"d_model": 32, "heads": 4, "layers": config.layers, "normalised": True, "width": WIDTH}
-    base = training.Base(task, length, recipe, options=tuple(sorted(sizes.items())))
+    base = loop.Base(task, length, recipe, options=tuple(sorted(sizes.items())))
     lora = LoRA(4, 8.0, adapt=("query", "key", "value"))
-    return training.pretrained(base, lora, Path(config.cache), seed=seed)
+    return loop.pretrained(base, lora, Path(config.cache), seed=seed)

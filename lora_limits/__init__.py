@@ -15,19 +15,43 @@ Symbols, used as printed in the paper. Row-vector convention: a token is a row a
     P, D             polynomial for exp, its row sums     w, nu, mu    key weights and the centres that give them
 """
 
-from lora_limits import hardness
-from lora_limits.attention import attention
-from lora_limits.chain import Chain
-from lora_limits.choose import choose
-from lora_limits.estimate import Estimate
-from lora_limits.factors import AdaptedMonomials, Nystrom, RandomFeatures, Skeleton, SparseLowRank, Svd
-from lora_limits.gradient import Exact, GradientResult, Method, Polynomial, gradient, loss
-from lora_limits.norms import NormReport, norm_report
-from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
-from lora_limits.sample import random_problem
-from lora_limits.sharded import sharded_gradient
+from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING
+
+from lora_limits import _moved
+
+if TYPE_CHECKING:
+    from lora_limits import hardness
+    from lora_limits.estimate.rows import Estimate
+    from lora_limits.factors import AdaptedMonomials, Nystrom, RandomFeatures, Skeleton, SparseLowRank, Svd
+    from lora_limits.gradients.chain import Chain
+    from lora_limits.gradients.choosing import choose
+    from lora_limits.gradients.sharded import sharded_gradient
+    from lora_limits.gradients.solve import Exact, GradientResult, Method, Polynomial, gradient, loss
+    from lora_limits.nn.attention import attention
+    from lora_limits.norms import NormReport, norm_report
+    from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
+    from lora_limits.synthetic import random_problem
+
+__version__ = "0.2.0.dev0"
+
+# Where each public name lives. A module is imported when one of its names is first asked for, so that
+# `lora-limits --help` does not wait for JAX. Type checkers read the imports above; a test holds the two together.
+_HOMES = {
+    "estimate.rows": ("Estimate",),
+    "factors": ("AdaptedMonomials", "Nystrom", "RandomFeatures", "Skeleton", "SparseLowRank", "Svd"),
+    "gradients.chain": ("Chain",),
+    "gradients.choosing": ("choose",),
+    "gradients.sharded": ("sharded_gradient",),
+    "gradients.solve": ("Exact", "GradientResult", "Method", "Polynomial", "gradient", "loss"),
+    "nn.attention": ("attention",),
+    "norms": ("NormReport", "norm_report"),
+    "problem": ("Adapter", "AttentionWeights", "LoRAProblem"),
+    "synthetic": ("random_problem",),
+}
+_HOME = {name: f"lora_limits.{module}" for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AdaptedMonomials",
@@ -55,3 +79,21 @@ __all__ = [
     "random_problem",
     "sharded_gradient",
 ]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in __all__:  # a package
+        return importlib.import_module(f"lora_limits.{name}")
+    else:
+        raise AttributeError(f"module 'lora_limits' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+_moved.install()

@@ -10,7 +10,7 @@ import sys
 # returns the exit status
 COMMANDS = {
     "theorems": (
-        "lora_limits.theorems",
+        "lora_limits.ledger.command",
         "theorems_command",
         "every statement of the paper, with its verdict and the evidence for it",
         {},

@@ -8,8 +8,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lora_limits import frame as frames
-from lora_limits.problem import LoRAProblem, check_static, dot, project, scalars
+from lora_limits.coordinates import frame as frames
+from lora_limits.linalg import dot
+from lora_limits.problem import LoRAProblem, check_static, project, scalars
 
 BLOCK = 512
 

@@ -11,19 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from lora_limits.checks import fail
+from lora_limits.linalg import columns_of, dot
+
 NAMES = ("query", "key", "value")
-# Scores and moments feed an error claim, so no matrix product here may drop to TF32 or bfloat16.
-PRECISION = jax.lax.Precision.HIGHEST
-
-
-def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Matrix product at the full precision of its inputs."""
-    return jnp.matmul(a, b, precision=PRECISION)
-
-
-def down(x: jax.Array) -> jax.Array:
-    """Sums down the columns: (d, n) -> (1, n). A product: XLA's CPU reductions over so short an axis are far slower."""
-    return dot(jnp.ones((1, x.shape[0]), x.dtype), x)
 
 
 def _pytree(cls):
@@ -113,23 +104,13 @@ class LoRAProblem:
         return jnp.result_type(self.x_query)
 
 
-def _fail(what: str, got: Any, expected: Any) -> None:
-    raise ValueError(f"{what}: got {got}, expected {expected}")
-
-
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless value is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        _fail(name, repr(value), f"an integer of at least {least}")
-
-
 def check_static(problem: LoRAProblem) -> None:
     """Checks all that is known without running: names, shapes, dtypes. Raises ValueError; O(1)."""
     unknown = sorted(set(problem.adapters) - set(NAMES))
     if unknown:
-        _fail("adapters", unknown, f"names among {list(NAMES)}")
+        fail("adapters", unknown, f"names among {list(NAMES)}")
     if not problem.adapters:
-        _fail("adapters", "none", f"at least one of {list(NAMES)}")
+        fail("adapters", "none", f"at least one of {list(NAMES)}")
     x = inputs(problem)
     w = {name: getattr(problem.weights, name) for name in NAMES}
     # x_query first: the others are held against its dtype
@@ -139,38 +120,38 @@ def check_static(problem: LoRAProblem) -> None:
     for name, value in arrays.items():
         if not hasattr(value, "dtype") or np.ndim(value) != 2:
             got = f"shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
-            _fail(name, got, "a 2-d array (vmap over a batch of problems)")
+            fail(name, got, "a 2-d array (vmap over a batch of problems)")
         if not jnp.issubdtype(value.dtype, jnp.floating):
-            _fail(name, f"dtype {value.dtype}", "a floating dtype")
+            fail(name, f"dtype {value.dtype}", "a floating dtype")
         if value.dtype != problem.dtype:
-            _fail(name, f"dtype {value.dtype}", f"{problem.dtype}, the dtype of x_query")
+            fail(name, f"dtype {value.dtype}", f"{problem.dtype}, the dtype of x_query")
     _check_shapes(problem, x, w)
     for name in ("scale", "beta"):
         if np.ndim(getattr(problem, name)) != 0:
-            _fail(name, f"shape {np.shape(getattr(problem, name))}", "a scalar")
+            fail(name, f"shape {np.shape(getattr(problem, name))}", "a scalar")
 
 
 def _check_shapes(problem: LoRAProblem, x: dict[str, Any], w: dict[str, Any]) -> None:
     if 0 in (*x["query"].shape, *x["key"].shape, *w["query"].shape, *w["value"].shape):
-        _fail("shapes", [v.shape for v in (*x.values(), *w.values())], "no empty dimension")
+        fail("shapes", [v.shape for v in (*x.values(), *w.values())], "no empty dimension")
     for n in NAMES:
         if x[n].shape[1] != w[n].shape[0]:
-            _fail(f"weights.{n}", f"shape {w[n].shape}", f"({x[n].shape[1]}, ...) to fit x_{n} {x[n].shape}")
+            fail(f"weights.{n}", f"shape {w[n].shape}", f"({x[n].shape[1]}, ...) to fit x_{n} {x[n].shape}")
     if w["query"].shape[1] != w["key"].shape[1]:
-        _fail("weights.key", f"width {w['key'].shape[1]}", f"{w['query'].shape[1]}, the width of weights.query")
+        fail("weights.key", f"width {w['key'].shape[1]}", f"{w['query'].shape[1]}, the width of weights.query")
     if x["key"].shape[0] != x["value"].shape[0]:
-        _fail("x_value", f"{x['value'].shape[0]} tokens", f"{x['key'].shape[0]}, as many as x_key")
+        fail("x_value", f"{x['value'].shape[0]} tokens", f"{x['key'].shape[0]}, as many as x_key")
     expected = (x["query"].shape[0], w["value"].shape[1])
     if problem.target.shape != expected:
-        _fail("target", f"shape {problem.target.shape}", expected)
+        fail("target", f"shape {problem.target.shape}", expected)
     for n, adapter in problem.adapters.items():
         r = adapter.a.shape[0]
         if r == 0:
-            _fail(f"adapters[{n!r}]", "rank 0", "rank at least 1")
+            fail(f"adapters[{n!r}]", "rank 0", "rank at least 1")
         if adapter.a.shape != (r, w[n].shape[1]):
-            _fail(f"adapters[{n!r}].a", f"shape {adapter.a.shape}", (r, w[n].shape[1]))
+            fail(f"adapters[{n!r}].a", f"shape {adapter.a.shape}", (r, w[n].shape[1]))
         if adapter.b.shape != (w[n].shape[0], r):
-            _fail(f"adapters[{n!r}].b", f"shape {adapter.b.shape}", (w[n].shape[0], r))
+            fail(f"adapters[{n!r}].b", f"shape {adapter.b.shape}", (w[n].shape[0], r))
 
 
 def check_values(problem: LoRAProblem) -> None:
@@ -184,9 +165,9 @@ def check_values(problem: LoRAProblem) -> None:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             continue
         if not bool(np.isfinite(np.asarray(leaf)).all()):
-            _fail(jax.tree_util.keystr(path).lstrip("."), "NaN or infinite entries", "finite numbers")
+            fail(jax.tree_util.keystr(path).lstrip("."), "NaN or infinite entries", "finite numbers")
     if not isinstance(problem.beta, Tracer) and not float(problem.beta) > 0:
-        _fail("beta", problem.beta, "an inverse temperature above 0")
+        fail("beta", problem.beta, "an inverse temperature above 0")
 
 
 def inputs(problem: LoRAProblem) -> dict[str, Any]:
@@ -206,11 +187,6 @@ def project(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
         adapter = problem.adapters[name]
         y = y + scalars(problem)[0] * dot(dot(x, adapter.b), adapter.a)
     return y
-
-
-def columns_of(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """(x matrix)^T for rows x (L, d_model), matrix (d_model, d): (d, L), with no copy of x turned round."""
-    return jax.lax.dot_general(matrix, x, (((0,), (1,)), ((), ())), precision=PRECISION)
 
 
 def project_columns(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:

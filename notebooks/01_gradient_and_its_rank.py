@@ -22,8 +22,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import lora_limits as ll
-from experiments import heads
-from lora_limits.exact import dense_terms
+from experiments.problems import minilm
+from lora_limits.gradients.exact import dense_terms
 
 gradient = jax.jit(ll.gradient, static_argnames="method")
 
@@ -90,7 +90,7 @@ for gamma in (0.5, 4.0):
 
 # %%
 for layer, head in ((5, 2), (2, 11)):
-    p = heads.problem(layer, head, length=256, dtype="float64")
+    p = minilm.problem(layer, head, length=256, dtype="float64")
     report = jax.jit(ll.norm_report)(p)
     values = np.linalg.svd(np.asarray(dense_terms(p)["f"]), compute_uv=False)
     print(
@@ -99,7 +99,7 @@ for layer, head in ((5, 2), (2, 11)):
     )
 
 # %%
-p = heads.problem(5, 2, length=256, dtype="float64", adapt=("query", "value"))
+p = minilm.problem(5, 2, length=256, dtype="float64", adapt=("query", "value"))
 truth = gradient(p, method=ll.Exact()).gradient
 for degree in (1, 3):
     result = gradient(p, method=ll.Polynomial(degree))

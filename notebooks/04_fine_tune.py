@@ -21,11 +21,11 @@ import matplotlib.pyplot as plt
 from flax import nnx
 
 import lora_limits as ll
-from experiments import tasks, training
-from experiments.training import Recipe
-from lora_limits import per_layer
-from lora_limits.layers import LoRA
-from lora_limits.transformer import Shape, Transformer
+from experiments.training import loop, tasks
+from experiments.training.loop import Recipe
+from lora_limits.nn import per_layer
+from lora_limits.nn.lora import LoRA
+from lora_limits.nn.transformer import Shape, Transformer
 
 # %% [markdown]
 # ## A base that tells prose from code
@@ -39,8 +39,8 @@ shape = Shape(source.vocabulary, source.classes, 64, width=4, layers=1, normalis
 lora = LoRA(rank=4, alpha=8.0, adapt=("query", "key", "value"))
 base = Transformer(shape, lora, rngs=nnx.Rngs(0))
 recipe = Recipe(steps=100, rate=1e-2, every=100)
-base.set_methods([training.EXACT])
-history = training.train(base, source, recipe, what=training.BASE)
+base.set_methods([loop.EXACT])
+history = loop.train(base, source, recipe, what=loop.BASE)
 print("prose or code: accuracy", history["accuracy"])
 
 # %% [markdown]
@@ -65,21 +65,21 @@ for n, report in enumerate(reports, 1):
 # `watch` holds the approximate gradient against the exact one at every evaluation.
 
 # %%
-methods = {"exact": training.EXACT, "polynomial 2": ll.Polynomial(2, block_size=16)}
+methods = {"exact": loop.EXACT, "polynomial 2": ll.Polynomial(2, block_size=16)}
 recipe = replace(recipe, steps=60, every=20)
 runs, tuned = {}, {}
 for name, method in methods.items():
     tuned[name] = nnx.clone(base)
     tuned[name].set_methods([method])
-    runs[name] = training.train(tuned[name], target, recipe, watch=name != "exact")
+    runs[name] = loop.train(tuned[name], target, recipe, watch=name != "exact")
     print(f"{name:12s} held-out loss {runs[name]['test_loss'][-1]:.3f}, accuracy {runs[name]['accuracy'][-1]:.2f}")
 
 # %% [markdown]
 # Deployed under exact attention, the adapters that the polynomial trained are worth about as much:
 
 # %%
-deployed = training.with_methods(tuned["polynomial 2"], [training.EXACT])
-print({name: round(x, 3) for name, x in training.evaluate(deployed, target.test, recipe).items()})
+deployed = loop.with_methods(tuned["polynomial 2"], [loop.EXACT])
+print({name: round(x, 3) for name, x in loop.evaluate(deployed, target.test, recipe).items()})
 
 # %% [markdown]
 # ## Side by side

@@ -11,7 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 STORED = HERE / "data"
-SKIP = {"__init__", "__main__", "style", "tables"}
+SKIP = {"__init__", "__main__"}
 
 
 def available() -> list[str]:
@@ -24,7 +24,7 @@ def load(results: Path, config: str) -> list[dict[str, Any]] | None:
 
     One row where results/CONFIG.json is all there is.
     """
-    from experiments import store
+    from experiments.runner import store
 
     kept = results / f"{config}.jsonl"
     if kept.is_file():
@@ -47,7 +47,7 @@ def draw(name: str, results: Path, out: Path) -> str | None:
         make = getattr(module, "COMMAND", f"python -m experiments configs/{module.CONFIG}.toml{where}")
         return f"{name}: no results of {module.CONFIG} in {results}; make them with: {make}"
     also = {config: load(results, config) or [] for config in getattr(module, "ALSO", ())}
-    from paper_figures import style
+    from paper_figures.drawing import style
 
     figure = module.draw(rows, also) if also else module.draw(rows)
     for path in style.save(figure, out / name):
@@ -60,7 +60,7 @@ def draw(name: str, results: Path, out: Path) -> str | None:
 
 def keep(folder: Path) -> None:
     """Copies the results in a folder to those kept here: CONFIG.jsonl, and of the manifest all but paths and argv."""
-    from experiments import store
+    from experiments.runner import store
 
     manifest = json.loads(next(iter(sorted(folder.glob("manifest*.json")))).read_text())
     name = manifest["experiment"]

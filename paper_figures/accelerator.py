@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures import style
+from paper_figures.drawing import style
 
 NAME = "accelerator"
 CONFIG = "accelerator"

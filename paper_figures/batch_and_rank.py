@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from paper_figures import style
-from paper_figures.tables import markdown
+from paper_figures.drawing import style
+from paper_figures.drawing.tables import markdown
 
 NAME = "batch_and_rank"
 CONFIG = "batch_and_rank"

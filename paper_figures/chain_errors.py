@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures import style
+from paper_figures.drawing import style
 
 NAME = "chain_errors"
 CONFIG = "chain_errors"

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures import style
-from paper_figures.tables import markdown
+from paper_figures.drawing import style
+from paper_figures.drawing.tables import markdown
 
 NAME = "crossing"
 CONFIG = "crossing"

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from lora_limits.diagnose import picture
-from paper_figures import style
+from paper_figures.drawing import style
 
 NAME = "diagnose"
 CONFIG = "diagnose"

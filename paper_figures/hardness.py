@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures import style
+from paper_figures.drawing import style
 
 NAME = "hardness"
 CONFIG = "hardness"

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures import scaling, style, tables
-from paper_figures.tables import names_of, seconds_of
+from paper_figures import scaling
+from paper_figures.drawing import style, tables
+from paper_figures.drawing.tables import names_of, seconds_of
 
 NAME = "peers"
 CONFIG = "peers"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from paper_figures import style
+from paper_figures.drawing import style
 
 NAME = "phase_boundary"
 CONFIG = "phase_boundary"

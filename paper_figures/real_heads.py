@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper_figures import style
+from paper_figures.drawing import style
 
 NAME = "real_heads"
 CONFIG = "real_heads"

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from paper_figures import style
+from paper_figures.drawing import style
 
 NAME = "scaling"
 CONFIG = "scaling"

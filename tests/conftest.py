@@ -3,21 +3,25 @@
 import os
 from pathlib import Path
 
-from experiments.compiling import QUICK
+from tests.support import ROOT
 
-# Compiling is most of what the tests do: compile fast rather than well, and each program in one piece, for every core
-# has a test of its own. Before jax is imported, and for children too.
-FLAGS = QUICK | {"xla_cpu_parallel_codegen_split_count": 1}
-os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={str(v).lower()}" for k, v in FLAGS.items()))
-# And compile once: what one worker or child has compiled the others read, this time and the next.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+# What one worker or child has compiled the others read, this time and the next. JAX reads JAX_* when it is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+from lora_limits.instruments.compiling import QUICK
+
+# Compiling is most of what the tests do: compile fast rather than well, and each program in one piece, for every core
+# has a test of its own. XLA reads its flags at its first computation, and children inherit them.
+FLAGS = QUICK | {"xla_cpu_parallel_codegen_split_count": 1}
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={str(v).lower()}" for k, v in FLAGS.items()))
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
-from toy_experiment import NOTE
+
+from tests.support.toy_experiment import NOTE
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -46,7 +50,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """Write toy.toml, whole or changed, into an empty folder that becomes the current one."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    monkeypatch.syspath_prepend(ROOT)
     monkeypatch.chdir(tmp_path)
 
     def write(old="", new=""):

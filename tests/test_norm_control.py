@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tools import quick_jit
 
 import lora_limits as ll
 from experiments import crossing, outlier_free
-from experiments.counting import count_operations
-from lora_limits import per_layer
-from lora_limits.layers import LoRA, LoRAAttention
+from lora_limits.instruments.counting import count_operations
 from lora_limits.ledger import approximation, corrections
+from lora_limits.nn import per_layer
+from lora_limits.nn.lora import LoRA, LoRAAttention
+from lora_limits.nn.transformer import Shape, Transformer
 from lora_limits.problem import project
-from lora_limits.transformer import Shape, Transformer
+from tests.support.tools import quick_jit
 
 FULL = LoRA(rank=2, alpha=3.0, adapt=("query", "key", "value"))
 

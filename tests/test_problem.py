@@ -5,13 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
-import reference
-from tools import quick_jit
 
 import lora_limits as ll
 from lora_limits.problem import project, projections, pull_back, reduced_form, scalars
+from tests.support import problems, reference
+from tests.support.tools import quick_jit
 
 
 def rebuilt(problem, **changes):

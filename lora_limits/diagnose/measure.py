@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_limits import monomials
-from lora_limits.choose import exact_method
 from lora_limits.diagnose.heads import Head
 from lora_limits.diagnose.times import Clock, predicted, run
-from lora_limits.exact import dense_terms
 from lora_limits.factors import Skeleton, SparseLowRank
-from lora_limits.gradient import Method, Polynomial
+from lora_limits.gradients.choosing import exact_method
+from lora_limits.gradients.exact import dense_terms
+from lora_limits.gradients.solve import Method, Polynomial
 from lora_limits.norms import norm_report
+from lora_limits.polynomial import monomials
 from lora_limits.problem import LoRAProblem
 
 MOST_FEATURES = 8192

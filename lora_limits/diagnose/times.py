@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_limits.choose import exact_method, exact_operations, polynomial_operations
-from lora_limits.gradient import GradientResult, Method, Polynomial, gradient
+from lora_limits.gradients.choosing import exact_method, exact_operations, polynomial_operations
+from lora_limits.gradients.solve import GradientResult, Method, Polynomial, gradient
 from lora_limits.problem import LoRAProblem
 
 LONGEST = 16384  # tokens that are timed; beyond, times are carried on as L and L^2

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits import frame as frames
-from lora_limits import relative
+from lora_limits.coordinates import frame as frames
+from lora_limits.estimate import relative
 from lora_limits.factors import adapted, landmarks, random_features, sparse, svd
 from lora_limits.factors.adapted import AdaptedMonomials
 from lora_limits.factors.factor import Factor, apply, gradient, normalise, rows_of
@@ -22,7 +22,8 @@ from lora_limits.factors.random_features import RandomFeatures
 from lora_limits.factors.scores import coordinates
 from lora_limits.factors.sparse import SparseLowRank
 from lora_limits.factors.svd import Svd
-from lora_limits.problem import LoRAProblem, dot, projections
+from lora_limits.linalg import dot
+from lora_limits.problem import LoRAProblem, projections
 
 FactorMethod = Svd | Skeleton | SparseLowRank | RandomFeatures | Nystrom | AdaptedMonomials
 ROWS = 64  # queries on which an error is estimated where nobody says how many

@@ -8,8 +8,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from lora_limits.checks import check_integer
 from lora_limits.factors.factor import Factor
-from lora_limits.problem import check_integer, dot
+from lora_limits.linalg import dot
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits.frame import rows, sweep
-from lora_limits.problem import Adapter, LoRAProblem, dot, projections, scalars
+from lora_limits.coordinates.frame import rows, sweep
+from lora_limits.linalg import dot
+from lora_limits.problem import Adapter, LoRAProblem, projections, scalars
 
 BLOCK = 512
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_limits.checks import check_integer
 from lora_limits.factors.factor import Factor
 from lora_limits.factors.scores import NOWHERE
-from lora_limits.problem import check_integer, dot
+from lora_limits.linalg import dot
 
 QUERIES = 4  # landmark queries for each landmark key
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lora_limits import frame as frames
-from lora_limits.problem import LoRAProblem, dot, project, scalars
+from lora_limits.coordinates import frame as frames
+from lora_limits.linalg import dot
+from lora_limits.problem import LoRAProblem, project, scalars
 
 BLOCK = 512
 NOWHERE = -1e4  # the least log-weight; exp of it is 0

@@ -25,10 +25,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_limits import frame as frames
+from lora_limits.checks import check_integer
+from lora_limits.coordinates import frame as frames
 from lora_limits.factors.factor import Entries, Factor, Rows, apply, drop_rows, take
 from lora_limits.factors.scores import NOWHERE
-from lora_limits.problem import check_integer, dot
+from lora_limits.linalg import dot
 
 BLOCK = 512
 LEAF = 16  # tokens to a leaf of either tree, at least; at most twice as many

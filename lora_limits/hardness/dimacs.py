@@ -14,13 +14,13 @@ class Formula:
     clauses: list[list[int]]
 
 
-def _fail(line: int, got: str, expected: str) -> NoReturn:
+def fail(line: int, got: str, expected: str) -> NoReturn:
     raise ValueError(f"line {line}: got {got}, expected {expected}")
 
 
 def _header(line: int, words: list[str]) -> tuple[int, int]:
     if len(words) != 4 or words[:2] != ["p", "cnf"] or not all(w.isdecimal() for w in words[2:]):
-        _fail(line, repr(" ".join(words)), "'p cnf VARIABLES CLAUSES'")
+        fail(line, repr(" ".join(words)), "'p cnf VARIABLES CLAUSES'")
     return int(words[2]), int(words[3])
 
 
@@ -28,9 +28,9 @@ def _literal(line: int, word: str, variables: int) -> int:
     try:
         value = int(word)
     except ValueError:
-        _fail(line, repr(word), "an integer")
+        fail(line, repr(word), "an integer")
     if abs(value) > variables:
-        _fail(line, f"literal {value}", f"a variable from 1 to {variables}, as declared")
+        fail(line, f"literal {value}", f"a variable from 1 to {variables}, as declared")
     return value
 
 
@@ -48,11 +48,11 @@ def parse(text: str) -> Formula:
             break
         if words[0] == "p":
             if header is not None:
-                _fail(number, "a second 'p' line", "clauses")
+                fail(number, "a second 'p' line", "clauses")
             header = _header(number, words)
             continue
         if header is None:
-            _fail(number, repr(words[0]), "'p cnf VARIABLES CLAUSES' before the first clause")
+            fail(number, repr(words[0]), "'p cnf VARIABLES CLAUSES' before the first clause")
         for literal in (_literal(number, word, header[0]) for word in words):
             if literal:
                 open_clause.append(literal)
@@ -60,9 +60,9 @@ def parse(text: str) -> Formula:
                 clauses.append(open_clause)
                 open_clause = []
     if header is None:
-        _fail(number + 1, "the end of the file", "'p cnf VARIABLES CLAUSES'")
+        fail(number + 1, "the end of the file", "'p cnf VARIABLES CLAUSES'")
     if open_clause:
-        _fail(number, "the end of the file", "0 to close the last clause")
+        fail(number, "the end of the file", "0 to close the last clause")
     if len(clauses) != header[1]:
-        _fail(number, f"{len(clauses)} clauses", f"{header[1]}, as declared")
+        fail(number, f"{len(clauses)} clauses", f"{header[1]}, as declared")
     return Formula(header[0], clauses)

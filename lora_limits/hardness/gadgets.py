@@ -63,7 +63,7 @@ class Gadget:
         return max(LEAST_TOKENS, 2 ** max(len(self.queries), len(self.keys)).bit_length())
 
 
-def _fail(what: str, got: Any, expected: Any) -> None:
+def fail(what: str, got: Any, expected: Any) -> None:
     raise ValueError(f"{what}: got {got}, expected {expected}")
 
 
@@ -73,15 +73,15 @@ def binary_sets(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     for name, rows in (("a", a), ("b", b)):
         x = np.asarray(rows)
         if x.ndim != 2:
-            _fail(name, f"shape {x.shape}", "(vectors, coordinates)")
+            fail(name, f"shape {x.shape}", "(vectors, coordinates)")
         if 0 in x.shape:
-            _fail(name, f"shape {x.shape}", "at least one vector and one coordinate")
+            fail(name, f"shape {x.shape}", "at least one vector and one coordinate")
         wrong = (x != 0) & (x != 1)
         if wrong.any():
-            _fail(f"{name}[{int(np.argwhere(wrong)[0, 0])}]", f"entry {x[wrong][0]}", "0 or 1")
+            fail(f"{name}[{int(np.argwhere(wrong)[0, 0])}]", f"entry {x[wrong][0]}", "0 or 1")
         out.append(x.astype(np.int64))
     if out[0].shape[1] != out[1].shape[1]:
-        _fail("b", f"vectors of width {out[1].shape[1]}", f"{out[0].shape[1]}, the width of a")
+        fail("b", f"vectors of width {out[1].shape[1]}", f"{out[0].shape[1]}, the width of a")
     return out[0], out[1]
 
 
@@ -93,9 +93,9 @@ def hamming_gadget(a: Any, b: Any, distance: float, gap: float) -> Gadget:
     x, y = binary_sets(a, b)
     d = x.shape[1]
     if not 0 <= distance <= d:
-        _fail("distance", distance, f"a number from 0 to {d}, the width")
+        fail("distance", distance, f"a number from 0 to {d}, the width")
     if not 0 < gap < math.inf:
-        _fail("gap", gap, "a finite number above 0")
+        fail("gap", gap, "a finite number above 0")
     return Gadget(1 - 2 * x, 1 - 2 * y, d - 2 * distance, 2 * gap, d, d, pad_width=d)
 
 

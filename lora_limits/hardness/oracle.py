@@ -7,7 +7,7 @@ from functools import partial
 
 import jax
 
-from lora_limits.gradient import Exact, Method, gradient
+from lora_limits.gradients.solve import Exact, Method, gradient
 from lora_limits.problem import Adapter, LoRAProblem
 
 DENSE_TOKENS = 2048

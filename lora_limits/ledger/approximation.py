@@ -10,20 +10,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_limits import chain, widths
+from lora_limits.gradients import chain
 from lora_limits.ledger.exactness import COUNTED, chain_operations, exponent
 from lora_limits.ledger.row import FULL, Evidence, Row, exact_gradient, problem, relative, terms
 from lora_limits.norms import norm_report
+from lora_limits.polynomial import needed
 from lora_limits.problem import inputs, project
 
 DEGREE = 4
 LENGTH = 256
-LEMMAS = "tests/test_chain.py::test_every_lemma_holds_within_its_bound"
-CROSS = "tests/test_chain.py::test_every_lemma_holds_in_cross_attention"
-ROW_ERROR = "tests/test_chain.py::test_the_row_error_of_lemma_3_3_holds"
-WIDTHS = "tests/test_chain.py::test_terms_are_products_of_their_factors_with_the_stated_widths"
-FALLS = "tests/test_chain.py::test_the_error_falls_with_the_degree"
-COUNTING = "tests/test_theorems.py::test_the_exponent_crosses_over_at_sqrt_log_length"
+LEMMAS = "tests/gradients/test_chain.py::test_every_lemma_holds_within_its_bound"
+CROSS = "tests/gradients/test_chain.py::test_every_lemma_holds_in_cross_attention"
+ROW_ERROR = "tests/gradients/test_chain.py::test_the_row_error_of_lemma_3_3_holds"
+WIDTHS = "tests/gradients/test_chain.py::test_terms_are_products_of_their_factors_with_the_stated_widths"
+FALLS = "tests/gradients/test_chain.py::test_the_error_falls_with_the_degree"
+COUNTING = "tests/ledger/test_theorems.py::test_the_exponent_crosses_over_at_sqrt_log_length"
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -58,7 +59,7 @@ def lemma_3_3(keys: int = 0) -> Evidence:
     centred = t["Q"] - t["Q"].mean(0)
     weights = np.exp(t["K"] @ t["Q"].mean(0) / 3)
     radius = float(np.abs(centred @ (t["K"] - weights @ t["K"] / weights.sum()).T).max()) / 3
-    bound = widths.row_error(DEGREE, radius)
+    bound = needed.row_error(DEGREE, radius)
     width = math.comb(3 + DEGREE, DEGREE)
     return Evidence(f"row error {delta:.1e} <= {bound:.1e}; k1 = {width}", delta <= bound and u1.shape[1] == width)
 
@@ -100,8 +101,8 @@ def transition() -> Evidence:
     log_length = 32 * math.log(2)
     out = {}
     for kappa in (0.2, 1.0, 2.0):
-        degree = widths.degree_needed(kappa**2 * log_length, 2.0**-32)
-        out[kappa] = widths.width_exponent(32, degree, log_length)
+        degree = needed.degree_needed(kappa**2 * log_length, 2.0**-32)
+        out[kappa] = needed.width_exponent(32, degree, log_length)
     text = ", ".join(f"{value:.2f} at kappa = {kappa}" for kappa, value in out.items())
     return Evidence(f"log k / log L, counted to 2^32: {text}", out[0.2] < 1 < out[1.0] < out[2.0])
 
@@ -145,7 +146,7 @@ def wrong_inverse_temperature() -> Evidence:
     measured = np.abs(q @ k.T).max() / np.abs(p.beta * q @ k.T).max()
     pair = []
     for radius in (gamma**2, gamma**2 * width):
-        pair.append(widths.width_exponent(width, widths.degree_needed(radius, 2.0**-32), log_length))
+        pair.append(needed.width_exponent(width, needed.degree_needed(radius, 2.0**-32), log_length))
     text = f"R {measured:.0f} = d times larger; Gamma = 0.8, L = 2^32: log k / log L {pair[0]:.2f} -> {pair[1]:.2f}"
     return Evidence(text, abs(measured - 3) < 1e-9 and pair[0] < 1 < pair[1])
 
@@ -200,7 +201,7 @@ ROWS = (
         "norm conditions a practitioner can measure",
         "definition",
         norm_conditions,
-        "tests/test_theorems.py::test_norms_are_those_of_the_theorems",
+        "tests/ledger/test_theorems.py::test_norms_are_those_of_the_theorems",
         "crossing",
     ),
     Row(

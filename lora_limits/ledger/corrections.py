@@ -5,15 +5,15 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from lora_limits import exact
+from lora_limits.gradients import exact
 from lora_limits.ledger.approximation import LEMMAS, WIDTHS
 from lora_limits.ledger.definitions import EXACT
 from lora_limits.ledger.exactness import dense_operations
 from lora_limits.ledger.row import Evidence, Row, exact_gradient, problem, relative, terms
 from lora_limits.problem import LoRAProblem
 
-LITERAL = "tests/test_theorems.py::test_printed_forms_are_wrong_by_more_than_a_tenth"
-MINUTES = "tests/test_theorems.py::test_both_percentages_of_table_1_are_right"
+LITERAL = "tests/ledger/test_theorems.py::test_printed_forms_are_wrong_by_more_than_a_tenth"
+MINUTES = "tests/ledger/test_theorems.py::test_both_percentages_of_table_1_are_right"
 
 
 def query_gradient(p: LoRAProblem, kernel: np.ndarray, k: np.ndarray) -> np.ndarray:

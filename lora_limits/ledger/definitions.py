@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_limits.gradient import Exact, gradient, loss
+from lora_limits.gradients.solve import Exact, gradient, loss
 from lora_limits.ledger.row import (
     FULL,
     PARTIAL,
@@ -23,11 +23,11 @@ from lora_limits.ledger.row import (
 )
 from lora_limits.problem import Adapter, LoRAProblem, project, reduced_form
 
-IDENTITIES = "tests/test_exact.py::test_dense_terms_obey_the_identities_of_the_paper"
-EXACT = "tests/test_exact.py::test_dense_and_tiled_equal_the_definitions"
-SLOPE = "tests/test_exact.py::test_the_gradient_is_the_derivative_of_the_loss"
+IDENTITIES = "tests/gradients/test_exact.py::test_dense_terms_obey_the_identities_of_the_paper"
+EXACT = "tests/gradients/test_exact.py::test_dense_and_tiled_equal_the_definitions"
+SLOPE = "tests/gradients/test_exact.py::test_the_gradient_is_the_derivative_of_the_loss"
 REDUCED = "tests/test_problem.py::test_reduced_form_has_the_same_scores"
-TENSOR = "tests/test_theorems.py::test_the_tensor_trick_needs_row_major_vectors"
+TENSOR = "tests/ledger/test_theorems.py::test_the_tensor_trick_needs_row_major_vectors"
 
 
 def attention() -> Evidence:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_limits import chain, exact
+from lora_limits.gradients import chain, exact
 from lora_limits.ledger.definitions import EXACT, IDENTITIES, TENSOR
 from lora_limits.ledger.row import (
     PARTIAL,
@@ -25,8 +25,8 @@ from lora_limits.ledger.row import (
 )
 from lora_limits.problem import Adapter, LoRAProblem
 
-COUNTED = "tests/test_theorems.py::test_operations_grow_as_counted"
-TRANSPOSED = "tests/test_theorems.py::test_the_transposition_is_a_permutation"
+COUNTED = "tests/ledger/test_theorems.py::test_operations_grow_as_counted"
+TRANSPOSED = "tests/ledger/test_theorems.py::test_the_transposition_is_a_permutation"
 
 
 def kronecker_gradient(c1: Any, c2: Any, t: dict[str, np.ndarray]) -> np.ndarray:

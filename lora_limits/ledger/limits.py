@@ -15,8 +15,8 @@ from lora_limits.hardness.deciders import PATH_GAP, PATH_SLACK, path_problem
 from lora_limits.ledger.row import Evidence, Row, close, exact_gradient, problem, relative, softmax
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
 
-DECIDES = "tests/test_hardness.py::test_orthogonal_vectors"
-EMBEDS = "tests/test_theorems.py::test_attention_in_x_is_a_lora_problem"
+DECIDES = "tests/hardness/test_hardness.py::test_orthogonal_vectors"
+EMBEDS = "tests/ledger/test_theorems.py::test_attention_in_x_is_a_lora_problem"
 POINTS, WIDTH, DISTANCE, GAP = 32, 30, 2, 3
 
 
@@ -163,7 +163,7 @@ ROWS = (
         "SETH: for every eps some k-SAT is not in 2^{(1-eps) n}",
         "assumption",
         hypothesis,
-        "tests/test_hardness.py::test_random_3sat_of_12_variables",
+        "tests/hardness/test_hardness.py::test_random_3sat_of_12_variables",
     ),
     Row("Theorem 4.1", "above sqrt(log L), no L^{2-delta} gradient", SETH, theorem_4_1, DECIDES, "hardness"),
     Row("Theorem 1.1", "informal Theorem 4.1", SETH, theorem_4_1, DECIDES, "hardness"),
@@ -173,7 +173,7 @@ ROWS = (
         "AAttLGC is hard; its published quadrature misses its own gap, Gauss-Legendre repairs it",
         SETH,
         lemma_e_1,
-        "tests/test_hardness.py::test_quadrature_error_stays_below_its_bound_and_left_riemann_misses_the_gap",
+        "tests/hardness/test_hardness.py::test_quadrature_error_stays_below_its_bound_and_left_riemann_misses_the_gap",
         "hardness",
     ),
     Row(
@@ -188,7 +188,7 @@ ROWS = (
         "one data point is already hard, so mini-batches are too; runs in mini-batches do get there",
         SETH,
         mini_batch,
-        "tests/test_exact.py::test_the_gradient_is_the_derivative_of_the_loss",
+        "tests/gradients/test_exact.py::test_the_gradient_is_the_derivative_of_the_loss",
         "crossing",
     ),
     Row(
@@ -196,6 +196,6 @@ ROWS = (
         "W*_Q may be anything; the proof needs W*_Q = 0",
         "fails as printed",
         free_weight,
-        "tests/test_hardness.py::test_the_path_integral_recovers_the_sum_of_tau_squared",
+        "tests/hardness/test_hardness.py::test_the_path_integral_recovers_the_sum_of_tau_squared",
     ),
 )

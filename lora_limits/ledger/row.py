@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_limits import exact
+from lora_limits.gradients import exact
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
 
 VERDICTS = (

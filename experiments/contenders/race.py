@@ -1,0 +1,213 @@
+"""Contenders for one gradient, timed by turns in one run and held against one reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import lora_limits as ll
+from experiments.contenders import baselines
+from experiments.contenders.truth import REFERENCE_TILE, Reference, errors, relative_bound
+from lora_limits.factors import random_features
+from lora_limits.gradients import chain, exact
+from lora_limits.instruments import timing
+from lora_limits.instruments.counting import count_operations
+from lora_limits.linalg import dot
+from lora_limits.polynomial import monomials
+from lora_limits.problem import projections
+
+TILES = (512, 1024, 2048)
+ROW_BLOCKS = (128, 512)
+PILOT = 4096
+
+
+class Contender(NamedTuple):
+    """parts: what is compiled and timed, by name; "gradient" and "loss" are. output: f~ V, for its error alone."""
+
+    family: str
+    parts: dict[str, Callable[[ll.LoRAProblem], Any]]
+    features: int | None = None
+    output: Callable[[ll.LoRAProblem], jax.Array] | None = None
+    counted: bool = False
+
+
+class Limits(NamedTuple):
+    """Rounds and seconds of timing; bytes beyond which a contender is not run; features beyond which none is made."""
+
+    repeats: int
+    max_seconds: float
+    max_bytes: float
+    most_features: int
+
+
+def _attention(family: str, attention: baselines.Attention, features: int | None = None) -> Contender:
+    """A contender from an attention function."""
+    parts = {
+        "gradient": lambda p: baselines.gradient(p, attention),
+        "loss": lambda p: baselines.loss(p, attention),
+    }
+    return Contender(family, parts, features, lambda p: baselines.output(p, attention))
+
+
+def _tiled(block: int) -> Contender:
+    method = ll.Exact(block)
+    parts = {"gradient": lambda p: ll.gradient(p, method).gradient, "loss": lambda p: exact.tiled_loss(p, block)}
+    return Contender("exact", parts, counted=block == REFERENCE_TILE)
+
+
+def exact_contenders(length: int, *, tuned: bool) -> dict[str, Contender]:
+    """Every exact layout there is; without `tuned` the tiled one at the block of the reference alone."""
+    if not tuned:
+        return {f"tiled {REFERENCE_TILE}": _tiled(REFERENCE_TILE)}
+    out = {"dense": _attention("exact", baselines.xla)}
+    out |= {f"rows {b}": _attention("exact", baselines.row_blocked(b)) for b in ROW_BLOCKS}
+    return out | {f"tiled {b}": _tiled(b) for b in TILES if b <= max(length, REFERENCE_TILE)}
+
+
+def polynomial(degree: int, width: int) -> Contender:
+    """The polynomial gradient; "certified" is the same with its certificate."""
+    method = ll.Polynomial(degree)
+    parts = {
+        "gradient": lambda p: ll.gradient(p, method).gradient,
+        "loss": lambda p: ll.gradient(p, method).loss,
+        "certified": lambda p: (lambda r: (r.gradient, r.bound))(ll.gradient(p, method)),
+    }
+    return Contender("polynomial", parts, monomials.count(width, degree), _factored(degree), counted=True)
+
+
+def _factored(degree: int) -> Callable[[ll.LoRAProblem], jax.Array]:
+    def output(problem: ll.LoRAProblem) -> jax.Array:
+        u, v = chain.polynomial_factor(problem, degree)
+        return dot(u, dot(v.T, projections(problem)[2]))
+
+    return output
+
+
+def literal_chain(degree: int, width: int) -> Contender:
+    """The paper's own algorithm, factors formed."""
+    method = ll.Chain(degree)
+    parts = {
+        "gradient": lambda p: ll.gradient(p, method).gradient,
+        "loss": lambda p: ll.gradient(p, method).loss,
+    }
+    return Contender("chain", parts, monomials.count(width, degree), _factored(degree))
+
+
+def favor(features: int, width: int, seed: int) -> Contender:
+    """FAVOR+; its frequencies are drawn beforehand."""
+    frequencies = random_features.orthogonal_frequencies(jax.random.key(seed), features, width)
+    return _attention("favor", baselines.favor(frequencies), features)
+
+
+def nystrom(landmarks: int) -> Contender:
+    """Nystrom on as many landmarks as others have features."""
+    return _attention("nystrom", baselines.nystrom(landmarks), landmarks)
+
+
+def exact_seconds(problem: ll.LoRAProblem) -> float:
+    """Seconds of one exact gradient, from a run on at most PILOT tokens."""
+    length = problem.target.shape[0]
+    n = min(length, PILOT)
+    cut = {name: getattr(problem, name)[:n] for name in ("x_query", "x_key", "x_value", "target")}
+    run = jax.jit(_tiled(REFERENCE_TILE).parts["gradient"])
+    seconds = timing.median_time(run, dataclasses.replace(problem, **cut), repeats=1, max_seconds=1.0)["seconds"]
+    return seconds * (length / n) ** 2
+
+
+def output_error(problem: ll.LoRAProblem, contender: Contender, true: Reference) -> float | None:
+    """Relative Frobenius error of f~ V on the reference's rows; None for a contender that forms no output."""
+    if contender.output is None:
+        return None
+    out = np.asarray(jax.jit(contender.output)(problem), np.float64)[true.rows]
+    return float(np.linalg.norm(out - true.output) / np.linalg.norm(true.output))
+
+
+def compile_all(problem: ll.LoRAProblem, contenders: Mapping[str, Contender], limits: Limits):
+    """(metrics, programs) by contender and part: compile seconds, temporary bytes, and what is small enough to run."""
+    out: dict[str, dict[str, Any]] = {}
+    programs: dict[tuple[str, str], Any] = {}
+    for name, contender in contenders.items():
+        out[name] = {"family": contender.family, "features": contender.features}
+        for part, function in contender.parts.items():
+            compiled, seconds = timing.compile_seconds(jax.jit(function), problem)
+            size = timing.temporary_bytes(compiled)
+            out[name][part] = {"compile": seconds, "temporary": size}
+            if (size or 0) <= limits.max_bytes:
+                programs[name, part] = compiled
+        if contender.counted:  # last: tracing it first would warm the caches that compile times are to do without
+            out[name]["operations"] = count_operations(contender.parts["gradient"], problem)["flops"]
+    return out, programs
+
+
+def _judge(
+    problem: ll.LoRAProblem,
+    name: str,
+    contender: Contender,
+    values: Mapping[tuple[str, str], Any],
+    limits: Limits,
+    true: Reference,
+) -> dict[str, Any]:
+    """Errors of what a contender computed, and its bound."""
+    out: dict[str, Any] = {}
+    if (name, "gradient") in values:
+        out |= errors(values[name, "gradient"], true)
+        # the factors of an output are two L x k arrays and what they are made from
+        if contender.features and 24.0 * problem.target.shape[0] * contender.features <= limits.max_bytes:
+            out["output_error"] = output_error(problem, contender, true)
+    if (name, "certified") in values:
+        out["bound"] = relative_bound(values[name, "certified"][1], true)
+    return out
+
+
+def race(
+    problem: ll.LoRAProblem,
+    contenders: Mapping[str, Contender],
+    limits: Limits,
+    *,
+    true: Reference | None,
+    beside: Mapping[str, Callable[[], Any]],
+) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """(metrics by contender, seconds of the calls in `beside`), all timed by turns; errors where `true` is given."""
+    out, programs = compile_all(problem, contenders, limits)
+    values: dict[tuple[str, str], Any] = {}
+
+    def call(key: tuple[str, str]) -> Any:
+        values[key] = programs[key](problem)
+        return values[key]
+
+    calls = {" ".join(key): (lambda key=key: call(key)) for key in programs}
+    times = timing.interleaved(calls | dict(beside), repeats=limits.repeats, max_seconds=limits.max_seconds)
+    for name, part in programs:
+        out[name][part] |= times[f"{name} {part}"]
+    if true is not None:
+        for name, contender in contenders.items():
+            out[name] |= _judge(problem, name, contender, values, limits, true)
+    return out, {name: times[name]["seconds"] for name in beside}
+
+
+def search(
+    problem: ll.LoRAProblem,
+    make: Callable[[int], Contender],
+    limits: Limits,
+    *,
+    most_seconds: float,
+    true: Reference,
+) -> list[dict[str, Any]]:
+    """Features in powers of two from 8 up, until a gradient takes longer than `most_seconds`: times and errors."""
+    tried: list[dict[str, Any]] = []
+    k = 8
+    most = min(problem.target.shape[0], limits.most_features)
+    while k <= most and (not tried or tried[-1]["seconds"] <= most_seconds):
+        contender = make(k)
+        compiled = jax.jit(contender.parts["gradient"]).lower(problem).compile()
+        if (timing.temporary_bytes(compiled) or 0) > limits.max_bytes:
+            break
+        time = timing.median_time(compiled, problem, repeats=limits.repeats, max_seconds=limits.max_seconds / 4)
+        forward = output_error(problem, contender, true)
+        tried.append({"features": k, **time, **errors(compiled(problem), true), "output_error": forward})
+        k *= 2
+    return tried

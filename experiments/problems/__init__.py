@@ -1,0 +1,1 @@
+"""Inputs of the sweeps: families of random problems, embedded heads of a real model."""

@@ -1,0 +1,1 @@
+"""The one runner: a config becomes points, every point becomes a row."""

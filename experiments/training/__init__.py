@@ -1,0 +1,1 @@
+"""Fine-tuning runs of the training experiments: tasks, texts, base models."""

@@ -1,0 +1,1 @@
+"""How things are measured: time, memory, operations, compilation, differences between gradients."""

@@ -1,0 +1,1 @@
+"""Attention and adapters inside Flax models."""

@@ -1,0 +1,1 @@
+"""Polynomials for exp in many variables: series, monomials, evaluation, and the widths needed."""

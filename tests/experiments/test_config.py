@@ -1,0 +1,148 @@
+"""What the runner is told: flags, sizes and config files, and one line for whatever is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import batch_and_rank, crossing, finetune, outlier_free
+from experiments.__main__ import main
+from experiments.runner import store
+from experiments.runner.config import load
+from tests.support.tools import refusal
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder", "lengths"),
+    [
+        (["--smoke"], "results/toy-smoke", [1]),
+        (["--size", "smoke"], "results/toy-smoke", [1]),
+        (["--size", "full"], "results/toy-full", [1, 2, 3, 4, 5, 6, 7]),
+        (["--size=smoke", "--out=there"], "there", [1]),
+    ],
+)
+def test_each_size_has_its_fields_and_folder(toy, flags, folder, lengths):
+    assert main([*flags, "toy.toml"]) == 0
+    assert [row["metrics"]["count"] for row in store.read(folder)] == lengths
+
+
+def test_flags_change_fields(toy):
+    flags = "--lengths 8 9 --gamma -1e-1 --seed 3 --offset null --title 12 --failing 4 --series chebyshev --pause 0"
+    assert main(["toy.toml", *flags.split()]) == 0
+    config = json.loads(Path("results/toy/manifest.json").read_text())["config"]
+    assert config == {
+        "lengths": [8, 9],
+        "gamma": -0.1,
+        "series": "chebyshev",
+        "seed": 3,
+        "offset": None,
+        "title": "12",
+        "failing": [4],
+        "pause": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--lengths abc", "--lengths: got 'abc', expected a list of integers"),
+        ("--lengths 8 0", "--lengths: got 0, expected greater than 0"),
+        ("--lengths 8.0", "--lengths: got 8.0, expected a list of integers"),
+        ("--lengths", "--lengths: got no value, expected a list of integers"),
+        ("--lengths 2000", "command line: got lengths up to 2000, expected at most 1000"),
+        ("--gamma nan", "--gamma: got 'nan', expected a number"),
+        ("--gamma NaN", "--gamma: got nan, expected a finite number"),
+        ("--gamma -Infinity", "--gamma: got -inf, expected a finite number"),
+        ("--gamma 1 2", "--gamma: got [1, 2], expected a number"),
+        ("--gamma true", "--gamma: got True, expected a number"),
+        ("--seed 1.5", "--seed: got 1.5, expected an integer"),
+        ("--offset x", "--offset: got 'x', expected a number or null"),
+        ("--series sine", "--series: got 'sine', expected 'taylor' or 'chebyshev'"),
+        ("--pause -1", "--pause: got -1, expected greater than or equal to 0"),
+        ("--seed 1 --seed 2", "--seed: got it twice, expected it once"),
+        ("--size huge", "--size: got 'huge', expected one of smoke, default, full"),
+        ("--size full --smoke", "--size: got 'full' beside --smoke, expected one of the two"),
+        ("--size", "--size: got no value, expected one"),
+        ("--smoke=yes", "--smoke: got a value, expected none"),
+        ("--shard 3/2", "--shard: got '3/2', expected I/N with 1 <= I <= N"),
+        ("--shard 0/2", "--shard: got '0/2', expected I/N with 1 <= I <= N"),
+        ("--shard half", "--shard: got 'half', expected I/N with 1 <= I <= N"),
+        ("--smoke 512", "got toy.toml 512, expected one: python -m experiments configs/NAME.toml"),
+        ("--out toy.toml", "toy.toml: File exists"),
+    ],
+)
+def test_a_bad_flag_is_refused_in_one_line(toy, capsys, flags, said):
+    assert refusal(capsys, "toy.toml", *flags.split()).startswith(said)
+    assert not Path("results").exists()
+
+
+def test_an_unknown_flag_is_refused_with_the_known_ones(toy, capsys):
+    said = refusal(capsys, "toy.toml", "--length", "3")
+    assert said.startswith("--length: got an unknown flag, expected one of --lengths, --gamma, --series")
+    assert "--shard" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "lengths = [1, 2, 3, 4, 5, 6, 7]",
+            "lengths = 'abc'",
+            "default.lengths: got 'abc', expected a list of integers",
+        ),
+        ("lengths = [1]", "lengths = [1, 'x']", "smoke.lengths: got 'x', expected a list of integers"),
+        ("lengths = [1]", "lengths = []", "smoke.lengths: got [], expected at least 1 item"),
+        ("lengths = [1]", "lengths = [1001]", "smoke: got lengths up to 1001, expected at most 1000"),
+        ("lengths = [1, 2, 3, 4, 5, 6, 7]\n", "", "default.lengths: got nothing, expected a list of integers"),
+        ("gamma = 2", "gamma = nan", "full.gamma: got nan, expected a finite number"),
+        ("gamma = 2", "gamma = -inf", "full.gamma: got -inf, expected a finite number"),
+        ("gamma = 2", "gamma = '2'", "full.gamma: got '2', expected a number"),
+        ("gamma = 2", "gamma = 1979-05-27", "full.gamma: got '1979-05-27', expected a number"),
+        ("gamma = 2", "gama = 2", "full.gama: got an unknown key, expected one of lengths, gamma,"),
+        ("claim = ", "clam = ", "claim: got nothing, expected a string"),
+        ("", "[defualt]", "defualt: got an unknown key, expected one of experiment, claim,"),
+        ("default = 1,", "default = 'x',", "minutes.default: got 'x', expected a number"),
+        ("default = 1,", "", "minutes.default: got nothing, expected a number"),
+        ("minutes = {", "minutes = 3 #", "minutes: got 3, expected a table"),
+        ("[default]", "[default", "got text that is not TOML"),
+        ("tests.support.toy_experiment", "no_such_thing", "experiment: got 'no_such_thing', expected a module"),
+        ("tests.support.toy_experiment", "../toy", "experiment: got '../toy', expected the name of a module"),
+        ("tests.support.toy_experiment", "runner", "experiment: got 'runner', which has no Config"),
+    ],
+)
+def test_a_bad_config_is_refused_in_one_line(toy, capsys, old, new, said):
+    assert refusal(capsys, toy(old, new)).startswith(f"toy.toml: {said}")
+    assert not Path("results").exists()
+
+
+def test_a_config_that_cannot_be_read_is_refused(toy, capsys):
+    assert refusal(capsys, "none.toml") == "none.toml: No such file or directory, expected a config file"
+    Path("binary.toml").write_bytes(b"\xff\xfe")
+    assert refusal(capsys, "binary.toml").startswith("binary.toml: got text that is not TOML")
+    assert refusal(capsys).startswith("got no config file, expected one")
+
+
+def test_load_gives_the_experiment_and_its_config(toy):
+    sweep = load("toy.toml", "full")
+    assert sweep.config.model_dump()["gamma"] == 2.0
+    assert sweep.experiment.points(sweep.config)[0] == {"length": 1, "gamma": 2.0}
+    assert sweep.note.minutes.full == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: crossing.Config(rates=(), ranks=(1,), alphas=(1.0,)), "rates"),
+        (lambda: batch_and_rank.Config(degrees=(0,), ranks=(), batches=(1,), norms=("free",), seeds=1), "ranks"),
+        (lambda: outlier_free.Config(ranks=()), "ranks"),
+        (lambda: case(tasks={"which_module": 256}, base_length=64), "expected squares, of digits alone"),
+        (lambda: case(tasks={"digits": 256}, base_length=65), "expected squares, of digits alone"),
+    ],
+)
+def test_what_the_points_of_an_experiment_cannot_be_made_of_is_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def case(**fields):
+    return finetune.Case(pretrain_steps=1, steps=1, **fields)

@@ -1,0 +1,207 @@
+"""The training loop against a plain one, killed and resumed, and the tasks that it is fed with."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import lora_limits as ll
+from experiments.training import loop, tasks
+from experiments.training.loop import Recipe
+from experiments.training.tasks import Data, Task
+from lora_limits.nn.lora import LoRA
+from tests.support.plain_transformer import average, logits, make
+from tests.support.tools import quick_jit
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Sequences of 8 tokens, and whether the first comes again."""
+    drawn = np.random.default_rng(0).integers(0, 7, (64, 8)).astype(np.int32)
+    labels = (drawn[:, 1:] == drawn[:, :1]).any(1).astype(np.int32)
+    return Task(7, 2, Data(drawn[:48], labels[:48]), Data(drawn[48:], labels[48:]))
+
+
+RECIPE = Recipe(steps=6, batch=4, rate=0.05, every=2, tests=8)
+
+
+def params(model):
+    return {
+        jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(nnx.state(model))
+    }
+
+
+def test_training_with_exact_is_a_plain_optax_loop_on_the_plain_definition(task):
+    """Losses of every step, and the adapters at the end; softmax written out, adapters as W + s B A."""
+    model, other = make(2), make(2)
+    shape, state = other.shape, nnx.state(other)
+    history = loop.train(model, task, RECIPE)
+
+    def loss(adapters, rest, data):
+        p = nnx.to_pure_dict(nnx.merge_state(adapters, rest))
+        return optax.softmax_cross_entropy_with_integer_labels(logits(p, data.tokens, shape, 1.5), data.labels).mean()
+
+    adapters, rest = nnx.split_state(state, nnx.LoRAParam, ...)
+    optimiser = loop.optimiser(RECIPE)
+    moments, losses = optimiser.init(adapters), []
+
+    @quick_jit
+    def advance(adapters, moments, data):
+        value, grads = jax.value_and_grad(loss)(adapters, rest, data)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, moments = optimiser.update(grads, moments, adapters)
+        return optax.apply_updates(adapters, updates), moments, value
+
+    for step in range(RECIPE.steps):
+        data = tasks.batch(task.train, RECIPE.batch, RECIPE.seed, step)
+        adapters, moments, value = advance(adapters, moments, data)
+        losses.append(float(value))
+    np.testing.assert_allclose(history["loss"], losses, rtol=1e-10)
+    for got, want in zip(jax.tree.leaves(nnx.state(model, nnx.LoRAParam)), jax.tree.leaves(adapters), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-9)
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(task, tmp_path, monkeypatch):
+    """Killed between two evaluations, and asked again when it is over; methods change on the way."""
+    ladder = [ll.Exact(), ll.Exact(5)]
+
+    def run(folder):
+        model = make(2)
+
+        def rechoose(model, data):
+            return [ladder[data.tokens.sum() % 2]]
+
+        history = loop.train(model, task, RECIPE, rechoose=rechoose, folder=folder)
+        return {k: v for k, v in history.items() if k not in ("seconds", "temporary")}, params(model)
+
+    whole = run(None)
+    batch, calls = tasks.batch, iter([False] * 5 + [True])
+
+    def killing(*args):
+        if next(calls):
+            raise KeyboardInterrupt
+        return batch(*args)
+
+    monkeypatch.setattr(tasks, "batch", killing)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    monkeypatch.setattr(tasks, "batch", batch)
+    for resumed in (run(tmp_path / "run"), run(tmp_path / "run")):
+        assert resumed[0] == whole[0]
+        assert all((resumed[1][name] == x).all() for name, x in whole[1].items())
+
+
+def test_only_the_adapters_change_in_fine_tuning_and_only_the_base_before(task):
+    for what, changes in ((loop.ADAPTERS, True), (loop.BASE, False)):
+        model = make(2)
+        before = params(model)
+        loop.train(model, task, RECIPE, what=what)
+        for name, x in params(model).items():
+            is_adapter = name.split("'")[-2] in ("a", "b")
+            assert (x != before[name]).any() == (is_adapter == changes), name
+
+
+def test_a_step_compiles_once_for_each_tuple_of_methods(task):
+    """Methods change at every evaluation, to and fro."""
+    loop._compiled.clear()
+    turns = iter([[ll.Exact()], [ll.Exact(5)]] * 2)
+    history = loop.train(make(2), task, RECIPE, rechoose=lambda *_: next(turns))
+    assert history["methods"] == [["Exact(block_size=None)"], ["Exact(block_size=5)"]] * 2
+    assert len(loop._compiled) == 2
+    loop.train(make(2), task, RECIPE)
+    assert len(loop._compiled) == 2
+
+
+def test_a_gradient_by_the_exact_method_compares_as_equal_and_another_by_its_distance(task):
+    model = make(2)
+    data = tasks.batch(task.train, 4, 0, 0)
+    model.set_methods([loop.EXACT])
+    assert loop.compare(model, data)["error"] < 1e-12
+    model.set_methods([average])
+    result = loop.compare(model, data)
+    parts = [
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(loop.gradients(*nnx.split(m, nnx.LoRAParam, ...), *data))])
+        for m in (model, loop.with_methods(model, [loop.EXACT]))
+    ]
+    assert result["error"] == pytest.approx(np.linalg.norm(parts[0] - parts[1]) / np.linalg.norm(parts[1]))
+    assert 1 - result["cosine"] <= result["error"] ** 2
+    assert result["error"] > 1e-3
+
+
+def test_a_base_is_trained_once_and_its_adapters_are_fresh(tmp_path, monkeypatch):
+    options = (("d_model", 4), ("heads", 1), ("width", 2), ("layers", 1), ("mlp", 4))
+    base = loop.Base("next_byte", 16, Recipe(steps=2, batch=4, tests=4), options=options)
+    first = loop.pretrained(base, LoRA(), tmp_path, seed=1)
+    monkeypatch.setattr(loop, "train", None)
+    second = loop.pretrained(base, LoRA(rank=2), tmp_path, seed=2)
+    one, two = (nnx.state(m, loop.BASE) for m in (first, second))
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+    assert second.blocks[0].attention.query.a.shape == (2, 2)
+    assert not (second.blocks[0].attention.query.b[...] != 0).any()
+    assert [p.name for p in tmp_path.iterdir()] == [next(tmp_path.iterdir()).name]
+
+
+# ----------------------------------------------------------------------------------------------------------- tasks
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "words"), [("digits", 256, 0), ("which_module", 64, 0), ("next_byte", 64, 256)]
+)
+def test_a_task_holds_out_whole_documents_and_balances_its_classes(name, length, words):
+    parts = [tasks.load(name, length, part, words) for part in tasks.PARTS]
+    assert parts[0][:2] == parts[1][:2]
+    for task in parts:
+        for data in (task.train, task.test):
+            assert data.tokens.dtype == data.labels.dtype == np.int32
+            assert data.tokens.shape[1] == length
+            assert 0 <= data.tokens.min() <= data.tokens.max() < task.vocabulary
+            if task.classes:
+                counts = np.bincount(data.labels, minlength=task.classes)
+                assert counts.min() > 0.5 * counts.max()
+            else:
+                np.testing.assert_array_equal(data.tokens[:, 1:], data.labels[:, :-1])
+        assert len(task.train.tokens) > len(task.test.tokens) > 0
+
+
+def test_longer_digits_are_the_same_images_and_the_target_is_black_and_white():
+    source, target = (tasks.load("digits", 64, part) for part in tasks.PARTS)
+    assert set(np.unique(target.train.tokens)) == {0, 16}
+    np.testing.assert_array_equal(target.train.tokens > 0, source.train.tokens > 8)
+    np.testing.assert_array_equal(source.train.labels, target.train.labels)
+    longer = tasks.load("digits", 256, "source").train.tokens.reshape(-1, 8, 2, 8, 2)
+    means = longer.mean((2, 4)).reshape(-1, 64)
+    assert np.corrcoef(means.ravel(), source.train.tokens.ravel())[0, 1] > 0.95
+
+
+def test_words_and_bytes_spell_the_same_text():
+    from experiments.training.text import Vocabulary, letters
+
+    said = "for item in items:\n    for each in item: yield é"
+    vocabulary = Vocabulary([said], 132)
+    spell = {number: word for word, number in vocabulary.words.items()}
+    decoded = "".join(spell.get(int(n)) or chr(n) for n in vocabulary.encode(said))
+    assert decoded == said.replace("é", "?")
+    assert len(vocabulary.encode(said)) < len(said)
+    assert letters("For 3 Items: yield_x") == "for items yield x"
+
+
+def test_a_batch_is_a_function_of_seed_and_step(task):
+    same, again, later, other = (tasks.batch(task.train, 8, *s).tokens for s in ((0, 3), (0, 3), (0, 4), (1, 3)))
+    assert (same == again).all()
+    assert (same != later).any()
+    assert (same != other).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("chess", 64, "source"), "task: got 'chess'"),
+        (("digits", 100, "source"), "length of digits: got 100"),
+        (("next_byte", 64, "source", 100), "words: got 100"),
+        (("which_module", 10**6, "source"), "length: got 1000000"),
+    ],
+)
+def test_a_task_that_there_is_not_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        tasks.load(*arguments)

@@ -1,0 +1,68 @@
+"""choose: what it returns is certified, exact where nothing cheaper is, and near what an oracle would pick."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+import lora_limits as ll
+from lora_limits.polynomial import monomials
+from tests.support.compiled import UNCERTIFIED
+from tests.support.tools import later, quick_jit
+
+choosing = importlib.import_module("lora_limits.gradients.choosing")
+GRADIENT = quick_jit(ll.gradient, static_argnames="method")
+MAKE = jax.jit(lambda key, gamma: ll.random_problem(key, length=1024, width=3, rank=2, gamma=gamma))
+
+
+def largest(problem):
+    """The largest entry of the exact gradient."""
+    return max(float(abs(x).max()) for x in jax.tree.leaves(GRADIENT(problem, method=ll.Exact()).gradient))
+
+
+@pytest.mark.parametrize(("gamma", "relative"), [(1.0, 1e-2), *later((0.5, 1e-1), (0.5, 1e-4))])
+def test_the_method_is_certified_and_within_two_degrees_of_the_oracle(gamma, relative):
+    problem = MAKE(jax.random.key(3), gamma)
+    tolerance = relative * largest(problem)
+    exact = jax.tree.leaves(GRADIENT(problem, method=ll.Exact()).gradient)
+    method = ll.choose(problem, tolerance)
+    assert isinstance(method, ll.Polynomial)
+    result = GRADIENT(problem, method=method)
+    assert all(float(b) <= tolerance for b in jax.tree.leaves(result.bound))
+
+    def good(degree):
+        got = jax.tree.leaves(UNCERTIFIED(problem, ll.Polynomial(degree)).gradient)
+        return all(np.abs(a - b).max() <= tolerance for a, b in zip(got, exact, strict=True))
+
+    # three degrees lower is not enough even without a certificate
+    assert method.degree < 3 or not good(method.degree - 3)
+
+
+def test_exact_where_nothing_cheaper_certifies_it():
+    problem = MAKE(jax.random.key(3), 6.0)
+    assert isinstance(ll.choose(problem, 1e-3 * largest(problem)), ll.Exact)
+
+
+def test_short_sequences_stay_exact_since_features_would_outnumber_tokens():
+    problem = ll.random_problem(jax.random.key(0), length=8, width=3, rank=1, gamma=0.1)
+    assert isinstance(ll.choose(problem, 1e-12), ll.Exact)
+
+
+def test_the_cost_model_is_quadratic_against_linear():
+    costs = {}
+    for length in (1024, 2048):
+        problem = ll.random_problem(jax.random.key(0), length=length, width=3, rank=2, gamma=1.0)
+        costs[length] = choosing.exact_operations(problem), choosing.polynomial_operations(problem, 4)
+    assert costs[2048][0] == 4 * costs[1024][0]
+    assert costs[2048][1] == 2 * costs[1024][1]
+    degree = choosing.affordable(problem)
+    assert choosing.polynomial_operations(problem, degree) < costs[2048][0]
+    assert choosing.polynomial_operations(problem, degree + 1) >= costs[2048][0]
+    assert monomials.count(3, degree) > 1
+
+
+@pytest.mark.parametrize("tolerance", [0, -1.0, float("nan"), float("inf"), "small"])
+def test_a_tolerance_must_be_a_positive_number(tolerance):
+    with pytest.raises(ValueError, match=r"tolerance: got .*, expected a number above 0"):
+        ll.choose(MAKE(jax.random.key(0), 1.0), tolerance)

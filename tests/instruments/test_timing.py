@@ -1,0 +1,32 @@
+"""Timing by turns, compile time apart, working memory without a run."""
+
+import math
+import time
+
+import pytest
+
+from lora_limits.instruments import timing
+
+
+def test_contenders_are_timed_by_turns():
+    calls = []
+    times = timing.interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, max_seconds=9
+    )
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert times["a"]["repeats"] == 3
+    assert times["a"]["seconds"] >= 0
+    assert timing.median_time(time.sleep, 0.01, repeats=50, max_seconds=0.035)["repeats"] < 6
+    with pytest.raises(ValueError, match="repeats: got 0"):
+        timing.median_time(time.sleep, 0.01, repeats=0, max_seconds=1)
+
+
+def test_compile_time_and_working_memory_are_read_without_a_run():
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones((256, 1))
+    compiled, seconds = timing.compile_seconds(jax.jit(lambda x: jnp.linalg.norm(jnp.tanh(x @ x.T) @ x)), x)
+    assert seconds > 0
+    assert (timing.temporary_bytes(compiled) or 0) >= 256 * 256 * 4
+    assert math.isfinite(float(compiled(x)))

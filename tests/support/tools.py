@@ -1,0 +1,56 @@
+"""What several test files share: optional extras, quick compilation, refused commands, and walks over pairs of gradients."""
+
+import importlib
+import os
+
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+from lora_limits.instruments.compiling import QUICK, quick_jit
+
+__all__ = ["QUICK", "quick_jit"]
+
+
+def later(*values):
+    """Parameters (one each, or a tuple) left to the slow tests: each compiles a program of its own, to show the same."""
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values]
+
+
+def extra(name):
+    """The module `name` of an optional extra: skips without it, or fails under LORA_LIMITS_ALL_EXTRAS=1."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if os.environ.get("LORA_LIMITS_ALL_EXTRAS") == "1":
+            pytest.fail(f"LORA_LIMITS_ALL_EXTRAS=1, but {name} is missing: {error}")
+        pytest.skip(f"needs {name}")
+
+
+def refusal(capsys, *argv):
+    """The one line that a refused command says."""
+    assert main(argv) == 2
+    printed, said = capsys.readouterr()
+    assert printed == ""
+    assert said.count("\n") == 1
+    return said.strip()
+
+
+def arrays(gradient):
+    """{"query.a": array, ...} of a {name: Adapter}, as float64 NumPy."""
+    return {
+        f"{name}.{half}": np.asarray(getattr(adapter, half), np.float64)
+        for name, adapter in gradient.items()
+        for half in ("a", "b")
+    }
+
+
+def assert_close(got, want, tolerance, scale=None):
+    """Every array within `tolerance` of the largest entry anywhere (or of `scale`), in max norm; same names."""
+    got, want = arrays(got), arrays(want)
+    assert got.keys() == want.keys()
+    scale = max(np.abs(x).max() for x in want.values()) if scale is None else scale
+    for name, x in want.items():
+        assert got[name].shape == x.shape, name
+        error = np.abs(got[name] - x).max()
+        assert error <= tolerance * scale, f"{name}: {error:.3e} against {tolerance * scale:.3e}"
