@@ -31,7 +31,9 @@ exit status: 0, or 1 if any point failed, 2 if the run was refused, 130 if it wa
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command line `argv` (without the program's name) and return its exit status; one line for any refusal."""
+    """Run the command line `argv` (without the program's name) and return its exit status; one line
+    for any refusal.
+    """
     try:
         leading, flags = group(argv)
         if "help" in flags or "-h" in leading:
@@ -43,13 +45,16 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"{error.filename}: {error.strerror}" if error.filename else error, file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with the points that are left", file=sys.stderr)
+        print(
+            "interrupted: the same command goes on with the points that are left", file=sys.stderr
+        )
         return 130
     return 2
 
 
 def group(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The words that belong to no flag, and each flag's name (with underscores) with the words that follow it.
+    """The words that belong to no flag, and each flag's name (with underscores) with the words that
+    follow it.
 
     Raises Refused for a flag that comes twice and for one of the runner's own without its word.
     """
@@ -73,14 +78,18 @@ def group(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     for name, words in flags.items():
         wanted = config.FLAGS.get(name, len(words))
         if len(words) != wanted:
-            raise Refused(f"--{name}: got {'a value' if words else 'no value'}, expected {'one' if wanted else 'none'}")
+            raise Refused(
+                f"--{name}: got {'a value' if words else 'no value'}, expected {'one' if wanted else 'none'}"
+            )
     return leading, flags
 
 
 def _run(leading: list[str], flags: dict[str, list[str]], argv: Sequence[str]) -> int:
     if len(leading) != 1:
         got = " ".join(leading) or "no config file"
-        raise Refused(f"got {got}, expected one: python -m experiments configs/NAME.toml ... (--help says more)")
+        raise Refused(
+            f"got {got}, expected one: python -m experiments configs/NAME.toml ... (--help says more)"
+        )
     size = flags["size"][0] if "size" in flags else "smoke" if "smoke" in flags else "default"
     if "smoke" in flags and size != "smoke":
         raise Refused(f"--size: got {size!r} beside --smoke, expected one of the two")
@@ -93,7 +102,9 @@ def _run(leading: list[str], flags: dict[str, list[str]], argv: Sequence[str]) -
 
 
 def override(sweep: config.Sweep, flags: Mapping[str, Sequence[str]]) -> config.Sweep:
-    """The sweep with the fields named by flags changed, its config checked anew. Raises Refused as `config.load`."""
+    """The sweep with the fields named by flags changed, its config checked anew. Raises Refused as
+    `config.load`.
+    """
     fields = sweep.experiment.fields
     values = {name: read_words(fields, name, words) for name, words in flags.items()}
     # A new instance, for model_copy(update=...) would take any value.
@@ -102,7 +113,8 @@ def override(sweep: config.Sweep, flags: Mapping[str, Sequence[str]]) -> config.
 
 
 def read_words(fields: type[config.Fields], name: str, words: Sequence[str]) -> Any:
-    """The value that the words after --NAME stand for, unchecked: JSON where they are JSON and no text is wanted.
+    """The value that the words after --NAME stand for, unchecked: JSON where they are JSON and no
+    text is wanted.
 
     Raises Refused for an unknown field and for no words at all.
     """

@@ -1,9 +1,10 @@
 """The polynomial gradient on one accelerator against the exact gradients that its own kernels give.
 
-One point is one length: every contender that the device can run, timed by turns, its error beside its time. What it
-cannot run, or not within the limits, keeps its place in the row with the reason why. Errors are relative: against the
-exact gradient where one fits the time (in float64 on the host up to 4096 tokens, beyond that tiled in float32 on the
-device); beyond that the polynomial's are estimated from sampled queries, in max norm.
+One point is one length: every contender that the device can run, timed by turns, its error beside
+its time. What it cannot run, or not within the limits, keeps its place in the row with the reason
+why. Errors are relative: against the exact gradient where one fits the time (in float64 on the host
+up to 4096 tokens, beyond that tiled in float32 on the device); beyond that the polynomial's are
+estimated from sampled queries, in max norm.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ SHARED = (
     "most_seconds",
     "most_bytes",
 )
-PILOT = 16384  # no exact gradient of a longer input is tried before one of this length has been timed
+PILOT = (
+    16384  # no exact gradient of a longer input is tried before one of this length has been timed
+)
 SAMPLED = 128  # queries behind an estimated error
 
 
 class Config(Fields):
     """blocks: tokens to a block of the polynomial's sweeps; 0 leaves it to the library.
 
-    tiles: of the library's exact gradient; the last is the reference beyond 4096 tokens. An exact gradient runs where
-    it takes most_seconds or less, anything where it takes most_bytes of working memory or less.
+    tiles: of the library's exact gradient; the last is the reference beyond 4096 tokens. An exact
+    gradient runs where it takes most_seconds or less, anything where it takes most_bytes of working
+    memory or less.
     """
 
     lengths: tuple[PositiveInt, ...]
@@ -70,7 +74,10 @@ def points(config: Config) -> list[dict[str, Any]]:
     device = jax.devices()[0]
     if device.platform == "cpu":
         gone = "no accelerator found: Pallas, cuDNN and TF32 are left out"
-        print(f"{gone}; XLA in float32, the tiled exact gradient and ours run on this CPU", file=sys.stderr)
+        print(
+            f"{gone}; XLA in float32, the tiled exact gradient and ours run on this CPU",
+            file=sys.stderr,
+        )
     return [{"length": n, "device": device.device_kind} for n in sorted(set(config.lengths))]
 
 
@@ -86,7 +93,9 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     methods: dict[str, dict[str, Any]] = {}
     calls = {}
     for name, contender in contenders(config).items():
-        methods[name] = {k: getattr(contender, k) for k in ("family", "dtype", "precision", "features")}
+        methods[name] = {
+            k: getattr(contender, k) for k in ("family", "dtype", "precision", "features")
+        }
         reason = too_long(name, point["length"], config) if contender.family == "exact" else None
         if reason:
             methods[name]["left_out"] = reason
@@ -96,11 +105,15 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         if program is not None:
             calls[name] = functools.partial(program, problem)
             methods[name] |= judge(value, true) if name != source else {}
-    for name, time in timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds).items():
+    for name, time in timing.interleaved(
+        calls, repeats=config.repeats, max_seconds=config.max_seconds
+    ).items():
         methods[name] |= time
     if true is None:
         for name, error in estimates(problem, config).items():
-            methods[name]["estimated_error"] = methods[f"{name}, certified"]["estimated_error"] = error
+            methods[name]["estimated_error"] = methods[f"{name}, certified"]["estimated_error"] = (
+                error
+            )
     device = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
     return device | {"reference": source, "methods": methods}
 
@@ -112,7 +125,9 @@ def make_problem(length: int, config: Config) -> ll.LoRAProblem:
     import lora_limits as ll
 
     key = jax.random.key(config.seed)
-    return ll.random_problem(key, length=length, width=config.width, rank=config.rank, gamma=config.gamma)
+    return ll.random_problem(
+        key, length=length, width=config.width, rank=config.rank, gamma=config.gamma
+    )
 
 
 def polynomials(config: Config) -> dict[str, ll.Polynomial]:
@@ -122,7 +137,9 @@ def polynomials(config: Config) -> dict[str, ll.Polynomial]:
     out = {}
     for degree in config.degrees:
         for block in config.blocks:
-            name = f"degree {degree}" + (f", block {block or 'auto'}" if len(config.blocks) > 1 else "")
+            name = f"degree {degree}" + (
+                f", block {block or 'auto'}" if len(config.blocks) > 1 else ""
+            )
             out[name] = ll.Polynomial(degree, block_size=block or None)
     return out
 
@@ -136,7 +153,9 @@ def contenders(config: Config) -> dict[str, Contender]:
 
 @functools.cache
 def pilot_seconds(name: str, config: Config) -> float:
-    """Seconds that a contender takes for PILOT tokens; 0 if it cannot be run, so that every length says why."""
+    """Seconds that a contender takes for PILOT tokens; 0 if it cannot be run, so that every length
+    says why.
+    """
     from experiments.contenders import kernels
     from lora_limits.instruments import timing
 
@@ -144,24 +163,31 @@ def pilot_seconds(name: str, config: Config) -> float:
     program = kernels.attempt(contenders(config)[name], problem, config.most_bytes)[1]
     if program is None:
         return 0.0
-    return timing.median_time(program, problem, repeats=3, max_seconds=config.max_seconds / 4)["seconds"]
+    return timing.median_time(program, problem, repeats=3, max_seconds=config.max_seconds / 4)[
+        "seconds"
+    ]
 
 
 def too_long(name: str, length: int, config: Config) -> str | None:
-    """Why an exact contender is not even tried at this length, if so: it would take more than most_seconds."""
+    """Why an exact contender is not even tried at this length, if so: it would take more than
+    most_seconds.
+    """
     seconds = pilot_seconds(name, config) * (length / PILOT) ** 2 if length > PILOT else 0.0
     return f"would take about {seconds:.3g} s" if seconds > config.most_seconds else None
 
 
 def reference(problem: ll.LoRAProblem, config: Config) -> tuple[Reference | None, str | None]:
-    """The exact gradient, where one is within the limits, and whose: float64 on the host, or a contender's own."""
+    """The exact gradient, where one is within the limits, and whose: float64 on the host, or a
+    contender's own.
+    """
     import jax
     import numpy as np
 
     import lora_limits as ll
     from experiments.contenders import truth
 
-    length, tile = problem.target.shape[0], config.tiles[-1]
+    length = problem.target.shape[0]
+    tile = config.tiles[-1]
     if length <= truth.FLOAT64_LENGTH:
         with jax.default_device(jax.devices("cpu")[0]):
             return truth.reference(problem), "float64"
@@ -172,17 +198,23 @@ def reference(problem: ll.LoRAProblem, config: Config) -> tuple[Reference | None
 
 
 def judge(value: Any, true: Reference | None) -> dict[str, Any]:
-    """Errors of a gradient and, where it comes with one, its certified bound over the largest entry."""
+    """Errors of a gradient and, where it comes with one, its certified bound over the largest
+    entry.
+    """
     from experiments.contenders import truth
 
     if true is None:
         return {}
     gradient, bound = value
-    return truth.errors(gradient, true) | ({"bound": truth.relative_bound(bound, true)} if bound is not None else {})
+    return truth.errors(gradient, true) | (
+        {"bound": truth.relative_bound(bound, true)} if bound is not None else {}
+    )
 
 
 def estimates(problem: ll.LoRAProblem, config: Config) -> dict[str, float]:
-    """By polynomial that runs: the upper end of its estimated max-norm error over the largest entry, worst array."""
+    """By polynomial that runs: the upper end of its estimated max-norm error over the largest
+    entry, worst array.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -193,7 +225,9 @@ def estimates(problem: ll.LoRAProblem, config: Config) -> dict[str, float]:
         result = ll.gradient(problem, method, rows=SAMPLED, key=jax.random.key(config.seed + 1))
         assert result.estimate is not None
         pairs = [(result.estimate[n], x) for n, x in result.gradient.items()]
-        return jnp.stack([e.high / jnp.abs(g).max() for x, y in pairs for e, g in ((x.a, y.a), (x.b, y.b))]).max()
+        return jnp.stack(
+            [e.high / jnp.abs(g).max() for x, y in pairs for e, g in ((x.a, y.a), (x.b, y.b))]
+        ).max()
 
     out = {}
     for name, method in polynomials(config).items():

@@ -1,4 +1,6 @@
-"""Norm bound, rank and mini-batch: when the error of an approximate gradient drowns in the noise of its batch."""
+"""Norm bound, rank and mini-batch: when the error of an approximate gradient drowns in the noise of
+its batch.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,31 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from experiments.runner.config import Fields
 
 VERSION = 1
-SHARED = ("task", "length", "pretrain_steps", "steps", "rate", "tests", "sample", "layers", "degrees", "batches")
+SHARED = (
+    "task",
+    "length",
+    "pretrain_steps",
+    "steps",
+    "rate",
+    "tests",
+    "sample",
+    "layers",
+    "degrees",
+    "batches",
+)
 ADAPT = ("query", "key", "value")
 SHRINK = 0.35
 
 
 class Config(Fields):
-    """Adapters on Q, K and V of a classifier with heads of width 4; alpha = 2 r, so that the scale is 2 at every rank.
+    """Adapters on Q, K and V of a classifier with heads of width 4; alpha = 2 r, so that the scale
+    is 2 at every rank.
 
-    Runs: each of ranks, batches and norms in turn, the others at their middle one and the first of norms, exact and at
-    every degree. norms: queries and keys "normalised", so that no score passes sqrt(4) = 2; or free, from a base whose
-    W*_Q and W*_K were "shrunk" by 0.35, so that R starts near ln(L) / 2, or are as they were.
-    sample: examples behind the moments of the gradient. cache: where pretrained bases are kept.
+    Runs: each of ranks, batches and norms in turn, the others at their middle one and the first of
+    norms, exact and at every degree. norms: queries and keys "normalised", so that no score passes
+    sqrt(4) = 2; or free, from a base whose W*_Q and W*_K were "shrunk" by 0.35, so that R starts
+    near ln(L) / 2, or are as they were. sample: examples behind the moments of the gradient. cache:
+    where pretrained bases are kept.
     """
 
     degrees: tuple[NonNegativeInt, ...] = Field(min_length=1)
@@ -47,13 +62,19 @@ def middle(values: tuple[Any, ...]) -> Any:
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """Moments of the gradient for every (norms, rank, seed) of the runs, then the runs, seeds last: alike to XLA."""
-    first, rank, batch = config.norms[0], middle(config.ranks), middle(config.batches)
+    """Moments of the gradient for every (norms, rank, seed) of the runs, then the runs, seeds last:
+    alike to XLA.
+    """
+    first = config.norms[0]
+    rank = middle(config.ranks)
+    batch = middle(config.batches)
     star = [(first, r, batch) for r in config.ranks] + [(first, rank, b) for b in config.batches]
     star = list(dict.fromkeys([*star, *((n, rank, batch) for n in config.norms)]))
     out = []
     for norms, r in dict.fromkeys((n, r) for n, r, _ in star):
-        out += [{"kind": "noise", "norms": norms, "rank": r, "seed": s} for s in range(config.seeds)]
+        out += [
+            {"kind": "noise", "norms": norms, "rank": r, "seed": s} for s in range(config.seeds)
+        ]
     for norms, r, b in star:
         for method in ("exact", *(f"polynomial {degree}" for degree in config.degrees)):
             where = {"kind": "run", "norms": norms, "rank": r, "batch": b, "method": method}
@@ -92,7 +113,9 @@ def model_of(config: Config, point: dict[str, Any]) -> Any:
 def _recipe(config: Config, batch: int, seed: int) -> Any:
     from experiments.training import loop
 
-    return loop.Recipe(config.steps, batch, config.rate, seed, every=config.steps, tests=config.tests)
+    return loop.Recipe(
+        config.steps, batch, config.rate, seed, every=config.steps, tests=config.tests
+    )
 
 
 def _noise(point: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -100,12 +123,20 @@ def _noise(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.finetune import read_method
     from experiments.training import gradient_noise, loop, tasks
 
-    model, task = model_of(config, point), tasks.load(config.task, config.length, "target")
-    methods = {f"polynomial {g}": read_method(f"polynomial {g}", config.length) for g in config.degrees}
-    data = tasks.batch(task.train, config.sample, point["seed"], config.steps + 1)  # a step that no run takes
+    model = model_of(config, point)
+    task = tasks.load(config.task, config.length, "target")
+    methods = {
+        f"polynomial {g}": read_method(f"polynomial {g}", config.length) for g in config.degrees
+    }
+    data = tasks.batch(
+        task.train, config.sample, point["seed"], config.steps + 1
+    )  # a step that no run takes
 
     def look():
-        return {"moments": gradient_noise.compare(model, data, methods), **_norms(model, data.tokens[:2])}
+        return {
+            "moments": gradient_noise.compare(model, data, methods),
+            **_norms(model, data.tokens[:2]),
+        }
 
     before = look()
     loop.train(model, task, _recipe(config, middle(config.batches), point["seed"]))
@@ -119,7 +150,10 @@ def _reports() -> Any:
     from lora_limits.instruments.compiling import quick_jit
     from lora_limits.nn import per_layer
 
-    return quick_jit(lambda graphdef, params, x: per_layer.norms(nnx.merge(graphdef, params), x), static_argnums=0)
+    return quick_jit(
+        lambda graphdef, params, x: per_layer.norms(nnx.merge(graphdef, params), x),
+        static_argnums=0,
+    )
 
 
 def _norms(model: Any, tokens: Any) -> dict[str, float]:
@@ -128,7 +162,10 @@ def _norms(model: Any, tokens: Any) -> dict[str, float]:
     from flax import nnx
 
     reports = _reports()(*nnx.split(model), tokens)
-    return {n: max(float(np.max(getattr(r, n))) for r in reports) for n in ("gamma_ratio", "score_ratio")}
+    return {
+        n: max(float(np.max(getattr(r, n))) for r in reports)
+        for n in ("gamma_ratio", "score_ratio")
+    }
 
 
 def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -137,11 +174,16 @@ def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
     model = model_of(config, point)
     model.set_methods([read_method(point["method"], config.length)] * config.layers)
-    return tune(model, tasks.load(config.task, config.length, "target"), _recipe(config, point["batch"], point["seed"]))
+    return tune(
+        model,
+        tasks.load(config.task, config.length, "target"),
+        _recipe(config, point["batch"], point["seed"]),
+    )
 
 
 def tune(model: Any, task: Any, recipe: Any) -> dict[str, Any]:
-    """Train in place; held-out scores "before" and after, by the model's methods ("own") and by exact attention.
+    """Train in place; held-out scores "before" and after, by the model's methods ("own") and by
+    exact attention.
 
     "finite": whether every loss on the way was, held out or not.
     """
@@ -150,7 +192,9 @@ def tune(model: Any, task: Any, recipe: Any) -> dict[str, Any]:
     from experiments.training import loop
 
     history = loop.train(model, task, recipe)
-    before, own = ({"loss": history["test_loss"][n], "accuracy": history["accuracy"][n]} for n in (0, -1))
+    before, own = (
+        {"loss": history["test_loss"][n], "accuracy": history["accuracy"][n]} for n in (0, -1)
+    )
     exact = loop.with_methods(model, [loop.EXACT] * len(model.blocks))
     scores = {"before": before, "own": own, "exact": loop.evaluate(exact, task.test, recipe)}
     return scores | {"finite": bool(np.isfinite(history["loss"] + history["test_loss"]).all())}

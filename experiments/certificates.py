@@ -1,7 +1,10 @@
-"""What a guarantee costs: the certified bound of every gradient array beside its true error, over families of inputs.
+"""What a guarantee costs: the certified bound of every gradient array beside its true error, over
+families of inputs.
 
-True errors are against the dense exact gradient, in float64. An error at the level of that gradient's own rounding
-says nothing of its bound: its guard, GUARD times that level, tells which they are, and they are counted.
+True errors are against the dense exact gradient, in float64. An error at the level of that
+gradient's own rounding
+says nothing of its bound: its guard, GUARD times that level, tells which they are, and they are
+counted.
 """
 
 from __future__ import annotations
@@ -23,13 +26,22 @@ GUARD = 100.0
 class Config(Fields):
     """Problems of every kind in every shape [length, width], all three projections adapted.
 
-    taylor, chebyshev, fitted: degrees of each series, of which those of at most `most_features` features are run.
-    instances: problems a point, twice as many for self-attention; their largest centred score is drawn log-uniformly
-    from `lowest` to `highest`.
+    taylor, chebyshev, fitted: degrees of each series, of which those of at most `most_features`
+    features are run. instances: problems a point, twice as many for self-attention; their largest
+    centred score is drawn log-uniformly from `lowest` to `highest`.
     """
 
     kinds: tuple[
-        Literal["independent", "self-attention", "outliers", "anisotropic", "signs", "clustered", "one-hot value"], ...
+        Literal[
+            "independent",
+            "self-attention",
+            "outliers",
+            "anisotropic",
+            "signs",
+            "clustered",
+            "one-hot value",
+        ],
+        ...,
     ]
     shapes: tuple[tuple[PositiveInt, PositiveInt], ...]
     taylor: tuple[PositiveInt, ...]
@@ -44,29 +56,38 @@ class Config(Fields):
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """A shape and a series at all its degrees, kind by kind: these run the same compiled functions."""
+    """A shape and a series at all its degrees, kind by kind: these run the same compiled
+    functions.
+    """
     out = []
     for length, width in config.shapes:
         for series in ("taylor", "chebyshev", "fitted"):
-            degrees = [g for g in getattr(config, series) if math.comb(width + g, g) <= config.most_features]
+            degrees = [
+                g
+                for g in getattr(config, series)
+                if math.comb(width + g, g) <= config.most_features
+            ]
             cell = {"length": length, "width": width, "series": series, "degrees": degrees}
             out += [{"kind": kind} | cell for kind in config.kinds if degrees]
     return out
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Errors and bounds {array: [[one a degree] an instance]}, guards {array: [one an instance]}, reach of the scores.
+    """Errors and bounds {array: [[one a degree] an instance]}, guards {array: [one an instance]},
+    reach of the scores.
 
-    Errors, bounds and guards are relative to the largest entry of the instance's gradient. Counts over instances,
-    arrays and degrees: checked; refused, infinite bounds; rounding, errors within their guard; violations, errors
-    above both guard and bound.
+    Errors, bounds and guards are relative to the largest entry of the instance's gradient. Counts
+    over instances, arrays and degrees: checked; refused, infinite bounds; rounding, errors within
+    their guard; violations, errors above both guard and bound.
     """
     import numpy as np
 
     count = config.instances * (2 if point["kind"] == "self-attention" else 1)
     instances = [_instance(point, config, number) for number in range(count)]
     names = instances[0]["arrays"]
-    error, bound, guard = (np.stack([instance[what] for instance in instances]) for what in ("error", "bound", "guard"))
+    error, bound, guard = (
+        np.stack([instance[what] for instance in instances]) for what in ("error", "bound", "guard")
+    )
     # so that NaN counts as an error, not as rounding
     clear = ~(error <= guard[..., None])
     return {
@@ -88,21 +109,30 @@ def _instance(point: dict[str, Any], config: Config, number: int) -> dict[str, A
     import lora_limits as ll
     from experiments.problems import families
 
-    length, width = point["length"], point["width"]
+    length = point["length"]
+    width = point["width"]
     # the same problems for every series
-    rng = np.random.default_rng([config.seed, families.KINDS.index(point["kind"]), length, width, number])
+    rng = np.random.default_rng(
+        [config.seed, families.KINDS.index(point["kind"]), length, width, number]
+    )
     reach = math.exp(rng.uniform(math.log(config.lowest), math.log(config.highest)))
-    problem = families.problem(rng, point["kind"], length=length, width=width, rank=config.rank, reach=reach)
+    problem = families.problem(
+        rng, point["kind"], length=length, width=width, rank=config.rank, reach=reach
+    )
     exact = _arrays(_gradient()(problem, method=ll.Exact()).gradient)
     sizes = np.array([np.abs(x).max() for x in exact.values()])
     error, bound = np.empty((2, len(exact), len(point["degrees"])))
     for at, degree in enumerate(point["degrees"]):
         result = _gradient()(problem, method=ll.Polynomial(degree, point["series"]))
-        error[:, at] = [np.abs(x - exact[name]).max() for name, x in _arrays(result.gradient).items()]
+        error[:, at] = [
+            np.abs(x - exact[name]).max() for name, x in _arrays(result.gradient).items()
+        ]
         bound[:, at] = list(_arrays(result.bound).values())
     guard = GUARD * math.sqrt(length) * np.finfo(float).eps * sizes
     scaled = {"error": error, "bound": bound, "guard": guard}
-    return {"arrays": list(exact), "reach": reach} | {name: x / sizes.max() for name, x in scaled.items()}
+    return {"arrays": list(exact), "reach": reach} | {
+        name: x / sizes.max() for name, x in scaled.items()
+    }
 
 
 @functools.cache
@@ -117,7 +147,11 @@ def _gradient() -> Any:
 def _arrays(gradient: Any) -> dict[str, Any]:
     import numpy as np
 
-    return {f"{n}.{half}": np.asarray(getattr(pair, half)) for n, pair in gradient.items() for half in "ab"}
+    return {
+        f"{n}.{half}": np.asarray(getattr(pair, half))
+        for n, pair in gradient.items()
+        for half in "ab"
+    }
 
 
 def _short(values: Any) -> Any:

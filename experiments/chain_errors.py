@@ -1,7 +1,9 @@
-"""The paper's chain term by term: the error of every lemma beside its bound, for polynomial factors and the best one.
+"""The paper's chain term by term: the error of every lemma beside its bound, for polynomial factors
+and the best one.
 
-Factors of f: "taylor" and "chebyshev" polynomials of a degree (Lemma 3.3), and "svd", f cut at a rank, which no factor
-of that width betters in the Frobenius norm. Errors and bounds are those of lora_limits.chain.chain_errors, dense.
+Factors of f: "taylor" and "chebyshev" polynomials of a degree (Lemma 3.3), and "svd", f cut at a
+rank, which no factor of that width betters in the Frobenius norm. Errors and bounds are those of
+lora_limits.chain.chain_errors, dense.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ SHARED = ("length", "width", "rank", "seed")
 
 
 class Config(Fields):
-    """One random self-attention problem for each gamma, all three projections adapted, beta = 1/width.
+    """One random self-attention problem for each gamma, all three projections adapted, beta =
+    1/width.
 
-    degrees: of the polynomial factors, of which each series is tried; ranks: widths k1 of the SVD factor.
+    degrees: of the polynomial factors, of which each series is tried; ranks: widths k1 of the SVD
+    factor.
     """
 
     length: PositiveInt
@@ -37,20 +41,32 @@ class Config(Fields):
 
 def points(config: Config) -> list[dict[str, Any]]:
     """Each factor of each size at each gamma."""
-    sizes = [(name, size) for name in config.series for size in config.degrees] + [("svd", k) for k in config.ranks]
-    return [{"gamma": gamma, "factor": name, "size": size} for gamma in config.gammas for name, size in sizes]
+    sizes = [(name, size) for name in config.series for size in config.degrees] + [
+        ("svd", k) for k in config.ranks
+    ]
+    return [
+        {"gamma": gamma, "factor": name, "size": size}
+        for gamma in config.gammas
+        for name, size in sizes
+    ]
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """terms: {name: [max-norm error, bound, largest exact entry]}; k1; row-l1 error of f, Lemma 3.3's bound of it."""
+    """terms: {name: [max-norm error, bound, largest exact entry]}; k1; row-l1 error of f, Lemma
+    3.3's bound of it.
+    """
     import jax.numpy as jnp
 
     from lora_limits.polynomial import needed
 
-    problem, true, sizes, radius = _prepare(point["gamma"], config.length, config.width, config.rank, config.seed)
+    problem, true, sizes, radius = _prepare(
+        point["gamma"], config.length, config.width, config.rank, config.seed
+    )
     if point["factor"] == "svd":
         u, s, vt = jnp.linalg.svd(true["f"])
-        u1, v1, bound = u[:, : point["size"]] * s[None, : point["size"]], vt[: point["size"]].T, None
+        u1 = u[:, : point["size"]] * s[None, : point["size"]]
+        v1 = vt[: point["size"]].T
+        bound = None
     else:
         u1, v1 = _jitted("polynomial_factor", 1, 2)(problem, point["size"], point["factor"])
         bound = needed.row_error(point["size"], radius, point["factor"])
@@ -58,11 +74,16 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     u1 = u1 / (u1 @ v1.sum(0))[:, None]
     row_error = jnp.abs(u1 @ v1.T - true["f"]).sum(1).max()
     # columns of zeros change nothing, and one width is compiled once
-    most = max(config.ranks + tuple(math.comb(config.width + degree, degree) for degree in config.degrees))
+    most = max(
+        config.ranks + tuple(math.comb(config.width + degree, degree) for degree in config.degrees)
+    )
     padded = (jnp.pad(x, ((0, 0), (0, most - k1))) for x in (u1, v1))
     table = _jitted("chain_errors")(problem, *padded)
     return {
-        "terms": {name: [float(error), float(limit), sizes[name]] for name, (error, limit) in table.items()},
+        "terms": {
+            name: [float(error), float(limit), sizes[name]]
+            for name, (error, limit) in table.items()
+        },
         "k1": k1,
         "row_error": float(row_error),
         "row_bound": bound,
@@ -83,7 +104,9 @@ def _jitted(name: str, *static: int) -> Any:
 def _prepare(
     gamma: float, length: int, width: int, rank: int, seed: int
 ) -> tuple[Any, dict[str, Any], dict[str, float], float]:
-    """The problem of a gamma, its dense terms, the largest entry of each term and gradient, and R."""
+    """The problem of a gamma, its dense terms, the largest entry of each term and gradient,
+    and R.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -91,9 +114,13 @@ def _prepare(
     from lora_limits.gradients import exact
 
     shape = {"length": length, "width": width, "rank": rank}
-    problem = ll.random_problem(jax.random.key(seed), **shape, gamma=gamma, adapt=("query", "key", "value"))
+    problem = ll.random_problem(
+        jax.random.key(seed), **shape, gamma=gamma, adapt=("query", "key", "value")
+    )
     true = exact.dense_terms(problem)
     sizes = {name: float(jnp.abs(true[name]).max()) for name in ("f", "c", "q", "p1", "p2", "p")}
     for name, adapter in exact.dense_gradient(problem)[1].items():
-        sizes |= {f"{name}.{half}": float(jnp.abs(getattr(adapter, half)).max()) for half in ("a", "b")}
+        sizes |= {
+            f"{name}.{half}": float(jnp.abs(getattr(adapter, half)).max()) for half in ("a", "b")
+        }
     return problem, true, sizes, float(jax.jit(ll.norm_report)(problem).score_bound)

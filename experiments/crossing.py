@@ -1,4 +1,6 @@
-"""Remark 5.2 along training: when fine-tuning carries a layer over the boundary, and what holds its norms back."""
+"""Remark 5.2 along training: when fine-tuning carries a layer over the boundary, and what holds its
+norms back.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,18 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from experiments.runner.config import Fields
 
 VERSION = 1
-SHARED = ("length", "pretraining", "steps", "every", "batch", "sequences", "shrink", "decay", "degrees", "seed")
+SHARED = (
+    "length",
+    "pretraining",
+    "steps",
+    "every",
+    "batch",
+    "sequences",
+    "shrink",
+    "decay",
+    "degrees",
+    "seed",
+)
 X64 = True
 BASES = Path("results/bases")
 WIDTH = 8
@@ -20,11 +33,14 @@ Case = Literal["plain", "alpha/sqrt(r)", "query-key norm", "weight decay", "as p
 
 
 class Config(Fields):
-    """Fine-tuning of a small classifier, all three projections adapted, Adam at a constant rate; beta = 1/sqrt(8).
+    """Fine-tuning of a small classifier, all three projections adapted, Adam at a constant rate;
+    beta = 1/sqrt(8).
 
-    Runs: one of rates, ranks and alphas at a time, the others at their middle one; alpha/sqrt(r) at every rank above
-    1; the other cases at the largest rate. shrink: of W*_Q and W*_K, so that runs start below the boundary; not applied
-    "as pretrained". decay: decoupled, of the adapters. Norms and certificates are of `sequences` held-out sequences.
+    Runs: one of rates, ranks and alphas at a time, the others at their middle one; alpha/sqrt(r) at
+    every rank above
+    1; the other cases at the largest rate. shrink: of W*_Q and W*_K, so that runs start below the
+    boundary; not applied "as pretrained". decay: decoupled, of the adapters. Norms and certificates
+    are of `sequences` held-out sequences.
     """
 
     rates: tuple[PositiveFloat, ...] = Field(min_length=1)
@@ -63,7 +79,9 @@ def points(config: Config) -> list[dict[str, Any]]:
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Norms and certificates of each layer along the run, the steps at which it crosses, and what was learnt."""
+    """Norms and certificates of each layer along the run, the steps at which it crosses, and what
+    was learnt.
+    """
     from experiments.training import loop, tasks
 
     model = start(point, config)
@@ -76,16 +94,25 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     layers = []
     for rows in zip(*seen, strict=True):
         layer = {name: [row[name] for row in rows] for name in rows[0]}
-        crossed = {name: next((n for n, x in zip(steps, layer[name], strict=True) if x >= 1), None) for name in NORMS}
+        crossed = {
+            name: next((n for n, x in zip(steps, layer[name], strict=True) if x >= 1), None)
+            for name in NORMS
+        }
         layers.append(layer | {"crossed": crossed})
-    return {"steps": steps, "layers": layers, "before": before, "after": loop.evaluate(model, task.test, recipe)}
+    return {
+        "steps": steps,
+        "layers": layers,
+        "before": before,
+        "after": loop.evaluate(model, task.test, recipe),
+    }
 
 
 NORMS = ("gamma", "score")
 
 
 def start(point: dict[str, Any], config: Config) -> Any:
-    """The pretrained base with fresh adapters; its query and key weights shrunk, but for "as pretrained".
+    """The pretrained base with fresh adapters; its query and key weights shrunk, but for "as
+    pretrained".
 
     Query-key normalisation undoes the shrinking: its base starts where it was.
     """
@@ -95,8 +122,18 @@ def start(point: dict[str, Any], config: Config) -> Any:
 
     case = point["case"]
     scaling = case if case == "alpha/sqrt(r)" else "alpha/r"
-    options = (("d_model", 32), ("heads", 4), ("normalised", case == "query-key norm"), ("width", WIDTH))
-    base = Base("which_module", config.length, Recipe(config.pretraining, every=config.pretraining), options=options)
+    options = (
+        ("d_model", 32),
+        ("heads", 4),
+        ("normalised", case == "query-key norm"),
+        ("width", WIDTH),
+    )
+    base = Base(
+        "which_module",
+        config.length,
+        Recipe(config.pretraining, every=config.pretraining),
+        options=options,
+    )
     lora = LoRA(point["rank"], point["alpha"], scaling, adapt=NAMES)
     model = pretrained(base, lora, BASES, seed=config.seed)
     if case != "as pretrained":
@@ -107,8 +144,12 @@ def start(point: dict[str, Any], config: Config) -> Any:
     return model
 
 
-def run(model: Any, task: Any, point: dict[str, Any], config: Config, look: Callable[[], None]) -> list[int]:
-    """Train the adapters in place, Adam with clipped gradients; look at every `every` steps. Returns those steps."""
+def run(
+    model: Any, task: Any, point: dict[str, Any], config: Config, look: Callable[[], None]
+) -> list[int]:
+    """Train the adapters in place, Adam with clipped gradients; look at every `every` steps.
+    Returns those steps.
+    """
     import jax
     import optax
     from flax import nnx
@@ -116,7 +157,9 @@ def run(model: Any, task: Any, point: dict[str, Any], config: Config, look: Call
     from experiments.training import loop, tasks
 
     decay = config.decay if point["case"] == "weight decay" else 0.0
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(point["rate"], weight_decay=decay))
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(point["rate"], weight_decay=decay)
+    )
     graphdef, trained, frozen = nnx.split(model, loop.ADAPTERS, ...)
     state = optimiser.init(trained)
 
@@ -133,12 +176,15 @@ def run(model: Any, task: Any, point: dict[str, Any], config: Config, look: Call
             steps.append(n)
             look()
         if n < config.steps:
-            trained, state = step(trained, state, *tasks.batch(task.train, config.batch, config.seed, n))
+            trained, state = step(
+                trained, state, *tasks.batch(task.train, config.batch, config.seed, n)
+            )
     return steps
 
 
 def watcher(model: Any, data: Any, degrees: tuple[int, ...]) -> Callable[[], list[dict[str, Any]]]:
-    """A function that says what `inspect` measures of each layer as it is, over its heads and the sequences.
+    """A function that says what `inspect` measures of each layer as it is, over its heads and the
+    sequences.
 
     Norms: the largest. Certificates of each degree: medians, and the smallest normaliser.
     """
@@ -156,7 +202,9 @@ def watcher(model: Any, data: Any, degrees: tuple[int, ...]) -> Callable[[], lis
     @quick_jit
     def problems(params, tokens, labels):
         wide = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.float64), params))
-        read, cotangents = per_layer.cotangents(wide, tokens, lambda logits: loop.loss(logits, labels))
+        read, cotangents = per_layer.cotangents(
+            wide, tokens, lambda logits: loop.loss(logits, labels)
+        )
         make = normalised_problem if wide.shape.normalised else adapted_problem
         return [
             jax.vmap(functools.partial(make, block.attention))(x, c)
@@ -170,7 +218,10 @@ def watcher(model: Any, data: Any, degrees: tuple[int, ...]) -> Callable[[], lis
             row = {name: float(found[name].max()) for name in (*NORMS, "update")}
             row["median score"] = float(np.median(found["score"]))
             for g in degrees:
-                row |= {f"{name} {g}": float(np.median(found[f"{name} {g}"])) for name in ("bound", "error")}
+                row |= {
+                    f"{name} {g}": float(np.median(found[f"{name} {g}"]))
+                    for name in ("bound", "error")
+                }
                 row[f"normaliser {g}"] = float(found[f"normaliser {g}"].min())
             out.append(row)
         return out
@@ -189,14 +240,18 @@ def _judge(degrees: tuple[int, ...]) -> Callable[[Any], dict[str, Any]]:
 
 
 def adapted_problem(layer: Any, x: Any, cotangent: Any) -> Any:
-    """The layer's heads on one sequence with a residual that has the size of their outputs, as it has for Y = 0."""
+    """The layer's heads on one sequence with a residual that has the size of their outputs, as it
+    has for Y = 0.
+    """
     from lora_limits.nn import per_layer
 
     return per_layer.problem_of(layer, x, sized(layer, x, cotangent))
 
 
 def normalised_problem(layer: Any, x: Any, cotangent: Any) -> Any:
-    """The same where no W gives the scores: adapters of the normalised rows of Q and K, and of V, at A = 0, B = 1."""
+    """The same where no W gives the scores: adapters of the normalised rows of Q and K, and of V,
+    at A = 0, B = 1.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -209,7 +264,9 @@ def normalised_problem(layer: Any, x: Any, cotangent: Any) -> Any:
         weights = ll.AttentionWeights(query=eye, key=eye, value=eye)
         adapters = {name: ll.Adapter(jnp.zeros_like(eye), eye) for name in NAMES}
         scale, beta = (jnp.asarray(value, q.dtype) for value in (1.0, WIDTH**-0.5))
-        return ll.LoRAProblem(q, k, v, target, weights=weights, adapters=adapters, scale=scale, beta=beta)
+        return ll.LoRAProblem(
+            q, k, v, target, weights=weights, adapters=adapters, scale=scale, beta=beta
+        )
 
     target = layer.attend(x[None], per_layer.EXACT)[0] - sized(layer, x, cotangent)
     q, k, v = (rows[0] for rows in layer.rows(x[None]))
@@ -228,9 +285,11 @@ def sized(layer: Any, x: Any, cotangent: Any) -> Any:
 
 
 def inspect(problem: Any, degrees: tuple[int, ...]) -> dict[str, Any]:
-    """Gamma / sqrt(ln L), R / ln L, the adapters' share, and for each degree bound, error and normaliser.
+    """Gamma / sqrt(ln L), R / ln L, the adapters' share, and for each degree bound, error and
+    normaliser.
 
-    Bounds and errors are relative to the max norm of the exact array, the worst of the arrays whose gradient is not 0.
+    Bounds and errors are relative to the max norm of the exact array, the worst of the arrays whose
+    gradient is not 0.
     """
     import jax
     import jax.numpy as jnp

@@ -1,4 +1,6 @@
-"""Factors of f on real heads: gradient error against width and against time, and what each says of its own error."""
+"""Factors of f on real heads: gradient error against width and against time, and what each says of
+its own error.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,15 @@ TILES = (512, 1024, 2048)
 
 
 class Config(Fields):
-    """Widths of the factors on `most` heads of each layer at `lengths` tokens; times at `timed` tokens.
+    """Widths of the factors on `most` heads of each layer at `lengths` tokens; times at `timed`
+    tokens.
 
-    noise: of the target, beside the head's output: errors are relative to the gradient, which grows with it.
-    inputs: a file of longer inputs made by experiments/data/make_minilm_heads.py; "" for the 512 tokens embedded.
-    Times need no text: they are taken on a head whose tokens are repeated with noise. sparse: half of its width is
-    entries.
+    noise: of the target, beside the head's output: errors are relative to the gradient, which grows
+    with it.
+    inputs: a file of longer inputs made by experiments/data/make_minilm_heads.py; "" for the 512
+    tokens embedded.
+    Times need no text: they are taken on a head whose tokens are repeated with noise. sparse: half
+    of its width is entries.
     """
 
     inputs: str = ""
@@ -55,7 +60,10 @@ def points(config: Config) -> list[dict[str, Any]]:
     for layer in dict.fromkeys(layer for layer, _ in minilm.heads(path)):
         own = [pair for pair in minilm.heads(path) if pair[0] == layer]
         places = sorted(
-            {round(i * (len(own) - 1) / max(config.most - 1, 1)) for i in range(min(config.most, len(own)))}
+            {
+                round(i * (len(own) - 1) / max(config.most - 1, 1))
+                for i in range(min(config.most, len(own)))
+            }
         )
         chosen += [own[place] for place in places]
     # method before head: a program is compiled once for all heads
@@ -70,7 +78,9 @@ def points(config: Config) -> list[dict[str, Any]]:
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """By width: relative Frobenius errors by array, their estimates, failure; or times and errors at one length."""
+    """By width: relative Frobenius errors by array, their estimates, failure; or times and errors
+    at one length.
+    """
     return _times(point, config) if point["kind"] == "time" else _errors(point, config)
 
 
@@ -81,7 +91,9 @@ def _path(config: Config):
     from experiments.problems import minilm
 
     if config.inputs and not Path(config.inputs).is_file():
-        raise Refused(f"inputs: got {config.inputs!r}, expected a file made by experiments/data/make_minilm_heads.py")
+        raise Refused(
+            f"inputs: got {config.inputs!r}, expected a file made by experiments/data/make_minilm_heads.py"
+        )
     return Path(config.inputs) if config.inputs else minilm.PATH
 
 
@@ -130,20 +142,27 @@ def _errors(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.problems import minilm
 
     place = point["layer"], point["head"]
-    length, path = point["length"], _path(config)
-    problem = minilm.problem(*place, length=length, rank=config.rank, seed=config.seed, noise=config.noise, path=path)
+    length = point["length"]
+    path = _path(config)
+    problem = minilm.problem(
+        *place, length=length, rank=config.rank, seed=config.seed, noise=config.noise, path=path
+    )
     true = truth.Reference(truth.named(_exact()(problem)), np.zeros(0), np.zeros(0))
     widths = []
     for width in config.widths:
         gradient, estimated, failed = _quick(point["method"], width)(problem)
         found = truth.errors(gradient, true)
         said = {name: float(x) for name, x in truth.named(estimated).items()}
-        widths.append({"width": width, **found, "estimated": max(said.values()), "failed": bool(failed)})
+        widths.append(
+            {"width": width, **found, "estimated": max(said.values()), "failed": bool(failed)}
+        )
     return {"score_range": minilm.score_range(*place, path=path), "widths": widths}
 
 
 def stretched(problem, length: int, seed: int = 0):
-    """The problem with its tokens repeated up to `length`, with noise of a twentieth of the spread of each column."""
+    """The problem with its tokens repeated up to `length`, with noise of a twentieth of the spread
+    of each column.
+    """
     import dataclasses
 
     import jax.numpy as jnp
@@ -154,10 +173,14 @@ def stretched(problem, length: int, seed: int = 0):
     def longer(x):
         x = np.asarray(x)
         out = np.resize(x, (length, x.shape[1]))
-        return jnp.asarray(out + 0.05 * x.std(0) * random.standard_normal(out.shape).astype(x.dtype), x.dtype)
+        return jnp.asarray(
+            out + 0.05 * x.std(0) * random.standard_normal(out.shape).astype(x.dtype), x.dtype
+        )
 
     x = longer(problem.x_query)
-    return dataclasses.replace(problem, x_query=x, x_key=x, x_value=x, target=longer(problem.target))
+    return dataclasses.replace(
+        problem, x_query=x, x_key=x, x_value=x, target=longer(problem.target)
+    )
 
 
 def _times(point: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -170,20 +193,34 @@ def _times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from lora_limits.instruments import timing
     from lora_limits.instruments.counting import count_operations
 
-    head = minilm.problem(*minilm.heads()[11], rank=config.rank, seed=config.seed, noise=config.noise)
+    head = minilm.problem(
+        *minilm.heads()[11], rank=config.rank, seed=config.seed, noise=config.noise
+    )
     problem = stretched(head, point["length"])
-    methods = {f"exact {b}": ll.Exact(b) for b in TILES if b <= point["length"]} or {"exact": ll.Exact(point["length"])}
-    methods |= {f"{name} {k}": make(name, k) for name in ("skeleton", "sparse") for k in config.timed_widths}
+    methods = {f"exact {b}": ll.Exact(b) for b in TILES if b <= point["length"]} or {
+        "exact": ll.Exact(point["length"])
+    }
+    methods |= {
+        f"{name} {k}": make(name, k) for name in ("skeleton", "sparse") for k in config.timed_widths
+    }
     out: dict[str, Any] = {}
     programs = {}
     for name, method in methods.items():
         run = jax.jit(lambda p, method=method: ll.gradient(p, method).gradient)
         programs[name], seconds = timing.compile_seconds(run, problem)
-        operations = count_operations(lambda p, method=method: ll.gradient(p, method).gradient, problem)["flops"]
-        out[name] = {"compile": seconds, "temporary": timing.temporary_bytes(programs[name]), "operations": operations}
+        operations = count_operations(
+            lambda p, method=method: ll.gradient(p, method).gradient, problem
+        )["flops"]
+        out[name] = {
+            "compile": seconds,
+            "temporary": timing.temporary_bytes(programs[name]),
+            "operations": operations,
+        }
     calls = {name: functools.partial(program, problem) for name, program in programs.items()}
     times = timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
-    exact = min((name for name in out if name.startswith("exact")), key=lambda name: times[name]["seconds"])
+    exact = min(
+        (name for name in out if name.startswith("exact")), key=lambda name: times[name]["seconds"]
+    )
     true = truth.Reference(truth.named(programs[exact](problem)), np.zeros(0), np.zeros(0))
     for name in out:
         out[name] |= times[name]

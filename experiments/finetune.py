@@ -1,4 +1,6 @@
-"""Fine-tuning by exact and by approximate gradients, side by side: loss, metric, gradient error, time and memory."""
+"""Fine-tuning by exact and by approximate gradients, side by side: loss, metric, gradient error,
+time and memory.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ KINDS = {"exact": 0, "polynomial": 1, "skeleton": 1}  # numbers behind each meth
 class Case(Fields):
     """Sizes of the model, of pretraining on each task's source and of fine-tuning on its target."""
 
-    tasks: dict[Literal["digits", "prose_or_code", "which_module", "next_byte"], PositiveInt]  # and their lengths
+    tasks: dict[
+        Literal["digits", "prose_or_code", "which_module", "next_byte"], PositiveInt
+    ]  # and their lengths
     pretrain_steps: PositiveInt
     pretrain_batch: PositiveInt = 16
     steps: PositiveInt
@@ -39,7 +43,9 @@ class Case(Fields):
     @model_validator(mode="after")
     def _square(self):
         lengths = [*self.tasks.values(), self.base_length]
-        if self.base_length and (set(self.tasks) != {"digits"} or any(math.isqrt(n) ** 2 != n for n in lengths)):
+        if self.base_length and (
+            set(self.tasks) != {"digits"} or any(math.isqrt(n) ** 2 != n for n in lengths)
+        ):
             raise ValueError(
                 f"base_length: got {self.base_length} with {self.tasks}, expected squares, of digits alone"
             )
@@ -47,9 +53,11 @@ class Case(Fields):
 
 
 class Config(Fields):
-    """Every method of `methods` on every task of `short`, and of `long_methods` on `long`; adapters on Q, K and V.
+    """Every method of `methods` on every task of `short`, and of `long_methods` on `long`; adapters
+    on Q, K and V.
 
-    A method: "exact", "polynomial DEGREE" or "skeleton RANK". cache: where pretrained bases are kept.
+    A method: "exact", "polynomial DEGREE" or "skeleton RANK". cache: where pretrained bases are
+    kept.
     """
 
     methods: tuple[str, ...]
@@ -70,26 +78,39 @@ class Config(Fields):
         for name in names:
             kind, *numbers = name.split()
             if KINDS.get(kind) != len(numbers) or not all(n.isdecimal() for n in numbers):
-                raise ValueError(f"got {name!r}, expected 'exact', 'polynomial DEGREE' or 'skeleton RANK'")
+                raise ValueError(
+                    f"got {name!r}, expected 'exact', 'polynomial DEGREE' or 'skeleton RANK'"
+                )
         return names
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """A run for each case, task, seed and method; before them the step of every method timed, once for each task."""
+    """A run for each case, task, seed and method; before them the step of every method timed, once
+    for each task.
+    """
     out = []
-    cases = {"short": (config.methods, config.seeds), "long": (config.long_methods, config.long_seeds)}
+    cases = {
+        "short": (config.methods, config.seeds),
+        "long": (config.long_methods, config.long_seeds),
+    }
     for case, (methods, seeds) in cases.items():
         for task, length in getattr(config, case).tasks.items():
             where = {"case": case, "task": task, "length": length}
             # a skeleton looks ahead, and the next token is predicted causally
             fitting = [m for m in methods if task != "next_byte" or not m.startswith("skeleton")]
             out.append({"kind": "time", **where, "methods": fitting})
-            out += [{"kind": "run", **where, "method": m, "seed": s} for s in range(seeds) for m in fitting]
+            out += [
+                {"kind": "run", **where, "method": m, "seed": s}
+                for s in range(seeds)
+                for m in fitting
+            ]
     return out
 
 
 def read_method(name: str, length: int) -> Any:
-    """The method of a name. A polynomial gets blocks short enough that attention is not exact: no task is shorter."""
+    """The method of a name. A polynomial gets blocks short enough that attention is not exact: no
+    task is shorter.
+    """
     import lora_limits as ll
     from experiments.training.loop import EXACT
 
@@ -112,7 +133,9 @@ def _model(config: Config, point: dict[str, Any], seed: int) -> Any:
 
     case = getattr(config, point["case"])
     recipe = loop.Recipe(case.pretrain_steps, case.pretrain_batch, 5e-3, every=case.pretrain_steps)
-    sizes = {name: getattr(case, name) for name in ("d_model", "heads", "width", "layers", "normalised")}
+    sizes = {
+        name: getattr(case, name) for name in ("d_model", "heads", "width", "layers", "normalised")
+    }
     length = case.base_length or point["length"]
     words = _words(case, point["task"])
     base = loop.Base(point["task"], length, recipe, words, tuple(sorted(sizes.items())))
@@ -129,7 +152,8 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """The history, and "final": held-out loss and accuracy under exact attention, whatever the training was.
+    """The history, and "final": held-out loss and accuracy under exact attention, whatever the
+    training was.
 
     A run that is killed goes on from its last evaluation.
     """
@@ -138,7 +162,8 @@ def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.runner import store
     from experiments.training import loop, tasks
 
-    case, seed = getattr(config, point["case"]), point["seed"]
+    case = getattr(config, point["case"])
+    seed = point["seed"]
     model = _model(config, point, seed)
     model.set_methods([read_method(point["method"], point["length"])] * case.layers)
     task = tasks.load(point["task"], point["length"], "target", _words(case, point["task"]))
@@ -148,9 +173,15 @@ def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
     history = loop.train(model, task, recipe, watch=point["method"] != "exact", folder=folder)
     loop.forget(folder)
     if point["method"] == "exact" and case.final_tests == case.tests:  # evaluated so already
-        return history | {"final": {"loss": history["test_loss"][-1], "accuracy": history["accuracy"][-1]}}
+        return history | {
+            "final": {"loss": history["test_loss"][-1], "accuracy": history["accuracy"][-1]}
+        }
     exact = loop.with_methods(model, [loop.EXACT] * case.layers)
-    return history | {"final": loop.evaluate(exact, task.test, dataclasses.replace(recipe, tests=case.final_tests))}
+    return history | {
+        "final": loop.evaluate(
+            exact, task.test, dataclasses.replace(recipe, tests=case.final_tests)
+        )
+    }
 
 
 def xla(q, k, v, is_causal):
@@ -162,7 +193,9 @@ def xla(q, k, v, is_causal):
 
 
 def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """{contender: seconds, spread, repeats, temporary bytes} of a training step; "best": the fastest exact one."""
+    """{contender: seconds, spread, repeats, temporary bytes} of a training step; "best": the
+    fastest exact one.
+    """
     import functools
 
     from flax import nnx
@@ -171,15 +204,19 @@ def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.training import loop, tasks
     from lora_limits.instruments import timing
 
-    case, length = getattr(config, point["case"]), point["length"]
+    case = getattr(config, point["case"])
+    length = point["length"]
     model = _model(config, point, 0)
     recipe = loop.Recipe(case.steps, case.batch, case.rate)
     task = tasks.load(point["task"], length, "target", _words(case, point["task"]))
     data = tasks.batch(task.train, case.batch, 0, 0)
     blocks = [b for b in BLOCKS if b < length] or [loop.EXACT.block_size]
     exact = {f"exact {b}": ll.Exact(b) for b in blocks} | {"xla": xla}
-    contenders = exact | {name: read_method(name, length) for name in point["methods"] if name != "exact"}
-    out, calls = {}, {}
+    contenders = exact | {
+        name: read_method(name, length) for name in point["methods"] if name != "exact"
+    }
+    out = {}
+    calls = {}
     for name, method in contenders.items():
         model.set_methods([method] * case.layers)
         graphdef, trained, frozen = nnx.split(model, loop.ADAPTERS, ...)
@@ -187,7 +224,9 @@ def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
         run = loop.compiled_step(recipe, graphdef, *args)
         calls[name] = functools.partial(run, *args)
         out[name] = {"temporary": timing.temporary_bytes(run)}
-    for name, time in timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds).items():
+    for name, time in timing.interleaved(
+        calls, repeats=config.repeats, max_seconds=config.max_seconds
+    ).items():
         out[name] |= time
     best = min(exact, key=lambda name: out[name]["seconds"])
     return {"methods": out, "best": best}

@@ -1,17 +1,20 @@
-"""Decisions through approximate gradients: who answers right as Gamma and k shrink, and what the quadrature costs.
+"""Decisions through approximate gradients: who answers right as Gamma and k shrink, and what the
+quadrature costs.
 
-Every oracle sees the same nearest-neighbour instances (lora_limits.hardness) through the readout decider, and nothing
-of them but LoRA problems. Families:
+Every oracle sees the same nearest-neighbour instances (lora_limits.hardness) through the readout
+decider, and nothing of them but LoRA problems. Families:
 
 exact        the library's exact gradient
 polynomial   the library's Polynomial(degree), Taylor
 chebyshev    exp replaced by its degree-g Chebyshev interpolant on the range of S; evaluated densely, entry by entry, so
-             that degrees can be tried whose k = binom(d + 1 + g, g) features (d + 1: rank of S) could never be formed
+             that degrees can be tried whose k = binom(d + 1 + g, g) features (d + 1: rank of S)
+             could never be formed
 columns      f projected on the span of k of its columns drawn uniformly: no factor built on those keys is nearer to f
 svd          f of rank k by its singular value decomposition: no factor of that width is nearer to f at all
 
-The last three are dense, O(L^2) or more: they bound what a fast method of that k could answer. Rows are normalised
-after the replacement, and the gradient is that of Lemma 3.2 with the new f in place of f.
+The last three are dense, O(L^2) or more: they bound what a fast method of that k could answer. Rows
+are normalised after the replacement, and the gradient is that of Lemma 3.2 with the new f in place
+of f.
 """
 
 from __future__ import annotations
@@ -33,11 +36,13 @@ SHARED = ("instances", "distance")
 
 
 class Config(Fields):
-    """lengths: n. strengths: Gamma over the Gamma the gadget needs. instances: for each answer and kind of instance.
+    """lengths: n. strengths: Gamma over the Gamma the gadget needs. instances: for each answer and
+    kind of instance.
 
-    families: which oracles, at each of the sizes of their own: library_degrees (polynomial), degrees (chebyshev),
-    column_counts, ranks (svd). spectral_limit: the largest n for columns and svd, which cost O(L^3); library_limit: the
-    same for the library's polynomial. quadrature_lengths: n for the quadrature panel.
+    families: which oracles, at each of the sizes of their own: library_degrees (polynomial),
+    degrees (chebyshev), column_counts, ranks (svd). spectral_limit: the largest n for columns and
+    svd, which cost O(L^3); library_limit: the same for the library's polynomial.
+    quadrature_lengths: n for the quadrature panel.
     """
 
     lengths: tuple[PositiveInt, ...]
@@ -55,13 +60,21 @@ class Config(Fields):
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """Decisions by length, family, size and strength; then one quadrature comparison for each length."""
+    """Decisions by length, family, size and strength; then one quadrature comparison for each
+    length.
+    """
     out = []
     for n in config.lengths:
         for family in config.families:
             for size in _sizes(config, family, n):
                 out += [
-                    {"panel": "decision", "n": n, "family": family, "size": size, "strength": strength}
+                    {
+                        "panel": "decision",
+                        "n": n,
+                        "family": family,
+                        "size": size,
+                        "strength": strength,
+                    }
                     for strength in config.strengths
                 ]
     return out + [{"panel": "quadrature", "n": n} for n in config.quadrature_lengths]
@@ -93,12 +106,22 @@ def instances(n: int, config: Config) -> Iterator[tuple[str, bool, Any, Any]]:
         for index, (kind, maker) in enumerate(MAKERS.items()):
             for answer in (True, False):
                 rng = np.random.default_rng([n, number, index, answer])
-                yield kind, answer, *getattr(generators, maker)(rng, n, width, config.distance, gap, answer)
+                yield (
+                    kind,
+                    answer,
+                    *getattr(generators, maker)(rng, n, width, config.distance, gap, answer),
+                )
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """The share of right answers of one oracle at one strength, or the errors of the quadratures at one n."""
-    return _quadrature(point["n"], config) if point["panel"] == "quadrature" else _decisions(point, config)
+    """The share of right answers of one oracle at one strength, or the errors of the quadratures at
+    one n.
+    """
+    return (
+        _quadrature(point["n"], config)
+        if point["panel"] == "quadrature"
+        else _decisions(point, config)
+    )
 
 
 def _decisions(point: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -160,7 +183,9 @@ def _quadrature(n: int, config: Config) -> dict[str, Any]:
     }
 
 
-def make_oracle(family: str, size: int, n: int) -> tuple[Callable[[Any], dict[str, Any]], int | None]:
+def make_oracle(
+    family: str, size: int, n: int
+) -> tuple[Callable[[Any], dict[str, Any]], int | None]:
     """(oracle, k). k is None for an exact gradient."""
     import lora_limits as ll
     from lora_limits import hardness
@@ -169,10 +194,13 @@ def make_oracle(family: str, size: int, n: int) -> tuple[Callable[[Any], dict[st
     if family == "exact":
         return hardness.gradient_oracle(), None
     if family == "polynomial":
-        # S has rank d + 1, but the tokens carry it in 2 d + 1 coordinates: those are what the features are made of.
+        # S has rank d + 1, but the tokens carry it in 2 d + 1 coordinates: those are what the
+        # features are made of.
         return hardness.gradient_oracle(ll.Polynomial(size)), math.comb(2 * width + 1 + size, size)
     if family == "chebyshev":
-        return (lambda p: dense_gradient(p, lambda s: chebyshev(s, size))), math.comb(width + 1 + size, size)
+        return (lambda p: dense_gradient(p, lambda s: chebyshev(s, size))), math.comb(
+            width + 1 + size, size
+        )
     if family == "columns":
         return (lambda p: dense_gradient(p, lambda s: columns(s, size))), size
     return (lambda p: dense_gradient(p, lambda s: truncated(s, size))), size
@@ -185,8 +213,11 @@ def softmax(s: np.ndarray) -> np.ndarray:
 
 
 def chebyshev(s: np.ndarray, degree: int) -> np.ndarray:
-    """P_g(S), P_g the Chebyshev interpolant of exp(s - max) on [min S, max S]. Its range is read from S: exact."""
-    low, high = float(s.min()), float(s.max())
+    """P_g(S), P_g the Chebyshev interpolant of exp(s - max) on [min S, max S]. Its range is read
+    from S: exact.
+    """
+    low = float(s.min())
+    high = float(s.max())
     series = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(x - high), degree, [low, high])
     return series(s)
 
@@ -207,15 +238,19 @@ def truncated(s: np.ndarray, k: int) -> np.ndarray:
 
 
 def dense_gradient(problem: Any, replace: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """The query adapter's gradient with f = replace(S), rows normalised, in NumPy, float64. O(L^2 d) beside `replace`.
+    """The query adapter's gradient with f = replace(S), rows normalised, in NumPy, float64. O(L^2
+    d) beside `replace`.
 
-    c = f V - Y, p = f o (c V^T) - diag(rho) f with rho_i = <c_i, (f V)_i>; dl/dW = beta X_Q^T p K. A row sum that is
-    not positive is divided by all the same: such an oracle has failed, and may say so.
+    c = f V - Y, p = f o (c V^T) - diag(rho) f with rho_i = <c_i, (f V)_i>; dl/dW = beta X_Q^T p K.
+    A row sum that is not positive is divided by all the same: such an oracle has failed, and may
+    say so.
     """
     from lora_limits.problem import Adapter, projections
 
     q, k, v = (np.asarray(x) for x in projections(problem))
-    adapter, beta, scale = problem.adapters["query"], float(problem.beta), float(problem.scale)
+    adapter = problem.adapters["query"]
+    beta = float(problem.beta)
+    scale = float(problem.scale)
     f = replace(beta * q @ k.T)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         f = f / f.sum(1, keepdims=True)

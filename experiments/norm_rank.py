@@ -1,4 +1,6 @@
-"""What the norm bound and the LoRA rank do: error over (Gamma, k), and Gamma and k* over (adapter size, r)."""
+"""What the norm bound and the LoRA rank do: error over (Gamma, k), and Gamma and k* over (adapter
+size, r).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ X64 = True
 
 
 class Config(Fields):
-    """Error panel: gammas x degrees. Adapter panel: sizes (std of the entries of A and B) x ranks x conventions."""
+    """Error panel: gammas x degrees. Adapter panel: sizes (std of the entries of A and B) x ranks x
+    conventions.
+    """
 
     length: PositiveInt
     width: PositiveInt = 8
@@ -58,17 +62,24 @@ def _error(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import lora_limits as ll
     from lora_limits.instruments.compiling import quick_jit
 
-    make = functools.partial(ll.random_problem, length=config.length, width=config.width, rank=config.rank)
+    make = functools.partial(
+        ll.random_problem, length=config.length, width=config.width, rank=config.rank
+    )
     problem = quick_jit(make)(jax.random.key(config.seed), gamma=point["gamma"])
     run = quick_jit(ll.gradient, static_argnames="method")
     exact = jax.tree.leaves(run(problem, method=ll.Exact(1024)).gradient)
     result = run(problem, method=ll.Polynomial(point["degree"]))
     top = max(float(np.abs(x).max()) for x in exact)
-    gaps = [np.abs(np.asarray(a - b)) for a, b in zip(jax.tree.leaves(result.gradient), exact, strict=True)]
+    gaps = [
+        np.abs(np.asarray(a - b))
+        for a, b in zip(jax.tree.leaves(result.gradient), exact, strict=True)
+    ]
     return {
         "features": result.rank,
         "max_error": max(float(x.max()) for x in gaps) / top,
-        "frobenius_error": max(float(np.linalg.norm(x) / np.linalg.norm(e)) for x, e in zip(gaps, exact, strict=True)),
+        "frobenius_error": max(
+            float(np.linalg.norm(x) / np.linalg.norm(e)) for x, e in zip(gaps, exact, strict=True)
+        ),
         "bound": max(float(b) for b in jax.tree.leaves(result.bound)) / top,
         "normaliser": float(np.asarray(result.normaliser)),
     }
@@ -86,12 +97,14 @@ def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
     make = functools.partial(ll.random_problem, length=config.length, width=config.width, rank=1)
     base = quick_jit(make)(key, gamma=config.base_gamma)
     a_key, b_key = jax.random.split(jax.random.key(config.seed + 1))
-    r, d = point["rank"], config.width
+    r = point["rank"]
+    d = config.width
     # one large draw, cut to the rank: curves over r differ by r, not by the draw
     a = point["size"] * jax.random.normal(a_key, (max(config.ranks), d))[:r]
     b = point["size"] * jax.random.normal(b_key, (d, max(config.ranks)))[:, :r]
     scale = config.alpha / (r if point["convention"] == "alpha/r" else math.sqrt(r))
-    # the frozen query weight of the base problem with its own adapter merged, so that only the new one moves
+    # the frozen query weight of the base problem with its own adapter merged, so that only the new
+    # one moves
     merged = base.adapters["query"]
     query = base.weights.query + base.scale * jnp.matmul(merged.b, merged.a)
     problem = ll.LoRAProblem(
@@ -105,7 +118,9 @@ def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
         beta=base.beta,
     )
     report = quick_jit(ll.norm_report)(problem)
-    exact = quick_jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact(1024)).gradient
+    exact = quick_jit(ll.gradient, static_argnames="method")(
+        problem, method=ll.Exact(1024)
+    ).gradient
     scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact, config.tolerance)
     degree = degrees.first_below(scan, "max_error", config.tolerance)
     return {

@@ -8,8 +8,8 @@ length    Gamma = 1 over L: exact layouts; polynomial, FAVOR+, Nystrom and the l
 long      the polynomial alone, beside one square and one skinny matrix product of the same run
 compile   compile seconds by degree
 
-Errors are against the tiled exact gradient: in float64 up to 4096 tokens, beyond that in float32 with every product at
-the highest precision. Everything timed is float32.
+Errors are against the tiled exact gradient: in float64 up to 4096 tokens, beyond that in float32
+with every product at the highest precision. Everything timed is float32.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ SKINNY_LENGTH = 2**18  # beyond it the rate no longer changes, and the features 
 
 
 class Config(Fields):
-    """grid: widths d, at L = 10 * 2^d. Exact gradients run at exact_lengths, where one takes max_exact_seconds or less.
+    """grid: widths d, at L = 10 * 2^d. Exact gradients run at exact_lengths, where one takes
+    max_exact_seconds or less.
 
-    Every exact layout is tried where one takes max_tuned_seconds or less, else one block size alone. What asks for more
-    than max_bytes of working memory is not run. FAVOR+ and Nystrom are tried with up to most_features at equal time.
+    Every exact layout is tried where one takes max_tuned_seconds or less, else one block size
+    alone. What asks for more than max_bytes of working memory is not run. FAVOR+ and Nystrom are
+    tried with up to most_features at equal time.
     """
 
     grid: tuple[PositiveInt, ...]
@@ -77,14 +79,18 @@ class Config(Fields):
 def points(config: Config) -> list[dict[str, Any]]:
     """The four panels, one after another."""
     lengths = sorted({*config.lengths, *config.exact_lengths})
-    out: list[dict[str, Any]] = [{"panel": "grid", "width": d, "length": 10 * 2**d} for d in config.grid]
+    out: list[dict[str, Any]] = [
+        {"panel": "grid", "width": d, "length": 10 * 2**d} for d in config.grid
+    ]
     out += [{"panel": "length", "length": n, "exact": n in config.exact_lengths} for n in lengths]
     out += [{"panel": "long", "length": n} for n in config.long]
     return out + [{"panel": "compile", "degree": g} for g in config.compile_degrees]
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Times, memory, compile times and errors of every contender by name; "best": the fastest exact ones."""
+    """Times, memory, compile times and errors of every contender by name; "best": the fastest exact
+    ones.
+    """
     panels = {"grid": _grid, "length": _length, "long": _long, "compile": _compile}
     return panels[point["panel"]](point, config)
 
@@ -105,7 +111,9 @@ def _limits(config: Config) -> Limits:
     return Limits(config.repeats, config.max_seconds, config.max_bytes, config.most_features)
 
 
-def _exact(problem: ll.LoRAProblem, config: Config) -> tuple[dict[str, Contender], Reference | None, float]:
+def _exact(
+    problem: ll.LoRAProblem, config: Config
+) -> tuple[dict[str, Contender], Reference | None, float]:
     """(exact contenders that fit the time, reference, seconds one is estimated to take)."""
     from experiments.contenders import race, truth
 
@@ -113,11 +121,17 @@ def _exact(problem: ll.LoRAProblem, config: Config) -> tuple[dict[str, Contender
     if seconds > config.max_exact_seconds:
         return {}, None, seconds
     tuned = seconds <= config.max_tuned_seconds
-    return race.exact_contenders(problem.target.shape[0], tuned=tuned), truth.reference(problem), seconds
+    return (
+        race.exact_contenders(problem.target.shape[0], tuned=tuned),
+        truth.reference(problem),
+        seconds,
+    )
 
 
 def _products(length: int, features: tuple[int, ...], width: int) -> dict[str, Any]:
-    """Calls of a square product and, by k, of (k x L) (L x (d + 1)), the product the polynomial gradient lives on."""
+    """Calls of a square product and, by k, of (k x L) (L x (d + 1)), the product the polynomial
+    gradient lives on.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -127,17 +141,27 @@ def _products(length: int, features: tuple[int, ...], width: int) -> dict[str, A
     square = jnp.ones((SQUARE, SQUARE))
     calls: dict[str, Any] = {"square": lambda: product(square, square)}
     for k in features:
-        left, right = jnp.ones((k, min(length, SKINNY_LENGTH))), jnp.ones((min(length, SKINNY_LENGTH), width + 1))
+        left = jnp.ones((k, min(length, SKINNY_LENGTH)))
+        right = jnp.ones((min(length, SKINNY_LENGTH), width + 1))
         calls[f"skinny {k}"] = lambda x=left, y=right: product(x, y)
     return calls
 
 
-def _rates(methods: dict[str, Any], beside: dict[str, float], length: int, width: int) -> dict[str, Any]:
-    """Ratios to the square product, and the share of the skinny rate that 3 products of L k (d + 1) terms come to.
+def _rates(
+    methods: dict[str, Any], beside: dict[str, float], length: int, width: int
+) -> dict[str, Any]:
+    """Ratios to the square product, and the share of the skinny rate that 3 products of L k (d + 1)
+    terms come to.
 
-    Three are what a query adapter cannot do without; a value adapter needs more, which is not counted.
+    Three are what a query adapter cannot do without; a value adapter needs more, which is not
+    counted.
     """
-    out: dict[str, Any] = {"square_seconds": beside["square"], "skinny_rate": {}, "attained": {}, "to_square": {}}
+    out: dict[str, Any] = {
+        "square_seconds": beside["square"],
+        "skinny_rate": {},
+        "attained": {},
+        "to_square": {},
+    }
     for name, method in methods.items():
         k = method["features"]
         if f"skinny {k}" not in beside or method["family"] != "polynomial":
@@ -153,8 +177,11 @@ def _rates(methods: dict[str, Any], beside: dict[str, float], length: int, width
 
 
 def _best(methods: dict[str, Any]) -> dict[str, Any]:
-    """The fastest exact contender for the gradient and for the loss, and every other one's speed-up over it."""
-    best, speed_up = {}, {}
+    """The fastest exact contender for the gradient and for the loss, and every other one's speed-up
+    over it.
+    """
+    best = {}
+    speed_up = {}
     for part, baseline in (("gradient", "gradient"), ("loss", "loss"), ("certified", "gradient")):
         times = {n: m[part]["seconds"] for n, m in methods.items() if "seconds" in m.get(part, {})}
         if part != "certified":
@@ -163,7 +190,9 @@ def _best(methods: dict[str, Any]) -> dict[str, Any]:
                 best[part] = min(exact, key=lambda n: times[n])
         if baseline in best:
             least = methods[best[baseline]][baseline]["seconds"]
-            speed_up[part] = {n: least / t for n, t in times.items() if methods[n]["family"] != "exact"}
+            speed_up[part] = {
+                n: least / t for n, t in times.items() if methods[n]["family"] != "exact"
+            }
     return {"best": best, "speed_up": speed_up}
 
 
@@ -172,22 +201,36 @@ def _grid(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
     from experiments.contenders import baselines, race
 
-    length, width = point["length"], point["width"]
+    length = point["length"]
+    width = point["width"]
     key = jax.random.key(config.seed)
-    problem = baselines.multilayer_problem(key, length=length, width=width, rank=min(config.rank, width))
+    problem = baselines.multilayer_problem(
+        key, length=length, width=width, rank=min(config.rank, width)
+    )
     contenders, true, estimated = _exact(problem, config)
     ours = {f"polynomial {g}": race.polynomial(g, width) for g in config.grid_degrees}
     beside = _products(length, tuple(c.features or 0 for c in ours.values()), width)
-    methods, seconds = race.race(problem, contenders | ours, _limits(config), true=true, beside=beside)
-    return {"methods": methods, "estimated": estimated, **_best(methods), **_rates(methods, seconds, length, width)}
+    methods, seconds = race.race(
+        problem, contenders | ours, _limits(config), true=true, beside=beside
+    )
+    return {
+        "methods": methods,
+        "estimated": estimated,
+        **_best(methods),
+        **_rates(methods, seconds, length, width),
+    }
 
 
 def _length(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.contenders import race
     from lora_limits.gradients.choosing import exact_operations, polynomial_operations
 
-    length, width, seed = point["length"], config.width, config.seed
-    problem, contenders, true = _random_problem(length, config), {}, None
+    length = point["length"]
+    width = config.width
+    seed = config.seed
+    problem = _random_problem(length, config)
+    contenders = {}
+    true = None
     if point["exact"]:
         contenders, true, _ = _exact(problem, config)
     for g in config.degrees:
@@ -213,18 +256,27 @@ def _length(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _equal_time(times: dict[str, float], tried: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """By polynomial and family: the run with the most features among those that took no longer, or None."""
+    """By polynomial and family: the run with the most features among those that took no longer, or
+    None.
+    """
     out: dict[str, Any] = {}
     for name, seconds in times.items():
-        fits = {family: [run for run in runs if run["seconds"] <= seconds] for family, runs in tried.items()}
-        out[name] = {family: max(runs, key=lambda r: r["features"], default=None) for family, runs in fits.items()}
+        fits = {
+            family: [run for run in runs if run["seconds"] <= seconds]
+            for family, runs in tried.items()
+        }
+        out[name] = {
+            family: max(runs, key=lambda r: r["features"], default=None)
+            for family, runs in fits.items()
+        }
     return out
 
 
 def _long(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.contenders import race
 
-    length, width = point["length"], config.width
+    length = point["length"]
+    width = config.width
     ours = race.polynomial(config.long_degree, width)
     ours = ours._replace(parts={part: ours.parts[part] for part in ("gradient", "certified")})
     beside = _products(length, (ours.features or 0,), width)
@@ -238,5 +290,7 @@ def _compile(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.contenders import race
 
     contenders = {f"polynomial {point['degree']}": race.polynomial(point["degree"], config.width)}
-    methods, _ = race.compile_all(_random_problem(config.compile_length, config), contenders, _limits(config))
+    methods, _ = race.compile_all(
+        _random_problem(config.compile_length, config), contenders, _limits(config)
+    )
     return {"methods": methods}

@@ -1,4 +1,6 @@
-"""Theorems 3.1 and 4.1 as a map: where over (Gamma, L) a polynomial gradient is cheaper than the exact one."""
+"""Theorems 3.1 and 4.1 as a map: where over (Gamma, L) a polynomial gradient is cheaper than the
+exact one.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,23 @@ if TYPE_CHECKING:
     import lora_limits as ll
 
 VERSION = 1
-SHARED = ("power", "rank", "seed", "repeats", "max_seconds", "svd_length", "most_work", "certified_lengths")
+SHARED = (
+    "power",
+    "rank",
+    "seed",
+    "repeats",
+    "max_seconds",
+    "svd_length",
+    "most_work",
+    "certified_lengths",
+)
 X64 = True
 
 
 class Config(Fields):
-    """lengths x gammas, at a fixed width and at width ceil(log2 L); beta = 1/width, tolerance L^-power (relative)."""
+    """lengths x gammas, at a fixed width and at width ceil(log2 L); beta = 1/width, tolerance
+    L^-power (relative).
+    """
 
     lengths: tuple[PositiveInt, ...]
     gammas: tuple[PositiveFloat, ...]
@@ -32,7 +45,9 @@ class Config(Fields):
     max_seconds: PositiveFloat = 2.0
     svd_length: int = Field(default=1024, ge=0)
     certified_lengths: tuple[PositiveInt, ...]  # where the certificate is run as well
-    most_work: PositiveFloat = 4e7  # tokens times features beyond which an approximation is not timed
+    most_work: PositiveFloat = (
+        4e7  # tokens times features beyond which an approximation is not timed
+    )
     counted_exponents: tuple[PositiveInt, ...] = (10, 16, 24, 32, 48, 64)
     counted_ratios: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0, 2.0)
 
@@ -50,7 +65,13 @@ def points(config: Config) -> list[dict[str, Any]]:
         for g in config.gammas
     ]
     out += [
-        {"kind": "counted", "slice": s, "log2_length": e, "width": _width(config, s, 2**e), "ratio": r}
+        {
+            "kind": "counted",
+            "slice": s,
+            "log2_length": e,
+            "width": _width(config, s, 2**e),
+            "ratio": r,
+        }
         for s in config.slices
         for r in config.counted_ratios
         for e in config.counted_exponents
@@ -59,7 +80,9 @@ def points(config: Config) -> list[dict[str, Any]]:
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """A measured point: degrees and features needed, times, ranks. A counted one: the exponent log k* / log L."""
+    """A measured point: degrees and features needed, times, ranks. A counted one: the exponent log
+    k* / log L.
+    """
     return _counted(point, config) if point["kind"] == "counted" else _measured(point, config)
 
 
@@ -70,7 +93,11 @@ def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
     gamma = point["ratio"] * math.sqrt(log_length)
     tolerance = math.exp(-config.power * log_length)
     degree = degree_needed(gamma**2, tolerance / (2 + tolerance))  # 2 T / (1 - T) <= tolerance
-    return {"gamma": gamma, "degree": degree, "exponent": width_exponent(point["width"], degree, log_length)}
+    return {
+        "gamma": gamma,
+        "degree": degree,
+        "exponent": width_exponent(point["width"], degree, log_length),
+    }
 
 
 def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -81,7 +108,9 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.contenders import degrees
     from lora_limits.instruments.compiling import quick_jit
 
-    make = functools.partial(ll.random_problem, length=point["length"], width=point["width"], rank=config.rank)
+    make = functools.partial(
+        ll.random_problem, length=point["length"], width=point["width"], rank=config.rank
+    )
     problem = quick_jit(make)(jax.random.key(config.seed), gamma=point["gamma"])
     # quick compilation pays only while the L x L work is small
     jit = quick_jit if point["length"] <= 1024 else jax.jit
@@ -98,7 +127,9 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
         "degree": degree,
         "features": None if degree is None else math.comb(point["width"] + degree, degree),
     }
-    out["exponent"] = None if degree is None else math.log(out["features"]) / math.log(point["length"])
+    out["exponent"] = (
+        None if degree is None else math.log(out["features"]) / math.log(point["length"])
+    )
     if point["length"] <= config.svd_length:
         from lora_limits.gradients.exact import dense_terms
 
@@ -113,13 +144,18 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _fits(problem: Any, degree: int, config: Config) -> bool:
-    length, width = problem.x_query.shape[0], problem.weights.query.shape[1]
+    length = problem.x_query.shape[0]
+    width = problem.weights.query.shape[1]
     k = math.comb(width + degree, degree)
-    return k <= 2 * length and k * length <= config.most_work  # beyond twice the length none can win
+    return (
+        k <= 2 * length and k * length <= config.most_work
+    )  # beyond twice the length none can win
 
 
 def _certified(problem: Any, degree: int, tolerance: float, config: Config) -> dict[str, Any]:
-    """The first degree, from the measured one on, whose certificate meets the tolerance; None where none was run."""
+    """The first degree, from the measured one on, whose certificate meets the tolerance; None where
+    none was run.
+    """
     import jax
 
     import lora_limits as ll
@@ -131,7 +167,10 @@ def _certified(problem: Any, degree: int, tolerance: float, config: Config) -> d
             break
         bound = run(problem, method=ll.Polynomial(g)).bound
         if all(float(b) <= tolerance for b in jax.tree.leaves(bound)):
-            return {"certified_degree": g, "certified_features": math.comb(problem.weights.query.shape[1] + g, g)}
+            return {
+                "certified_degree": g,
+                "certified_features": math.comb(problem.weights.query.shape[1] + g, g),
+            }
     return {"certified_degree": None, "certified_features": None}
 
 
@@ -143,7 +182,9 @@ def only_gradient(problem: ll.LoRAProblem, method: ll.Method) -> dict[str, ll.Ad
 
 
 def _timed(problem: Any, degree: int, config: Config) -> dict[str, Any]:
-    """float32 times of the gradient at the measured degree and of the best exact one, in one run."""
+    """float32 times of the gradient at the measured degree and of the best exact one, in one
+    run.
+    """
     if not _fits(problem, degree, config):
         return {"seconds": None, "exact_seconds": None, "speed_up": None}
     import jax
@@ -154,12 +195,17 @@ def _timed(problem: Any, degree: int, config: Config) -> dict[str, Any]:
 
     single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
     length = problem.x_query.shape[0]
-    methods: dict[str, ll.Method] = {"poly": ll.Polynomial(degree), "tiled": ll.Exact(min(1024, length))}
+    methods: dict[str, ll.Method] = {
+        "poly": ll.Polynomial(degree),
+        "tiled": ll.Exact(min(1024, length)),
+    }
     if length <= 2048:
         methods["dense"] = ll.Exact()
     calls = {}
     for name, method in methods.items():
-        calls[name] = functools.partial(jax.jit(only_gradient, static_argnames="method"), single, method=method)
+        calls[name] = functools.partial(
+            jax.jit(only_gradient, static_argnames="method"), single, method=method
+        )
     times = interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
     best = min(times[n]["seconds"] for n in times if n != "poly")
     return {

@@ -1,4 +1,5 @@
-"""How cost grows: operations counted against L, widths against Gamma to L = 2^64, and what the LoRA rank costs.
+"""How cost grows: operations counted against L, widths against Gamma to L = 2^64, and what the LoRA
+rank costs.
 
 Panels of points:
 
@@ -47,16 +48,28 @@ class Config(Fields):
 
 def points(config: Config) -> list[dict[str, Any]]:
     """The four panels, one after another."""
-    counts = [{"panel": "operations", "algorithm": a, "power": n} for a in ALGORITHMS for n in config.lengths]
-    counted = [{"panel": "counted", "kappa": kappa, "power": n} for kappa in config.kappas for n in config.counted]
+    counts = [
+        {"panel": "operations", "algorithm": a, "power": n}
+        for a in ALGORITHMS
+        for n in config.lengths
+    ]
+    counted = [
+        {"panel": "counted", "kappa": kappa, "power": n}
+        for kappa in config.kappas
+        for n in config.counted
+    ]
     runs = [
-        {"panel": "measured", "kappa": kappa, "power": n} for kappa in config.measured_kappas for n in config.measured
+        {"panel": "measured", "kappa": kappa, "power": n}
+        for kappa in config.measured_kappas
+        for n in config.measured
     ]
     return counts + counted + runs + [{"panel": "rank", "rank": rank} for rank in config.ranks]
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """flops; or degree and exponent log k / log L; or those measured, and eps-rank; or costs and error at a rank."""
+    """flops; or degree and exponent log k / log L; or those measured, and eps-rank; or costs and
+    error at a rank.
+    """
     panels: dict[str, Callable[..., dict[str, Any]]] = {
         "operations": _operations,
         "counted": _counted,
@@ -73,7 +86,11 @@ def _problem(length: int, width: int, rank: int) -> Callable[..., Any]:
 
     import lora_limits as ll
 
-    return jax.jit(lambda key, gamma: ll.random_problem(key, length=length, width=width, rank=rank, gamma=gamma))
+    return jax.jit(
+        lambda key, gamma: ll.random_problem(
+            key, length=length, width=width, rank=rank, gamma=gamma
+        )
+    )
 
 
 def _abstract(length: int, width: int, rank: int) -> Any:
@@ -87,7 +104,9 @@ def _abstract(length: int, width: int, rank: int) -> Any:
 
 
 def _literal(problem: Any) -> Any:
-    """Lemma 3.1 as written: an L x L matrix diag f_j - f_j f_j^T and an L x d^2 block C_j for every token j."""
+    """Lemma 3.1 as written: an L x L matrix diag f_j - f_j f_j^T and an L x d^2 block C_j for every
+    token j.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -113,16 +132,23 @@ def _operations(point: dict[str, Any], config: Config) -> dict[str, Any]:
         "chain": lambda p: chain.run(p, chain.Chain(config.degree))[:2],
         "fast": lambda p: ll.gradient(p, ll.Polynomial(config.degree + 1)).gradient,
     }
-    return count_operations(functions[point["algorithm"]], _abstract(2 ** point["power"], config.width, 2))
+    return count_operations(
+        functions[point["algorithm"]], _abstract(2 ** point["power"], config.width, 2)
+    )
 
 
 def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from lora_limits.polynomial import needed
 
-    power, log_length = point["power"], point["power"] * math.log(2)
+    power = point["power"]
+    log_length = point["power"] * math.log(2)
     degree = needed.degree_needed(point["kappa"] ** 2 * log_length, 2.0**-power)
     exponent = needed.width_exponent(power, degree, log_length)
-    return {"degree": degree, "exponent": exponent, "limit": needed.limit_exponent(point["kappa"] ** 2)}
+    return {
+        "degree": degree,
+        "exponent": exponent,
+        "limit": needed.limit_exponent(point["kappa"] ** 2),
+    }
 
 
 def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
@@ -136,18 +162,22 @@ def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
 
 
 def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Every factor is evaluated densely, entry by entry, so degrees can be tried whose features would not fit."""
+    """Every factor is evaluated densely, entry by entry, so degrees can be tried whose features
+    would not fit.
+    """
     import jax
     import numpy as np
 
     from lora_limits.gradients import exact
     from lora_limits.polynomial import needed
 
-    power, length = point["power"], 2 ** point["power"]
+    power = point["power"]
+    length = 2 ** point["power"]
     gamma = point["kappa"] * math.sqrt(math.log(length))
     problem = _problem(length, power, 4)(jax.random.key(config.seed), gamma)
     t = {name: np.asarray(x) for name, x in exact.dense_terms(problem).items()}
-    q, k = t["Q"] - t["Q"].mean(0), t["K"]
+    q = t["Q"] - t["Q"].mean(0)
+    k = t["K"]
     w = np.exp(k @ t["Q"].mean(0) / power)
     k = k - w @ k / w.sum()
     s = q @ k.T / power
@@ -155,7 +185,9 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     error = _gradient_error(problem, t)
 
     def polynomial(degree: int) -> bool:
-        p = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(radius * x), degree + 40).truncate(degree + 1)
+        p = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(radius * x), degree + 40).truncate(
+            degree + 1
+        )
         return error(w * p(s / radius)) <= 1 / length
 
     u, sigma, vt = np.linalg.svd(t["f"])
@@ -167,7 +199,9 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _gradient_error(problem: Any, t: dict[str, Any]) -> Callable[[Any], float]:
-    """f~ (rows of any sum) -> largest max-norm error of the four arrays relative to the largest entry of each."""
+    """f~ (rows of any sum) -> largest max-norm error of the four arrays relative to the largest
+    entry of each.
+    """
     import numpy as np
 
     def rows(f: Any) -> tuple[Any, Any]:
@@ -179,13 +213,19 @@ def _gradient_error(problem: Any, t: dict[str, Any]) -> Callable[[Any], float]:
 
     def arrays(f: Any) -> list[Any]:
         pulled = []
-        for name, x, dh in zip(("query", "value"), (problem.x_query, problem.x_value), rows(f), strict=True):
-            a, b, x = (np.asarray(y) for y in (problem.adapters[name].a, problem.adapters[name].b, x))
+        for name, x, dh in zip(
+            ("query", "value"), (problem.x_query, problem.x_value), rows(f), strict=True
+        ):
+            a, b, x = (
+                np.asarray(y) for y in (problem.adapters[name].a, problem.adapters[name].b, x)
+            )
             pulled += [(x @ b).T @ dh, x.T @ (dh @ a.T)]
         return pulled
 
     want = arrays(t["f"])
-    return lambda f: max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in zip(arrays(f), want, strict=True))
+    return lambda f: max(
+        float(np.abs(x - y).max() / np.abs(y).max()) for x, y in zip(arrays(f), want, strict=True)
+    )
 
 
 def _rank(point: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -203,5 +243,11 @@ def _rank(point: dict[str, Any], config: Config) -> dict[str, Any]:
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
     error = max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
     long = _abstract(2**14, **shape)
-    fast = count_operations(lambda p: ll.gradient(p, ll.Polynomial(config.rank_degree + 1)).gradient, long)
-    return {"error": error, "fast": fast["flops"], "dense": count_operations(exact.dense_gradient, long)["flops"]}
+    fast = count_operations(
+        lambda p: ll.gradient(p, ll.Polynomial(config.rank_degree + 1)).gradient, long
+    )
+    return {
+        "error": error,
+        "fast": fast["flops"],
+        "dense": count_operations(exact.dense_gradient, long)["flops"],
+    }

@@ -1,4 +1,6 @@
-"""Remark 5.2 on real attention heads: norms raw and centred, and the degree and features that they need."""
+"""Remark 5.2 on real attention heads: norms raw and centred, and the degree and features that they
+need.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ X64 = True
 
 
 class Config(Fields):
-    """The first `most` embedded heads of each layer (tame to wild), at `length` tokens; relative Frobenius errors."""
+    """The first `most` embedded heads of each layer (tame to wild), at `length` tokens; relative
+    Frobenius errors.
+    """
 
     length: PositiveInt = 512
     most: PositiveInt = 8
@@ -34,13 +38,18 @@ def points(config: Config) -> list[dict[str, Any]]:
     for layer, head in minilm.heads():
         place = seen.get(layer, 0)
         seen[layer] = place + 1
-        if place % max(1, 8 // config.most) == 0 and place // max(1, 8 // config.most) < config.most:
+        if (
+            place % max(1, 8 // config.most) == 0
+            and place // max(1, 8 // config.most) < config.most
+        ):
             out.append({"layer": layer, "head": head})
     return out
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Norms, R / ln L, and for each tolerance the degree, the features k*, and the length from which k* < L."""
+    """Norms, R / ln L, and for each tolerance the degree, the features k*, and the length from
+    which k* < L.
+    """
     import numpy as np
 
     import lora_limits as ll
@@ -50,11 +59,18 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from lora_limits.instruments.compiling import quick_jit
 
     problem = minilm.problem(
-        point["layer"], point["head"], length=config.length, rank=config.rank, seed=config.seed, dtype="float64"
+        point["layer"],
+        point["head"],
+        length=config.length,
+        rank=config.rank,
+        seed=config.seed,
+        dtype="float64",
     )
     report = quick_jit(ll.norm_report)(problem)
     exact = quick_jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact()).gradient
-    scan = degrees.errors_by_degree(problem, range(1, min(config.highest, degrees.HIGHEST) + 1), exact)
+    scan = degrees.errors_by_degree(
+        problem, range(1, min(config.highest, degrees.HIGHEST) + 1), exact
+    )
     q, k = (np.asarray(dense_terms(problem)[n]) for n in ("Q", "K"))
     beta = float(problem.beta)
     weights = np.exp(beta * (k @ q.mean(0) - (k @ q.mean(0)).max()))

@@ -1,4 +1,6 @@
-"""Theorem F.1 against Theorems 3.1 and A.1 on the clock: time, operations and memory over L, with fitted exponents."""
+"""Theorem F.1 against Theorems 3.1 and A.1 on the clock: time, operations and memory over L, with
+fitted exponents.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ BLOCKS = (512, 1024, 2048)
 
 
 class Config(Fields):
-    """Exact gradients up to max(exact_lengths), polynomial ones up to max(lengths); float32, beta = 1/width."""
+    """Exact gradients up to max(exact_lengths), polynomial ones up to max(lengths); float32, beta =
+    1/width.
+    """
 
     exact_lengths: tuple[PositiveInt, ...]
     lengths: tuple[PositiveInt, ...]
@@ -32,11 +36,17 @@ class Config(Fields):
 def points(config: Config) -> list[dict[str, Any]]:
     """Every (case, L): one point measures both methods, so that their ratio comes from one run."""
     lengths = sorted({*config.lengths, *config.exact_lengths})
-    return [{"case": c, "length": n, "exact": n in config.exact_lengths} for c in config.cases for n in lengths]
+    return [
+        {"case": c, "length": n, "exact": n in config.exact_lengths}
+        for c in config.cases
+        for n in lengths
+    ]
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Seconds, counted operations and temporary bytes of both methods, and the error beside them."""
+    """Seconds, counted operations and temporary bytes of both methods, and the error beside
+    them.
+    """
     import jax
     import numpy as np
 
@@ -60,25 +70,37 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         methods |= {f"exact {b}": ll.Exact(b) for b in blocks}
         if point["length"] <= 4096:
             methods["exact dense"] = ll.Exact()
-    out, calls, values = {}, {}, {}
+    out = {}
+    calls = {}
+    values = {}
     for name, method in methods.items():
         run = jax.jit(lambda p, m=method: ll.gradient(p, m).gradient)
         compiled, seconds = timing.compile_seconds(run, problem)
         counted = count_operations(lambda p, m=method: ll.gradient(p, m).gradient, problem)["flops"]
-        out[name] = {"compile": seconds, "temporary": timing.temporary_bytes(compiled), "operations": counted}
+        out[name] = {
+            "compile": seconds,
+            "temporary": timing.temporary_bytes(compiled),
+            "operations": counted,
+        }
         calls[name] = lambda c=compiled: c(problem)
         values[name] = compiled(problem)
     # with the certificate, as the result carries it
-    certified = jax.jit(lambda p: ll.gradient(p, ll.Polynomial(config.degree))).lower(problem).compile()
+    certified = (
+        jax.jit(lambda p: ll.gradient(p, ll.Polynomial(config.degree))).lower(problem).compile()
+    )
     calls["certified"] = lambda: certified(problem)
     out["certified"] = {"temporary": timing.temporary_bytes(certified)}
-    for name, time in timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds).items():
+    for name, time in timing.interleaved(
+        calls, repeats=config.repeats, max_seconds=config.max_seconds
+    ).items():
         out[name] |= time
     exact = [n for n in methods if n != "polynomial"]
     result: dict[str, Any] = {"methods": out, "features": certified(problem).rank}
     if exact:
         best = min(exact, key=lambda n: out[n]["seconds"])
-        pairs = zip(jax.tree.leaves(values["polynomial"]), jax.tree.leaves(values[best]), strict=True)
+        pairs = zip(
+            jax.tree.leaves(values["polynomial"]), jax.tree.leaves(values[best]), strict=True
+        )
         result["best"] = best
         result["speed_up"] = out[best]["seconds"] / out["polynomial"]["seconds"]
         result["speed_up_certified"] = out[best]["seconds"] / out["certified"]["seconds"]

@@ -16,10 +16,12 @@ CAUSAL = ("next_byte",)
 
 
 class Config(Fields):
-    """Rank-4 adapters on Q, K and V of a model with normalised queries and keys of width 4, fine-tuned on each task.
+    """Rank-4 adapters on Q, K and V of a model with normalised queries and keys of width 4,
+    fine-tuned on each task.
 
-    degrees: of Polynomial, k = binom(4 + degree, degree); skeletons: ranks of Skeleton, which no causal task takes.
-    sample: examples behind the error of the gradient. cache: where pretrained bases are kept.
+    degrees: of Polynomial, k = binom(4 + degree, degree); skeletons: ranks of Skeleton, which no
+    causal task takes. sample: examples behind the error of the gradient. cache: where pretrained
+    bases are kept.
     """
 
     lengths: dict[Literal["digits", "prose_or_code", "which_module", "next_byte"], PositiveInt]
@@ -43,7 +45,11 @@ def points(config: Config) -> list[dict[str, Any]]:
         methods = ["exact", *(f"polynomial {degree}" for degree in config.degrees)]
         if task not in CAUSAL:
             methods += [f"skeleton {rank}" for rank in config.skeletons]
-        out += [{"task": task, "length": length, "method": m, "seed": s} for m in methods for s in range(config.seeds)]
+        out += [
+            {"task": task, "length": length, "method": m, "seed": s}
+            for m in methods
+            for s in range(config.seeds)
+        ]
     return out
 
 
@@ -59,19 +65,27 @@ def features(method: str) -> int | None:
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Scores of a run as batch_and_rank.tune has them, k, and the moments of gradient and error before and after it."""
+    """Scores of a run as batch_and_rank.tune has them, k, and the moments of gradient and error
+    before and after it.
+    """
     from experiments.batch_and_rank import tune
     from experiments.finetune import read_method
     from experiments.training import gradient_noise, loop, tasks
 
-    length, seed = point["length"], point["seed"]
-    model, task = model_of(config, point["task"], length, seed), tasks.load(point["task"], length, "target")
+    length = point["length"]
+    seed = point["seed"]
+    model = model_of(config, point["task"], length, seed)
+    task = tasks.load(point["task"], length, "target")
     method = read_method(point["method"], length)
-    data = tasks.batch(task.train, config.sample, seed, config.steps + 1)  # a step that no run takes
+    data = tasks.batch(
+        task.train, config.sample, seed, config.steps + 1
+    )  # a step that no run takes
     watched = {} if point["method"] == "exact" else {"method": method}
     model.set_methods([method] * config.layers)
     before = gradient_noise.compare(model, data, watched)
-    recipe = loop.Recipe(config.steps, config.batch, config.rate, seed, every=config.steps, tests=config.tests)
+    recipe = loop.Recipe(
+        config.steps, config.batch, config.rate, seed, every=config.steps, tests=config.tests
+    )
     scores = tune(model, task, recipe)
     gradient = {"before": before, "after": gradient_noise.compare(model, data, watched)}
     return scores | {"gradient": gradient, "features": features(point["method"])}

@@ -1,9 +1,11 @@
-"""The theorems of "Computational Limits of Low-Rank Adaptation for Transformer Models" (arXiv 2406.03136), made to run.
+"""The theorems of "Computational Limits of Low-Rank Adaptation for Transformer Models" (arXiv
+2406.03136), made to run.
 
-    problem -> factor -> gradient -> certificate: a LoRAProblem and a method go into `gradient`, and the GradientResult
-    that comes out knows what it is worth.
+    problem -> factor -> gradient -> certificate: a LoRAProblem and a method go into `gradient`, and
+    the GradientResult that comes out knows what it is worth.
 
-Symbols, used as printed in the paper. Row-vector convention: a token is a row and W acts on the right.
+Symbols, used as printed in the paper. Row-vector convention: a token is a row and W acts on the
+right.
 
     L, Lq, Lk        tokens, of the queries, of the keys
     X_Q, X_K, X_V    (L, d_model) inputs                  Q, K, V      (L, d) projections with the adapters in
@@ -25,11 +27,25 @@ from lora_limits import _moved
 if TYPE_CHECKING:
     from lora_limits import hardness
     from lora_limits.estimate.rows import Estimate
-    from lora_limits.factors import AdaptedMonomials, Nystrom, RandomFeatures, Skeleton, SparseLowRank, Svd
+    from lora_limits.factors import (
+        AdaptedMonomials,
+        Nystrom,
+        RandomFeatures,
+        Skeleton,
+        SparseLowRank,
+        Svd,
+    )
     from lora_limits.gradients.chain import Chain
     from lora_limits.gradients.choosing import choose
     from lora_limits.gradients.sharded import sharded_gradient
-    from lora_limits.gradients.solve import Exact, GradientResult, Method, Polynomial, gradient, loss
+    from lora_limits.gradients.solve import (
+        Exact,
+        GradientResult,
+        Method,
+        Polynomial,
+        gradient,
+        loss,
+    )
     from lora_limits.nn.attention import attention
     from lora_limits.norms import NormReport, norm_report
     from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
@@ -37,11 +53,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0.dev0"
 
-# Where each public name lives. A module is imported when one of its names is first asked for, so that
-# `lora-limits --help` does not wait for JAX. Type checkers read the imports above; a test holds the two together.
+# Where each public name lives. A module is imported when one of its names is first asked for, so
+# that
+# `lora-limits --help` does not wait for JAX. Type checkers read the imports above; a test holds the
+# two together.
 _HOMES = {
     "estimate.rows": ("Estimate",),
-    "factors": ("AdaptedMonomials", "Nystrom", "RandomFeatures", "Skeleton", "SparseLowRank", "Svd"),
+    "factors": (
+        "AdaptedMonomials",
+        "Nystrom",
+        "RandomFeatures",
+        "Skeleton",
+        "SparseLowRank",
+        "Svd",
+    ),
     "gradients.chain": ("Chain",),
     "gradients.choosing": ("choose",),
     "gradients.sharded": ("sharded_gradient",),

@@ -1,4 +1,6 @@
-"""Modules that moved in 0.2: the old name works for this one version, with a warning that names the new one."""
+"""Modules that moved in 0.2: the old name works for this one version, with a warning that names the
+new one.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,21 @@ class _Forwarding(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         new = "lora_limits." + MOVED[module.__name__.rpartition(".")[2]]
-        warnings.warn(f"{module.__name__} is now {new}; the old name goes in 0.3", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            f"{module.__name__} is now {new}; the old name goes in 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         present = importlib.import_module(new)
         module.__doc__ = present.__doc__
-        # asked of the new module at every access, so that private names and later changes are seen too
+        # asked of the new module at every access, so that private names and later changes are seen
+        # too
         module.__dict__["__getattr__"] = lambda name: getattr(present, name)
 
 
 def install() -> None:
-    """Lets `import lora_limits.layers` and its like find where the module went; after all other finders."""
+    """Lets `import lora_limits.layers` and its like find where the module went; after all other
+    finders.
+    """
     if not any(isinstance(finder, _Forwarding) for finder in sys.meta_path):
         sys.meta_path.append(_Forwarding())

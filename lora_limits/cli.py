@@ -6,8 +6,8 @@ import argparse
 import importlib
 import sys
 
-# subcommand: (module, function, help, {argument: options of argparse}); the function takes the arguments, in order, and
-# returns the exit status
+# subcommand: (module, function, help, {argument: options of argparse}); the function takes the
+# arguments, in order, and returns the exit status
 COMMANDS = {
     "theorems": (
         "lora_limits.ledger.command",
@@ -28,14 +28,26 @@ COMMANDS = {
         {
             "MODEL_DIR": {"help": "a local Hugging Face model folder, weights in safetensors"},
             "--text": {"required": True, "metavar": "FILE", "help": "text to run it on, UTF-8"},
-            "--adapter": {"metavar": "DIR", "help": "LoRA adapter that peft wrote (default: a random one of rank 4)"},
-            "--tolerance": {"type": float, "default": 0.1, "metavar": "T", "help": "relative error (default: 0.1)"},
+            "--adapter": {
+                "metavar": "DIR",
+                "help": "LoRA adapter that peft wrote (default: a random one of rank 4)",
+            },
+            "--tolerance": {
+                "type": float,
+                "default": 0.1,
+                "metavar": "T",
+                "help": "relative error (default: 0.1)",
+            },
             "--length": {
                 "type": int,
                 "metavar": "N",
                 "help": "tokens a window (default: the model's most, up to 2048)",
             },
-            "--batch": {"type": int, "metavar": "N", "help": "windows (default: 4, or what the text fills)"},
+            "--batch": {
+                "type": int,
+                "metavar": "N",
+                "help": "windows (default: 4, or what the text fills)",
+            },
             "--out": {"metavar": "DIR", "help": "where to write diagnosis.json and diagnosis.png"},
         },
     ),
@@ -44,7 +56,9 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the subcommand; 2 for bad arguments."""
-    parser = argparse.ArgumentParser(prog="lora-limits", description="The theorems of arXiv 2406.03136, made to run.")
+    parser = argparse.ArgumentParser(
+        prog="lora-limits", description="The theorems of arXiv 2406.03136, made to run."
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, _, text, arguments) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
@@ -52,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument(argument, **options)
     given = parser.parse_args(argv)
     module, function, _, arguments = COMMANDS[given.command]
-    return getattr(importlib.import_module(module), function)(*(getattr(given, a.lstrip("-")) for a in arguments))
+    return getattr(importlib.import_module(module), function)(
+        *(getattr(given, a.lstrip("-")) for a in arguments)
+    )
 
 
 if __name__ == "__main__":

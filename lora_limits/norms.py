@@ -18,13 +18,15 @@ BLOCK = 512
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NormReport:
-    """Max norms (largest absolute entry) and score bounds of a problem. Scalars, but for the static `tokens`.
+    """Max norms (largest absolute entry) and score bounds of a problem. Scalars, but for the static
+    `tokens`.
 
-    query, key: of Q = X_Q (W*_Q + s B_Q A_Q) and K, the two factors of the scores (Theorem 3.1 bounds both by Gamma).
-    query_centred, key_centred: the same after the shifts that leave f unchanged.
-    query_through_key, x_key: of Q W_K^T and X_K, the other pair of conditions of the full case (Theorem A.1).
-    query_update, key_update: of s X B A, what the adapter adds (Theorem 4.1); 0 where there is no adapter.
-    score_bound: certified R >= max |S_ij| of the centred scores, the R of Theorem 3.1; score_bound_raw: uncentred.
+    query, key: of Q = X_Q (W*_Q + s B_Q A_Q) and K, the two factors of the scores (Theorem 3.1
+    bounds both by Gamma). query_centred, key_centred: the same after the shifts that leave f
+    unchanged. query_through_key, x_key: of Q W_K^T and X_K, the other pair of conditions of the
+    full case (Theorem A.1). query_update, key_update: of s X B A, what the adapter adds (Theorem
+    4.1); 0 where there is no adapter. score_bound: certified R >= max |S_ij| of the centred scores,
+    the R of Theorem 3.1; score_bound_raw: uncentred.
     """
 
     query: jax.Array
@@ -66,12 +68,18 @@ class NormReport:
 
     @property
     def score_ratio(self) -> jax.Array:
-        """R / ln L, centred: easy while it goes to 0, hard where it stays above a constant (Theorem 4.1)."""
+        """R / ln L, centred: easy while it goes to 0, hard where it stays above a constant (Theorem
+        4.1).
+        """
         return self.score_bound / self.threshold**2
 
 
-def _reach(problem: LoRAProblem, name: str, centre: jax.Array, coordinates: jax.Array) -> dict[str, jax.Array]:
-    """Block by block over the rows H of one projection: max |H|, max |H - centre|, reach of the coordinates, update."""
+def _reach(
+    problem: LoRAProblem, name: str, centre: jax.Array, coordinates: jax.Array
+) -> dict[str, jax.Array]:
+    """Block by block over the rows H of one projection: max |H|, max |H - centre|, reach of the
+    coordinates, update.
+    """
     x = problem.x_query if name == "query" else problem.x_key
     zero = jnp.zeros((), problem.dtype)
     box = jnp.zeros(centre.shape[0], problem.dtype)
@@ -95,12 +103,14 @@ def _reach(problem: LoRAProblem, name: str, centre: jax.Array, coordinates: jax.
             "through": zero,
         }
         if name in problem.adapters:
-            a, b = problem.adapters[name].a, problem.adapters[name].b
+            a = problem.adapters[name].a
+            b = problem.adapters[name].b
             new["update"] = jnp.abs(scalars(problem)[0] * dot(dot(rows, b), a)).max()
         if name == "query":
             through = dot(h, problem.weights.key.T)
             if "key" in problem.adapters:
-                a, b = problem.adapters["key"].a, problem.adapters["key"].b
+                a = problem.adapters["key"].a
+                b = problem.adapters["key"].b
                 through = through + scalars(problem)[0] * dot(dot(h, a.T), b.T)
             new["through"] = jnp.abs(through).max()
         return {k: jnp.maximum(carry[k], new[k]) for k in carry}
@@ -111,9 +121,11 @@ def _reach(problem: LoRAProblem, name: str, centre: jax.Array, coordinates: jax.
 def norm_report(problem: LoRAProblem) -> NormReport:
     """The norms of Theorems 3.1, 4.1 and A.1 and certified score bounds, raw and centred.
 
-    O(L d_model d) time, memory independent of L; jit and vmap apply. The score bounds are Cauchy-Schwarz or box
-    bounds, the better of those in balanced coordinates and one in the given ones (which stands where there are fewer
-    tokens than d, and nothing to balance by): never below max |S_ij|, and not computed from the L x L scores.
+    O(L d_model d) time, memory independent of L; jit and vmap apply. The score bounds are
+    Cauchy-Schwarz or box
+    bounds, the better of those in balanced coordinates and one in the given ones (which stands
+    where there are fewer tokens than d, and nothing to balance by): never below max |S_ij|, and not
+    computed from the L x L scores.
     """
     check_static(problem)
     frame = frames.make(problem, BLOCK, centred=True)

@@ -1,4 +1,6 @@
-"""The LoRA attention problem: inputs, frozen weights, adapters, and what the paper calls C1, C2, C3."""
+"""The LoRA attention problem: inputs, frozen weights, adapters, and what the paper calls C1, C2,
+C3.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ NAMES = ("query", "key", "value")
 
 
 def _pytree(cls):
-    """Registers a dataclass whose every field is data; rebuilding it never validates (leaves may be tracers)."""
+    """Registers a dataclass whose every field is data; rebuilding it never validates (leaves may be
+    tracers).
+    """
     names = tuple(f.name for f in dataclasses.fields(cls))
 
     def flatten_with_keys(x):
@@ -37,7 +41,8 @@ def _pytree(cls):
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """One low-rank update, W = W* + scale * b @ a (Definition 1.1). Also holds its gradient, or a bound on it.
+    """One low-rank update, W = W* + scale * b @ a (Definition 1.1). Also holds its gradient, or a
+    bound on it.
 
     a: (r, d); b: (d_model, r).
     """
@@ -49,7 +54,9 @@ class Adapter:
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class AttentionWeights:
-    """Frozen pretrained projections, used as X @ W. query, key: (d_model, d); value: (d_model, d_value)."""
+    """Frozen pretrained projections, used as X @ W. query, key: (d_model, d); value: (d_model,
+    d_value).
+    """
 
     query: Any
     key: Any
@@ -59,15 +66,20 @@ class AttentionWeights:
 @_pytree
 @dataclasses.dataclass(frozen=True, init=False)
 class LoRAProblem:
-    """One attention head, one data point, some of its projections adapted (Definitions 1.2, 3.1 and A.1).
+    """One attention head, one data point, some of its projections adapted (Definitions 1.2, 3.1 and
+    A.1).
 
-    loss = 1/2 || softmax(beta Q K^T) V - Y ||_F^2 with Q = X_Q (W*_Q + scale B_Q A_Q), and so for K and V.
+    loss = 1/2 || softmax(beta Q K^T) V - Y ||_F^2 with Q = X_Q (W*_Q + scale B_Q A_Q), and so for K
+    and V.
 
-    x_query: (Lq, d_model); x_key, x_value: (Lk, d_model), each width its own; target: (Lq, d_value).
+    x_query: (Lq, d_model); x_key, x_value: (Lk, d_model), each width its own; target: (Lq,
+    d_value).
     weights: AttentionWeights; adapters: {"query" | "key" | "value": Adapter}, any non-empty subset.
-    scale = alpha / r (or alpha / sqrt(r)); beta: inverse temperature, 1/sqrt(d) in practice, 1/d in the theory.
+    scale = alpha / r (or alpha / sqrt(r)); beta: inverse temperature, 1/sqrt(d) in practice, 1/d in
+    the theory.
     A pytree: every array and both scalars are leaves, so jit, vmap and tree_map apply.
-    Raises ValueError, with what was got and what was expected, for shapes or dtypes that do not fit, unknown or
+    Raises ValueError, with what was got and what was expected, for shapes or dtypes that do not
+    fit, unknown or
     missing adapters, beta <= 0, and non-finite entries in concrete arrays.
     """
 
@@ -114,7 +126,11 @@ def check_static(problem: LoRAProblem) -> None:
     x = inputs(problem)
     w = {name: getattr(problem.weights, name) for name in NAMES}
     # x_query first: the others are held against its dtype
-    arrays = {f"x_{n}": x[n] for n in NAMES} | {"target": problem.target} | {f"weights.{n}": w[n] for n in NAMES}
+    arrays = (
+        {f"x_{n}": x[n] for n in NAMES}
+        | {"target": problem.target}
+        | {f"weights.{n}": w[n] for n in NAMES}
+    )
     for n, adapter in problem.adapters.items():
         arrays |= {f"adapters[{n!r}].a": adapter.a, f"adapters[{n!r}].b": adapter.b}
     for name, value in arrays.items():
@@ -136,9 +152,17 @@ def _check_shapes(problem: LoRAProblem, x: dict[str, Any], w: dict[str, Any]) ->
         fail("shapes", [v.shape for v in (*x.values(), *w.values())], "no empty dimension")
     for n in NAMES:
         if x[n].shape[1] != w[n].shape[0]:
-            fail(f"weights.{n}", f"shape {w[n].shape}", f"({x[n].shape[1]}, ...) to fit x_{n} {x[n].shape}")
+            fail(
+                f"weights.{n}",
+                f"shape {w[n].shape}",
+                f"({x[n].shape[1]}, ...) to fit x_{n} {x[n].shape}",
+            )
     if w["query"].shape[1] != w["key"].shape[1]:
-        fail("weights.key", f"width {w['key'].shape[1]}", f"{w['query'].shape[1]}, the width of weights.query")
+        fail(
+            "weights.key",
+            f"width {w['key'].shape[1]}",
+            f"{w['query'].shape[1]}, the width of weights.query",
+        )
     if x["key"].shape[0] != x["value"].shape[0]:
         fail("x_value", f"{x['value'].shape[0]} tokens", f"{x['key'].shape[0]}, as many as x_key")
     expected = (x["query"].shape[0], w["value"].shape[1])
@@ -155,17 +179,22 @@ def _check_shapes(problem: LoRAProblem, x: dict[str, Any], w: dict[str, Any]) ->
 
 
 def check_values(problem: LoRAProblem) -> None:
-    """Checks concrete values: finite entries, beta > 0. Raises ValueError; reads every array that it can.
+    """Checks concrete values: finite entries, beta > 0. Raises ValueError; reads every array that
+    it can.
 
     Tracers pass, and arrays of which other processes hold a part.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(problem):
-        if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+        if isinstance(leaf, Tracer) or not isinstance(
+            leaf, jax.Array | np.ndarray | np.generic | float | int
+        ):
             continue
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             continue
         if not bool(np.isfinite(np.asarray(leaf)).all()):
-            fail(jax.tree_util.keystr(path).lstrip("."), "NaN or infinite entries", "finite numbers")
+            fail(
+                jax.tree_util.keystr(path).lstrip("."), "NaN or infinite entries", "finite numbers"
+            )
     if not isinstance(problem.beta, Tracer) and not float(problem.beta) > 0:
         fail("beta", problem.beta, "an inverse temperature above 0")
 
@@ -181,7 +210,9 @@ def scalars(problem: LoRAProblem) -> tuple[jax.Array, jax.Array]:
 
 
 def project(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
-    """x (W* + scale B A) for the projection `name`: (L, d_model) -> (L, d), never forming B A. O(L d_model (d + r))."""
+    """x (W* + scale B A) for the projection `name`: (L, d_model) -> (L, d), never forming B A. O(L
+    d_model (d + r)).
+    """
     y = dot(x, getattr(problem.weights, name))
     if name in problem.adapters:
         adapter = problem.adapters[name]
@@ -205,11 +236,14 @@ def projections(problem: LoRAProblem) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def pull_back(problem: LoRAProblem, name: str, rows: jax.Array) -> Adapter:
-    """Gradient of an adapter from that of its projection, dH = dl/d(X W): dA = s (X B)^T dH, dB = s X^T (dH A^T).
+    """Gradient of an adapter from that of its projection, dH = dl/d(X W): dA = s (X B)^T dH, dB = s
+    X^T (dH A^T).
 
     Never forms the (d_model, d) matrix dl/dW. rows: (L, d). O(L r (d_model + d)).
     """
-    x, adapter, scale = inputs(problem)[name], problem.adapters[name], scalars(problem)[0]
+    x = inputs(problem)[name]
+    adapter = problem.adapters[name]
+    scale = scalars(problem)[0]
     return Adapter(
         a=scale * dot(dot(x, adapter.b).T, rows),
         b=scale * dot(x.T, dot(rows, adapter.a.T)),
@@ -217,9 +251,11 @@ def pull_back(problem: LoRAProblem, name: str, rows: jax.Array) -> Adapter:
 
 
 def reduced_form(problem: LoRAProblem) -> dict[str, jax.Array]:
-    """The reduced problem (3.3): C1 = s X_Q, C2 = beta X_K W_K, C3 = X_V W_V and Wbar = W*_Q / s + B_Q A_Q.
+    """The reduced problem (3.3): C1 = s X_Q, C2 = beta X_K W_K, C3 = X_V W_V and Wbar = W*_Q / s +
+    B_Q A_Q.
 
-    Then Q K^T beta = C1 Wbar C2^T. Shapes (Lq, d_model), (Lk, d), (Lk, d_value), (d_model, d). scale must not be 0.
+    Then Q K^T beta = C1 Wbar C2^T. Shapes (Lq, d_model), (Lk, d), (Lk, d_value), (d_model, d).
+    scale must not be 0.
     """
     scale, beta = scalars(problem)
     _, k, v = projections(problem)

@@ -27,12 +27,14 @@ def random_problem(
     gamma: float | jax.Array,
     adapt: Sequence[str] = ("query", "value"),
 ) -> LoRAProblem:
-    """Self-attention whose two score factors fill the box of Theorem 3.1: max |Q| = max |K| = gamma exactly.
+    """Self-attention whose two score factors fill the box of Theorem 3.1: max |Q| = max |K| = gamma
+    exactly.
 
-    beta = 1/width, so R <= gamma^2. Tokens are uniform on [-1, 1]^width; the adapted query and key projections are
-    gamma times signed permutations (so that entries reach gamma whatever the width), the value projection is gaussian,
-    the target has unit variance. scale = 1; adapters are small and random on both sides. Default float dtype.
-    Raises ValueError for sizes below 1, gamma < 0, rank > width, or an unknown adapter.
+    beta = 1/width, so R <= gamma^2. Tokens are uniform on [-1, 1]^width; the adapted query and key
+    projections are gamma times signed permutations (so that entries reach gamma whatever the
+    width), the value projection is gaussian, the target has unit variance. scale = 1; adapters are
+    small and random on both sides. Default float dtype. Raises ValueError for sizes below 1, gamma
+    < 0, rank > width, or an unknown adapter.
     """
     for name, value in (("length", length), ("width", width), ("rank", rank)):
         if value < 1:
@@ -48,7 +50,8 @@ def random_problem(
     keys = jax.random.split(key, 6)
     x = jax.random.uniform(keys[0], (length, width), dtype, -1, 1)
     x = x / jnp.abs(x).max()
-    weights, adapters = {}, {}
+    weights = {}
+    adapters = {}
     for i, name in enumerate(NAMES):
         w_key, a_key, b_key = jax.random.split(keys[1 + i], 3)
         if name == "value":
@@ -64,5 +67,12 @@ def random_problem(
         weights[name] = w
     target = jax.random.normal(keys[4], (length, width), dtype)
     return LoRAProblem(
-        x, x, x, target, weights=AttentionWeights(**weights), adapters=adapters, scale=1.0, beta=1.0 / width
+        x,
+        x,
+        x,
+        target,
+        weights=AttentionWeights(**weights),
+        adapters=adapters,
+        scale=1.0,
+        beta=1.0 / width,
     )

@@ -10,8 +10,9 @@
 # %% [markdown]
 # # The gradient of LoRA attention, and its rank
 #
-# One attention head, a few LoRA adapters, and one question: how many features does the attention matrix need before the
-# *gradient* is right? The paper answers with a norm bound: few, as long as Gamma stays below about sqrt(log L).
+# One attention head, a few LoRA adapters, and one question: how many features does the attention
+# matrix need before the *gradient* is right? The paper answers with a norm bound: few, as long as
+# Gamma stays below about sqrt(log L).
 
 # %%
 import jax
@@ -30,8 +31,9 @@ gradient = jax.jit(ll.gradient, static_argnames="method")
 # %% [markdown]
 # ## An exact gradient
 #
-# A `LoRAProblem` is the paper's Definition 1.2: inputs, frozen weights, adapters, a target. Here the query and value
-# projections are adapted and both factors of the scores have max norm exactly Gamma.
+# A `LoRAProblem` is the paper's Definition 1.2: inputs, frozen weights, adapters, a target. Here
+# the query and value projections are adapted and both factors of the scores have max norm exactly
+# Gamma.
 
 # %%
 problem = ll.random_problem(jax.random.key(0), length=512, width=4, rank=2, gamma=1.0)
@@ -41,8 +43,8 @@ exact = gradient(problem, method=ll.Exact())
 # %% [markdown]
 # ## Singular values of the attention matrix as Gamma grows
 #
-# Everything the gradient needs is in f, the softmax of the scores. Its spectrum falls off a cliff while the norms are
-# small, and the cliff walks to the right as Gamma grows.
+# Everything the gradient needs is in f, the softmax of the scores. Its spectrum falls off a cliff
+# while the norms are small, and the cliff walks to the right as Gamma grows.
 
 # %%
 fig, ax = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
@@ -57,8 +59,9 @@ plt.show()
 # %% [markdown]
 # ## The approximation and its certificate
 #
-# `Polynomial(degree)` replaces exp by a polynomial of the scores: k = binom(d + degree, degree) features, never an L x L
-# matrix. The result carries a certified bound on the max-norm error of every array; the table holds it against the truth.
+# `Polynomial(degree)` replaces exp by a polynomial of the scores: k = binom(d + degree, degree)
+# features, never an L x L matrix. The result carries a certified bound on the max-norm error of
+# every array; the table holds it against the truth.
 
 # %%
 for degree in (2, 5):
@@ -67,7 +70,9 @@ for degree in (2, 5):
         error = float(abs(result.gradient[name].a - exact.gradient[name].a).max())
         bound = float(result.bound[name].a)
         assert error <= bound
-        print(f"degree {degree}  k = {result.rank:4d}  dA of {name:6s} error {error:.1e}  certified {bound:.1e}")
+        print(
+            f"degree {degree}  k = {result.rank:4d}  dA of {name:6s} error {error:.1e}  certified {bound:.1e}"
+        )
 
 # %% [markdown]
 # `choose` turns a tolerance into a method, and stays exact where nothing cheaper certifies it.
@@ -76,7 +81,9 @@ for degree in (2, 5):
 for gamma in (0.5, 4.0):
     p = ll.random_problem(jax.random.key(1), length=2048, width=4, rank=2, gamma=gamma)
     report = jax.jit(ll.norm_report)(p)
-    largest = max(float(abs(x).max()) for x in jax.tree.leaves(gradient(p, method=ll.Exact(1024)).gradient))
+    largest = max(
+        float(abs(x).max()) for x in jax.tree.leaves(gradient(p, method=ll.Exact(1024)).gradient)
+    )
     print(
         f"Gamma = {gamma}: Gamma / sqrt(ln L) = {float(report.gamma_ratio):.2f}, "
         f"R / ln L = {float(report.score_ratio):.2f} -> {ll.choose(p, 1e-2 * largest)}"
@@ -85,8 +92,8 @@ for gamma in (0.5, 4.0):
 # %% [markdown]
 # ## A real head
 #
-# The same on a head of all-MiniLM-L6-v2 reading Python's documentation. Centring the keys and queries changes nothing in
-# exact arithmetic and takes much of the norm away; what is left decides.
+# The same on a head of all-MiniLM-L6-v2 reading Python's documentation. Centring the keys and
+# queries changes nothing in exact arithmetic and takes much of the norm away; what is left decides.
 
 # %%
 for layer, head in ((5, 2), (2, 11)):
@@ -103,7 +110,10 @@ p = minilm.problem(5, 2, length=256, dtype="float64", adapt=("query", "value"))
 truth = gradient(p, method=ll.Exact()).gradient
 for degree in (1, 3):
     result = gradient(p, method=ll.Polynomial(degree))
-    error = float(np.linalg.norm(result.gradient["query"].a - truth["query"].a) / np.linalg.norm(truth["query"].a))
+    error = float(
+        np.linalg.norm(result.gradient["query"].a - truth["query"].a)
+        / np.linalg.norm(truth["query"].a)
+    )
     print(
         f"degree {degree}: k = {result.rank}, relative error of dA {error:.2g}, normaliser {float(result.normaliser):.2g}"
     )

@@ -10,14 +10,15 @@
 # %% [markdown]
 # # Would fast LoRA gradients pay in your model?
 #
-# The paper's answer hangs on norms: almost linear time while queries and keys are small, no subquadratic algorithm where
-# they are not. `lora-limits diagnose` measures them, head by head, on a model folder and a text of yours:
+# The paper's answer hangs on norms: almost linear time while queries and keys are small, no
+# subquadratic algorithm where they are not. `lora-limits diagnose` measures them, head by head, on
+# a model folder and a text of yours:
 #
 #     pip install 'lora-limits[models]'
 #     lora-limits diagnose MODEL_DIR --text FILE [--adapter DIR] [--tolerance 0.1] --out diagnosis
 #
-# This notebook reads what that command left for all-MiniLM-L6-v2 (six layers of twelve heads of width 32) on the
-# documentation of CPython, with a random adapter of rank 4 on query and value.
+# This notebook reads what that command left for all-MiniLM-L6-v2 (six layers of twelve heads of
+# width 32) on the documentation of CPython, with a random adapter of rank 4 on query and value.
 
 # %%
 import json
@@ -49,8 +50,8 @@ for line in report.words(diagnosis):
 # %% [markdown]
 # ## Norms, raw and centred
 #
-# Shifting queries and keys changes nothing in attention, but much in the norms. Both of the paper's ratios, over all
-# heads: below about 1 is where its algorithm lives.
+# Shifting queries and keys changes nothing in attention, but much in the norms. Both of the paper's
+# ratios, over all heads: below about 1 is where its algorithm lives.
 
 # %%
 norms = [row["norms"]["adapted"] for row in rows]
@@ -69,15 +70,22 @@ plt.show()
 # %% [markdown]
 # ## What each method reached
 #
-# Relative error of the gradients, largest over windows and arrays, by the method that was tried. The command climbs each
-# ladder from its smallest rung and stops at the first that is within the tolerance.
+# Relative error of the gradients, largest over windows and arrays, by the method that was tried.
+# The command climbs each ladder from its smallest rung and stops at the first that is within the
+# tolerance.
 
 # %%
 methods = list(dict.fromkeys(tried["method"] for row in rows for tried in row["tried"]))
-tries = [(t["method"], np.inf if t["error"] is None else t["error"]) for row in rows for t in row["tried"]]
+tries = [
+    (t["method"], np.inf if t["error"] is None else t["error"])
+    for row in rows
+    for t in row["tried"]
+]
 errors = {m: [error for method, error in tries if method == m] for m in methods}
 fig, ax = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
-ax.boxplot([np.clip(errors[m], 1e-3, 1e3) for m in methods], tick_labels=methods, orientation="horizontal")
+ax.boxplot(
+    [np.clip(errors[m], 1e-3, 1e3) for m in methods], tick_labels=methods, orientation="horizontal"
+)
 ax.axvline(diagnosis["tolerance"], color="black", linestyle="--", linewidth=0.8)
 ax.set(xscale="log", xlabel="relative error")
 plt.show()
@@ -85,9 +93,15 @@ plt.show()
 # %% [markdown]
 # ## The mini-batch dial
 #
-# A gradient is noisy anyway: windows of text differ. An error below that noise costs nothing. For each head, the largest
-# mini-batch whose noise still hides the error of its best method.
+# A gradient is noisy anyway: windows of text differ. An error below that noise costs nothing. For
+# each head, the largest mini-batch whose noise still hides the error of its best method.
 
 # %%
-hidden = [row["dials"]["batch_at_error"] for row in rows if row["dials"]["batch_at_error"] is not None]
-{"heads whose error a single window hides": sum(b >= 1 for b in hidden), "of": len(hidden), "median": np.median(hidden)}
+hidden = [
+    row["dials"]["batch_at_error"] for row in rows if row["dials"]["batch_at_error"] is not None
+]
+{
+    "heads whose error a single window hides": sum(b >= 1 for b in hidden),
+    "of": len(hidden),
+    "median": np.median(hidden),
+}

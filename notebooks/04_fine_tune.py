@@ -10,8 +10,9 @@
 # %% [markdown]
 # # Fine-tuning with almost-linear gradients
 #
-# The same small transformer, the same adapters, the same batches: once with exact attention, once with a polynomial for
-# exp, whose gradient costs time linear in the length. Does the error of the gradient show in what is learnt?
+# The same small transformer, the same adapters, the same batches: once with exact attention, once
+# with a polynomial for exp, whose gradient costs time linear in the length. Does the error of the
+# gradient show in what is learnt?
 
 # %%
 from dataclasses import replace
@@ -30,8 +31,9 @@ from lora_limits.nn.transformer import Shape, Transformer
 # %% [markdown]
 # ## A base that tells prose from code
 #
-# Windows of 64 bytes of Python's standard library: its language reference or its code. Queries and keys of width 4 are
-# normalised, so that no score passes sqrt(4) = 2, whatever training does: the norm bound that the theorems ask for.
+# Windows of 64 bytes of Python's standard library: its language reference or its code. Queries and
+# keys of width 4 are normalised, so that no score passes sqrt(4) = 2, whatever training does: the
+# norm bound that the theorems ask for.
 
 # %%
 source, target = (tasks.load("prose_or_code", 64, part) for part in tasks.PARTS)
@@ -46,23 +48,29 @@ print("prose or code: accuracy", history["accuracy"])
 # %% [markdown]
 # ## Its norms
 #
-# Gamma against sqrt(ln L), and the certified bound R of the centred scores against ln L, for every head. Almost linear
-# time is possible while they are small; at 64 tokens "small" is not far from 1.
+# Gamma against sqrt(ln L), and the certified bound R of the centred scores against ln L, for every
+# head. Almost linear time is possible while they are small; at 64 tokens "small" is not far from 1.
 
 # %%
 graphdef, params = nnx.split(base)
-reports = jax.jit(lambda params, x: per_layer.norms(nnx.merge(graphdef, params), x))(params, target.test.tokens[:8])
+reports = jax.jit(lambda params, x: per_layer.norms(nnx.merge(graphdef, params), x))(
+    params, target.test.tokens[:8]
+)
 for n, report in enumerate(reports, 1):
     gamma, score = (x.max(0) for x in (report.gamma_ratio, report.score_ratio))
     for head in range(shape.heads):
-        print(f"layer {n} head {head}: Gamma / sqrt(ln L) = {gamma[head]:.2f}, R / ln L = {score[head]:.2f}")
+        print(
+            f"layer {n} head {head}: Gamma / sqrt(ln L) = {gamma[head]:.2f}, R / ln L = {score[head]:.2f}"
+        )
 
 # %% [markdown]
 # ## The adapters, on letters alone
 #
-# Docstrings against code, with all but letters taken out: harder, and new to the base. `Polynomial(2)` has
-# k = binom(4 + 2, 2) = 15 features. Blocks of 16 tokens: a sequence that fits in one block would be computed exactly.
-# `watch` holds the approximate gradient against the exact one at every evaluation.
+# Docstrings against code, with all but letters taken out: harder, and new to the base.
+# `Polynomial(2)` has
+# k = binom(4 + 2, 2) = 15 features. Blocks of 16 tokens: a sequence that fits in one block would be
+# computed exactly. `watch` holds the approximate gradient against the exact one at every
+# evaluation.
 
 # %%
 methods = {"exact": loop.EXACT, "polynomial 2": ll.Polynomial(2, block_size=16)}
@@ -72,7 +80,9 @@ for name, method in methods.items():
     tuned[name] = nnx.clone(base)
     tuned[name].set_methods([method])
     runs[name] = loop.train(tuned[name], target, recipe, watch=name != "exact")
-    print(f"{name:12s} held-out loss {runs[name]['test_loss'][-1]:.3f}, accuracy {runs[name]['accuracy'][-1]:.2f}")
+    print(
+        f"{name:12s} held-out loss {runs[name]['test_loss'][-1]:.3f}, accuracy {runs[name]['accuracy'][-1]:.2f}"
+    )
 
 # %% [markdown]
 # Deployed under exact attention, the adapters that the polynomial trained are worth about as much:
@@ -92,11 +102,14 @@ for name, run in runs.items():
 watched = runs["polynomial 2"]
 axes[2].plot(watched["steps"], watched["error"], "o-", label="relative error")
 axes[2].plot(watched["steps"], watched["cosine"], "s-", label="cosine")
-for ax, title in zip(axes, ("training loss", "held-out loss", "gradient against exact"), strict=True):
+for ax, title in zip(
+    axes, ("training loss", "held-out loss", "gradient against exact"), strict=True
+):
     ax.set(title=title, xlabel="step")
     ax.legend(fontsize=7)
 plt.show()
 
 # %% [markdown]
-# An error of a tenth or two, yet the losses hardly differ: the noise of a batch of 16 is larger. `batch_and_rank` measures
-# how large a batch must be before the error shows, `sensitivity` which tasks mind.
+# An error of a tenth or two, yet the losses hardly differ: the noise of a batch of 16 is larger.
+# `batch_and_rank` measures how large a batch must be before the error shows, `sensitivity` which
+# tasks mind.

@@ -1,1 +1,3 @@
-"""One module per figure, drawing from stored results only: NAME, CONFIG, optional ALSO, draw(rows, ...) -> Figure."""
+"""One module per figure, drawing from stored results only: NAME, CONFIG, optional ALSO, draw(rows,
+...) -> Figure.
+"""

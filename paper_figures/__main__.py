@@ -1,4 +1,6 @@
-"""python -m paper_figures [NAME ...] [--results DIR] [--out DIR]: draw figures from stored results."""
+"""python -m paper_figures [NAME ...] [--results DIR] [--out DIR]: draw figures from stored
+results.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def available() -> list[str]:
 
 
 def load(results: Path, config: str) -> list[dict[str, Any]] | None:
-    """Rows of a config that finished: from results/CONFIG/rows*.jsonl, or from the kept results/CONFIG.jsonl.
+    """Rows of a config that finished: from results/CONFIG/rows*.jsonl, or from the kept
+    results/CONFIG.jsonl.
 
     One row where results/CONFIG.json is all there is.
     """
@@ -44,7 +47,9 @@ def draw(name: str, results: Path, out: Path) -> str | None:
     rows = load(results, module.CONFIG)
     if rows is None:
         where = "" if results == STORED else f" --out {results / module.CONFIG}"
-        make = getattr(module, "COMMAND", f"python -m experiments configs/{module.CONFIG}.toml{where}")
+        make = getattr(
+            module, "COMMAND", f"python -m experiments configs/{module.CONFIG}.toml{where}"
+        )
         return f"{name}: no results of {module.CONFIG} in {results}; make them with: {make}"
     also = {config: load(results, config) or [] for config in getattr(module, "ALSO", ())}
     from paper_figures.drawing import style
@@ -59,7 +64,9 @@ def draw(name: str, results: Path, out: Path) -> str | None:
 
 
 def keep(folder: Path) -> None:
-    """Copies the results in a folder to those kept here: CONFIG.jsonl, and of the manifest all but paths and argv."""
+    """Copies the results in a folder to those kept here: CONFIG.jsonl, and of the manifest all but
+    paths and argv.
+    """
     from experiments.runner import store
 
     manifest = json.loads(next(iter(sorted(folder.glob("manifest*.json")))).read_text())
@@ -73,16 +80,35 @@ def keep(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0; 1 when results are missing for a figure that was named, 2 for bad arguments."""
+    """Exit status: 0; 1 when results are missing for a figure that was named, 2 for bad
+    arguments.
+    """
     parser = argparse.ArgumentParser(prog="python -m paper_figures", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"figures to draw: {', '.join(available())}")
-    parser.add_argument("--results", type=Path, default=STORED, help="where the results lie (default: those kept here)")
-    parser.add_argument("--out", type=Path, default=HERE, help="where to write PDF and PNG (default: beside this file)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="first keep the results in DIR here, in data/")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"figures to draw: {', '.join(available())}"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=STORED,
+        help="where the results lie (default: those kept here)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=HERE,
+        help="where to write PDF and PNG (default: beside this file)",
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="first keep the results in DIR here, in data/"
+    )
     args = parser.parse_args(argv)
     if args.keep is not None:
         if not list(args.keep.glob("manifest*.json")):
-            print(f"error: --keep: got {args.keep}, expected a folder that a sweep wrote", file=sys.stderr)
+            print(
+                f"error: --keep: got {args.keep}, expected a folder that a sweep wrote",
+                file=sys.stderr,
+            )
             return 2
         keep(args.keep)
     unknown = sorted(set(args.names) - set(available()))
@@ -90,9 +116,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: figures: got {unknown}, expected names among {available()}", file=sys.stderr)
         return 2
     if not args.results.is_dir():
-        print(f"error: --results: got {args.results}, expected a folder of results", file=sys.stderr)
+        print(
+            f"error: --results: got {args.results}, expected a folder of results", file=sys.stderr
+        )
         return 2
-    missing = [m for m in (draw(name, args.results, args.out) for name in args.names or available()) if m]
+    missing = [
+        m for m in (draw(name, args.results, args.out) for name in args.names or available()) if m
+    ]
     for line in missing:
         print(line, file=sys.stderr if args.names else sys.stdout)
     return 1 if missing and args.names else 0

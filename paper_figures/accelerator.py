@@ -1,4 +1,6 @@
-"""Time and error over L on one device: exact gradients by its kernels, the polynomial ones with their certificates."""
+"""Time and error over L on one device: exact gradients by its kernels, the polynomial ones with
+their certificates.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from paper_figures.drawing import style
 NAME = "accelerator"
 CONFIG = "accelerator"
 OURS = (style.COLOURS[0], style.COLOURS[1], style.COLOURS[2])
-EXACT = (style.COLOURS[3], style.COLOURS[4], style.COLOURS[6], style.COLOURS[5], style.GREY, "#8a8a8a", "#5a3d2b")
+EXACT = (
+    style.COLOURS[3],
+    style.COLOURS[4],
+    style.COLOURS[6],
+    style.COLOURS[5],
+    style.GREY,
+    "#8a8a8a",
+    "#5a3d2b",
+)
 Row = dict[str, Any]
 
 
@@ -27,7 +37,9 @@ def chosen(rows: list[Row]) -> tuple[str, list[Row]]:
 
 
 def series(rows: list[Row], name: str, *quantities: str) -> tuple[list[int], list[float]]:
-    """(lengths, values) of a method where it was run: the first of the quantities that its entry has."""
+    """(lengths, values) of a method where it was run: the first of the quantities that its entry
+    has.
+    """
     out = []
     for row in rows:
         method = row["metrics"]["methods"].get(name, {})
@@ -39,20 +51,36 @@ def series(rows: list[Row], name: str, *quantities: str) -> tuple[list[int], lis
 
 
 def looks(rows: list[Row]) -> dict[str, dict[str, Any]]:
-    """How to draw each method that was run anywhere: ours in full, its certified twin dotted, exact ones dashed."""
-    methods = {name: m for row in rows for name, m in row["metrics"]["methods"].items() if "seconds" in m}
-    ours, exact = itertools.cycle(OURS), itertools.cycle(EXACT)
+    """How to draw each method that was run anywhere: ours in full, its certified twin dotted, exact
+    ones dashed.
+    """
+    methods = {
+        name: m for row in rows for name, m in row["metrics"]["methods"].items() if "seconds" in m
+    }
+    ours = itertools.cycle(OURS)
+    exact = itertools.cycle(EXACT)
     out: dict[str, dict[str, Any]] = {}
     for name, method in methods.items():
         if method["family"] == "exact":
-            out[name] = {"color": next(exact), "marker": "s", "linestyle": "--", "linewidth": 0.9, "label": name}
+            out[name] = {
+                "color": next(exact),
+                "marker": "s",
+                "linestyle": "--",
+                "linewidth": 0.9,
+                "label": name,
+            }
             if method["dtype"] != "float32":
                 out[name]["label"] = f"{name} ({method['dtype']})"
         else:
             certified = method["family"] == "certified"
             twin = out.get(name.removesuffix(", certified"), {})
             colour = twin["color"] if certified and twin else next(ours)
-            out[name] = {"color": colour, "marker": "o", "linestyle": ":" if certified else "-", "label": name}
+            out[name] = {
+                "color": colour,
+                "marker": "o",
+                "linestyle": ":" if certified else "-",
+                "label": name,
+            }
     return out
 
 
@@ -61,7 +89,11 @@ def _lines(ax: Axes, rows: list[Row], methods: dict[str, dict[str, Any]], *quant
         lengths, values = series(rows, name, *quantities)
         if lengths:
             ax.plot(
-                lengths, values, markersize=2.8, markerfacecolor="white" if look["linestyle"] == ":" else None, **look
+                lengths,
+                values,
+                markersize=2.8,
+                markerfacecolor="white" if look["linestyle"] == ":" else None,
+                **look,
             )
     ax.set_yscale("log")
     style.powers_of_two(ax, [row["point"]["length"] for row in rows])
@@ -72,13 +104,24 @@ def _floors(ax: Axes, rows: list[Row], methods: dict[str, dict[str, Any]]) -> li
     """A level line for the rounding error of every method of less than float32; their names."""
     names = []
     for name in methods:
-        method = next(m for row in rows for n, m in row["metrics"]["methods"].items() if n == name and "seconds" in m)
-        short = method["dtype"] if method["dtype"] != "float32" else {"tensorfloat32": "TF32"}.get(method["precision"])
+        method = next(
+            m
+            for row in rows
+            for n, m in row["metrics"]["methods"].items()
+            if n == name and "seconds" in m
+        )
+        short = (
+            method["dtype"]
+            if method["dtype"] != "float32"
+            else {"tensorfloat32": "TF32"}.get(method["precision"])
+        )
         values = series(rows, name, "max_error")[1]
         if short and values:
             level = float(np.median(values))
             ax.axhline(level, color=methods[name]["color"], linewidth=0.9, linestyle="--")
-            ax.text(1.01, level, short, transform=ax.get_yaxis_transform(), fontsize=6.5, va="center")
+            ax.text(
+                1.01, level, short, transform=ax.get_yaxis_transform(), fontsize=6.5, va="center"
+            )
             names.append(name)
     return names
 
@@ -97,13 +140,29 @@ def draw(rows: list[Row]) -> Figure:
     _lines(ax, rows, plain, "max_error", "estimated_error")
     for name, look in plain.items():
         ax.plot(
-            *series(rows, name, "estimated_error"), "o", color=look["color"], markersize=3.5, markerfacecolor="white"
+            *series(rows, name, "estimated_error"),
+            "o",
+            color=look["color"],
+            markersize=3.5,
+            markerfacecolor="white",
         )
     if any(series(rows, name, "estimated_error")[0] for name in plain):
-        ax.text(0.98, 0.25, "hollow: upper end of an estimate", transform=ax.transAxes, fontsize=6.5, ha="right")
+        ax.text(
+            0.98,
+            0.25,
+            "hollow: upper end of an estimate",
+            transform=ax.transAxes,
+            fontsize=6.5,
+            ha="right",
+        )
     low, high = ax.get_ylim()
     ax.set_ylim(low, high * 1.6)
     style.panel(ax, "b", "largest relative error")
     fig.suptitle(device, fontsize=9)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=2.4)
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        handlelength=2.4,
+    )
     return fig

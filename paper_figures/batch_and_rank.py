@@ -1,4 +1,6 @@
-"""The error of an approximate gradient against the noise of its batch, and what the final metric loses by either."""
+"""The error of an approximate gradient against the noise of its batch, and what the final metric
+loses by either.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,16 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def ratio(exact: dict[str, float], error: dict[str, float], batch: float) -> float:
-    """Error over noise of a batch, root mean squares: sqrt((mean + spread / b) / (exact's spread / b))."""
+    """Error over noise of a batch, root mean squares: sqrt((mean + spread / b) / (exact's spread /
+    b)).
+    """
     return float(np.sqrt((max(error["mean"], 0) * batch + error["spread"]) / exact["spread"]))
 
 
 def crossing(exact: dict[str, float], error: dict[str, float]) -> float:
-    """b*, from which the error is the larger of the two; 0 where it always is, inf where no batch shows it."""
+    """b*, from which the error is the larger of the two; 0 where it always is, inf where no batch
+    shows it.
+    """
     if np.isnan(error["mean"]):
         return np.nan
     if error["mean"] <= 0:
@@ -57,22 +63,30 @@ def degrees(rows: list[dict[str, Any]]) -> list[int]:
     return sorted(int(name.split()[1]) for name in names)
 
 
-def moments(rows: list[dict[str, Any]], stage: str, **where: Any) -> list[dict[str, dict[str, float]]]:
+def moments(
+    rows: list[dict[str, Any]], stage: str, **where: Any
+) -> list[dict[str, dict[str, float]]]:
     """The moments before or after training, of each seed, where the point is as said."""
     noise = [row for row in rows if row["point"]["kind"] == "noise"]
-    return [r["metrics"][stage]["moments"] for r in noise if all(r["point"][n] == x for n, x in where.items())]
+    return [
+        r["metrics"][stage]["moments"]
+        for r in noise
+        if all(r["point"][n] == x for n, x in where.items())
+    ]
 
 
 def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every approximate run beside the exact one of its seed: its point, the error over noise, and what it lost.
+    """Every approximate run beside the exact one of its seed: its point, the error over noise, and
+    what it lost.
 
-    "ratio": the larger of before and after exact training. "loss", "accuracy": (by own method, by exact attention),
-    less those of exact training; loss is better below 0, accuracy above.
+    "ratio": the larger of before and after exact training. "loss", "accuracy": (by own method, by
+    exact attention), less those of exact training; loss is better below 0, accuracy above.
     """
     runs = {tuple(row["point"].values()): row for row in rows if row["point"]["kind"] == "run"}
     out = []
     for row in runs.values():
-        point, metrics = row["point"], row["metrics"]
+        point = row["point"]
+        metrics = row["metrics"]
         if point["method"] == "exact":
             continue
         base = runs.get(tuple((point | {"method": "exact"}).values()))
@@ -82,10 +96,14 @@ def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         ratios = [ratio(m[0]["exact"], m[0][point["method"]], point["batch"]) for m in stages]
         lost = {
-            name: tuple(metrics[way][name] - base["metrics"]["own"][name] for way in ("own", "exact"))
+            name: tuple(
+                metrics[way][name] - base["metrics"]["own"][name] for way in ("own", "exact")
+            )
             for name in ("loss", "accuracy")
         }
-        out.append({"point": point, "ratio": float(np.max(ratios)), "finite": metrics["finite"], **lost})
+        out.append(
+            {"point": point, "ratio": float(np.max(ratios)), "finite": metrics["finite"], **lost}
+        )
     return out
 
 
@@ -102,11 +120,18 @@ def typical(group: list[dict[str, Any]]) -> float:
     return float(np.exp(np.mean(np.log([pair["ratio"] for pair in group]))))
 
 
-def rule(rows: list[dict[str, Any]], name: str, way: int, *, below: bool) -> tuple[float, float, int] | None:
-    """What is lost on one side of error = noise: mean, half-width of its 95 % interval over seeds, kinds of run."""
+def rule(
+    rows: list[dict[str, Any]], name: str, way: int, *, below: bool
+) -> tuple[float, float, int] | None:
+    """What is lost on one side of error = noise: mean, half-width of its 95 % interval over seeds,
+    kinds of run.
+    """
     groups = [g for g in grouped(rows) if all(p["finite"] for p in g) and (typical(g) < 1) == below]
     seeds = sorted({p["point"]["seed"] for g in groups for p in g})
-    means = [float(np.mean([p[name][way] for g in groups for p in g if p["point"]["seed"] == s])) for s in seeds]
+    means = [
+        float(np.mean([p[name][way] for g in groups for p in g if p["point"]["seed"] == s]))
+        for s in seeds
+    ]
     return (*interval(means), len(groups)) if means else None
 
 
@@ -118,7 +143,9 @@ def _against_noise(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """Relative noise and errors over b after training, root mean squares over the seeds."""
     usual = reference(rows)
     seen = moments(rows, "after", norms=usual["norms"], rank=usual["rank"])
-    mean = {n: {k: float(np.mean([m[n][k] for m in seen])) for k in ("mean", "spread")} for n in seen[0]}
+    mean = {
+        n: {k: float(np.mean([m[n][k] for m in seen])) for k in ("mean", "spread")} for n in seen[0]
+    }
     b = np.geomspace(1, 4096, 60)
     size = max(mean["exact"]["mean"], 1e-12)
     noise = np.sqrt(mean["exact"]["spread"] / b / size)
@@ -127,19 +154,25 @@ def _against_noise(ax: Axes, rows: list[dict[str, Any]]) -> None:
     every = degrees(rows)
     for degree in every:
         own = mean[f"polynomial {degree}"]
-        error, colour = np.sqrt((max(own["mean"], 0) + own["spread"] / b) / size), colour_of(degree, every)
+        error = np.sqrt((max(own["mean"], 0) + own["spread"] / b) / size)
+        colour = colour_of(degree, every)
         ax.plot(b, error, color=colour)
         star = crossing(mean["exact"], own)
         if 1 < star < b[-1]:
-            ax.plot(star, np.sqrt(mean["exact"]["spread"] / star / size), "o", color=colour, zorder=3)
+            ax.plot(
+                star, np.sqrt(mean["exact"]["spread"] / star / size), "o", color=colour, zorder=3
+            )
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("batch $b$")
 
 
 def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """b* by degree for each way to hold the norms, before (hollow) and after training; bars: all seeds."""
-    usual, every = reference(rows), degrees(rows)
+    """b* by degree for each way to hold the norms, before (hollow) and after training; bars: all
+    seeds.
+    """
+    usual = reference(rows)
+    every = degrees(rows)
     for n, (norms, (colour, marker)) in enumerate(NORMS.items()):
         for stage, fill in (("before", "none"), ("after", "full")):
             seen = moments(rows, stage, norms=norms, rank=usual["rank"])
@@ -150,7 +183,12 @@ def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
             middle = np.exp(np.log(stars).mean(1))
             x = np.arange(len(every)) + 0.12 * (n - 1)
             dash = "-" if stage == "after" else ":"
-            look: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill, "linestyle": dash}
+            look: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "fillstyle": fill,
+                "linestyle": dash,
+            }
             bars = np.maximum([middle - stars.min(1), stars.max(1) - middle], 0)
             ax.errorbar(x, middle, bars, linewidth=0.8, elinewidth=0.6, **look)
     ax.set_yscale("log")
@@ -162,45 +200,71 @@ def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xticks(range(len(every)), [str(g) for g in every])
     ax.set_xlabel("degree $g$")
     present = {row["point"]["norms"] for row in rows}
-    marks = [Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in NORMS.items() if n in present]
-    marks.append(Line2D([], [], color=BLACK, marker="o", fillstyle="none", linestyle=":", label="before"))
+    marks = [
+        Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in NORMS.items() if n in present
+    ]
+    marks.append(
+        Line2D([], [], color=BLACK, marker="o", fillstyle="none", linestyle=":", label="before")
+    )
     marks.append(Line2D([], [], color=BLACK, marker="o", label="after training"))
     look = {"handlelength": 1.6, "columnspacing": 0.8, "labelspacing": 0.2, "borderaxespad": 0.1}
     ax.legend(handles=marks, loc="upper left", ncols=2, **look)
 
 
 def _rule(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Loss less that of exact training against error over noise; by own method (full) and exact attention (hollow)."""
+    """Loss less that of exact training against error over noise; by own method (full) and exact
+    attention (hollow).
+    """
     every = degrees(rows)
     for group in grouped(rows):
         if not all(pair["finite"] for pair in group):
             continue
-        point, x = group[0]["point"], typical(group)
-        colour, marker = colour_of(int(point["method"].split()[1]), every), NORMS[point["norms"]][1]
-        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 2.5, "linestyle": "none"}
+        point = group[0]["point"]
+        x = typical(group)
+        colour = colour_of(int(point["method"].split()[1]), every)
+        marker = NORMS[point["norms"]][1]
+        look: dict[str, Any] = {
+            "color": colour,
+            "marker": marker,
+            "markersize": 2.5,
+            "linestyle": "none",
+        }
         mean, half = interval(pair["loss"][0] for pair in group)
         ax.errorbar(x, mean, half, elinewidth=0.5, **look)
         hollow = np.mean([pair["loss"][1] for pair in group])
         ax.plot(x * 1.06, hollow, fillstyle="none", markeredgewidth=0.5, **look)
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.axvline(1, color=BLACK, linewidth=0.6, linestyle="--")
-    ax.text(0.03, 0.97, "hollow: under\nexact attention", transform=ax.transAxes, fontsize=7, va="top")
+    ax.text(
+        0.03, 0.97, "hollow: under\nexact attention", transform=ax.transAxes, fontsize=7, va="top"
+    )
     ax.set_xscale("log")
     ax.set_xlabel("error / noise")
 
 
 def _metric(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
-    """Points of accuracy over exact training along one of norms, rank and batch; ticks: what exact reaches."""
+    """Points of accuracy over exact training along one of norms, rank and batch; ticks: what exact
+    reaches.
+    """
     fixed = {n: x for n, x in reference(rows).items() if n != name}
     groups = [g for g in grouped(rows) if all(g[0]["point"][n] == x for n, x in fixed.items())]
     found = dict.fromkeys(group[0]["point"][name] for group in groups)
     values = [n for n in NORMS if n in found] if name == "norms" else sorted(found)
     every = degrees(rows)
     for group in groups:
-        point, degree = group[0]["point"], int(group[0]["point"]["method"].split()[1])
+        point = group[0]["point"]
+        degree = int(group[0]["point"]["method"].split()[1])
         x = values.index(point[name]) + 0.15 * (every.index(degree) - (len(every) - 1) / 2)
         mean, half = interval(100 * pair["accuracy"][0] for pair in group)
-        ax.errorbar(x, mean, half, color=colour_of(degree, every), marker="o", markersize=2.5, elinewidth=0.7)
+        ax.errorbar(
+            x,
+            mean,
+            half,
+            color=colour_of(degree, every),
+            marker="o",
+            markersize=2.5,
+            elinewidth=0.7,
+        )
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ticks = [f"{v}\n({_exact_accuracy(rows, fixed | {name: v}):.0f} %)" for v in values]
     ax.set_xticks(range(len(values)), ticks)
@@ -215,7 +279,9 @@ def _exact_accuracy(rows: list[dict[str, Any]], where: dict[str, Any]) -> float:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) noise and error, (b) b*, (c) loss against error over noise, (d) to (f) accuracy over exact's; 95 % bars."""
+    """(a) noise and error, (b) b*, (c) loss against error over noise, (d) to (f) accuracy over
+    exact's; 95 % bars.
+    """
     fig, axes = style.figure(4.1, 2, 3)
     for ax, letter, title, part in (
         (axes[0, 0], "a", "noise and error", _against_noise),
@@ -238,22 +304,53 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rule, then every kind of run: error over noise, and loss and accuracy less those of exact training."""
+    """The rule, then every kind of run: error over noise, and loss and accuracy less those of exact
+    training.
+    """
     header = ["norms", "rank", "batch", "degree", "error / noise"]
-    header += ["loss, own method", "loss, exact attention", "accuracy, own method", "accuracy, exact attention"]
+    header += [
+        "loss, own method",
+        "loss, exact attention",
+        "accuracy, own method",
+        "accuracy, exact attention",
+    ]
     lines = []
     for below, text in ((True, "error below noise"), (False, "error above noise")):
-        found = [rule(rows, name, way, below=below) for name in ("loss", "accuracy") for way in (0, 1)]
+        found = [
+            rule(rows, name, way, below=below) for name in ("loss", "accuracy") for way in (0, 1)
+        ]
         cells = ["none" if f is None else f"{f[0]:+.3f} ± {f[1]:.3f}" for f in found]
-        bad = sum(not all(p["finite"] for p in g) for g in grouped(rows) if (typical(g) < 1) == below)
+        bad = sum(
+            not all(p["finite"] for p in g) for g in grouped(rows) if (typical(g) < 1) == below
+        )
         lines.append(
-            [text, "", "", "", f"{found[0][2] if found[0] else 0} kinds of run, {bad} more not finite", *cells]
+            [
+                text,
+                "",
+                "",
+                "",
+                f"{found[0][2] if found[0] else 0} kinds of run, {bad} more not finite",
+                *cells,
+            ]
         )
     for group in sorted(grouped(rows), key=typical):
         point = group[0]["point"]
-        cells = [point["norms"], str(point["rank"]), str(point["batch"]), point["method"].split()[1]]
-        scores = [interval(pair[name][way] for pair in group) for name in ("loss", "accuracy") for way in (0, 1)]
+        cells = [
+            point["norms"],
+            str(point["rank"]),
+            str(point["batch"]),
+            point["method"].split()[1],
+        ]
+        scores = [
+            interval(pair[name][way] for pair in group)
+            for name in ("loss", "accuracy")
+            for way in (0, 1)
+        ]
         failed = sum(not pair["finite"] for pair in group)
-        told = [f"{failed} of {len(group)} not finite"] * 4 if failed else [f"{m:+.3f} ± {h:.3f}" for m, h in scores]
+        told = (
+            [f"{failed} of {len(group)} not finite"] * 4
+            if failed
+            else [f"{m:+.3f} ± {h:.3f}" for m, h in scores]
+        )
         lines.append([*cells, f"{typical(group):.2g}", *told])
     return markdown(header, lines)

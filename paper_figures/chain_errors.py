@@ -1,4 +1,6 @@
-"""The chain term by term: errors of Lemmas 3.3 to 3.7 and of the gradients, beside their bounds and against width."""
+"""The chain term by term: errors of Lemmas 3.3 to 3.7 and of the gradients, beside their bounds and
+against width.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ MARKERS = "osD^v"
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) errors of the terms and (b) of the gradients against the degree, bounds dashed; (c) errors against k1."""
+    """(a) errors of the terms and (b) of the gradients against the degree, bounds dashed; (c)
+    errors against k1.
+    """
     points = [row["point"] | row["metrics"] for row in rows]
     gammas = sorted({row["gamma"] for row in points})
     gamma = min(gammas, key=lambda value: abs(value - 1))
@@ -27,7 +31,10 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     ax = axes[0]
     taylor = [row for row in points if row["gamma"] == gamma and row["factor"] == "taylor"]
     taylor.sort(key=lambda row: row["size"])
-    for axis, names, letter, what in ((ax[0], TERMS, "a", "each lemma"), (ax[1], ARRAYS, "b", "gradients")):
+    for axis, names, letter, what in (
+        (ax[0], TERMS, "a", "each lemma"),
+        (ax[1], ARRAYS, "b", "gradients"),
+    ):
         _against_degree(axis, taylor, names)
         style.panel(axis, letter, f"{what}, $\\Gamma = {gamma:g}$")
     ax[0].set_ylabel("max error / largest entry")
@@ -42,11 +49,21 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 def _against_degree(axis: Axes, rows: list[dict[str, Any]], names: dict[str, str]) -> None:
     degrees = [row["size"] for row in rows]
     for index, (name, label) in enumerate(names.items()):
-        error, bound, size = (list(column) for column in zip(*(row["terms"][name] for row in rows), strict=True))
+        error, bound, size = (
+            list(column) for column in zip(*(row["terms"][name] for row in rows), strict=True)
+        )
         colour = style.COLOURS[index]
         errors, bounds = ([x / s for x, s in zip(xs, size, strict=True)] for xs in (error, bound))
         marker = MARKERS[index]
-        axis.plot(degrees, errors, color=colour, marker=marker, markerfacecolor="white", linewidth=1.0, label=label)
+        axis.plot(
+            degrees,
+            errors,
+            color=colour,
+            marker=marker,
+            markerfacecolor="white",
+            linewidth=1.0,
+            label=label,
+        )
         axis.plot(degrees, bounds, color=colour, linestyle="--", linewidth=0.8)
     axis.plot([], [], color="black", linestyle="--", linewidth=0.8, label="bound")
     axis.set_xlabel("degree $g$ (Taylor)")
@@ -57,7 +74,10 @@ def _against_degree(axis: Axes, rows: list[dict[str, Any]], names: dict[str, str
 def _against_width(axis: Axes, points: list[dict[str, Any]], gammas: list[float]) -> None:
     for index, (factor, (_, marker)) in enumerate(FACTORS.items()):
         for gamma in gammas:
-            curve = sorted((r for r in points if r["factor"] == factor and r["gamma"] == gamma), key=lambda r: r["k1"])
+            curve = sorted(
+                (r for r in points if r["factor"] == factor and r["gamma"] == gamma),
+                key=lambda r: r["k1"],
+            )
             ys = [row["terms"]["query.a"][0] / row["terms"]["query.a"][2] for row in curve]
             face = style.COLOURS[index] if gamma == gammas[-1] else "white"
             ks = [row["k1"] for row in curve]
@@ -71,5 +91,11 @@ def _against_width(axis: Axes, points: list[dict[str, Any]], gammas: list[float]
     for gamma in gammas:
         face = "black" if gamma == gammas[-1] else "white"
         label = f"$\\Gamma = {gamma:g}$"
-        handles.append(Line2D([], [], color="black", marker="o", linestyle="", markerfacecolor=face, label=label))
-    axis.legend(handles=handles, loc="lower left", handlelength=1.4, labelspacing=0.2, borderaxespad=0.1)
+        handles.append(
+            Line2D(
+                [], [], color="black", marker="o", linestyle="", markerfacecolor=face, label=label
+            )
+        )
+    axis.legend(
+        handles=handles, loc="lower left", handlelength=1.4, labelspacing=0.2, borderaxespad=0.1
+    )

@@ -1,4 +1,6 @@
-"""Fine-tuning runs on their way over the boundary, what holds them back, and what the certificate says there."""
+"""Fine-tuning runs on their way over the boundary, what holds them back, and what the certificate
+says there.
+"""
 
 from __future__ import annotations
 
@@ -51,17 +53,31 @@ def _along(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
     mine = [row for row in rows if all(row["point"][n] == x for n, x in fixed.items())]
     values = sorted({row["point"][name] for row in mine if row["point"]["case"] == "plain"})
     for row in sorted(mine, key=lambda row: row["point"][name]):
-        case, value = row["point"]["case"], row["point"][name]
+        case = row["point"]["case"]
+        value = row["point"][name]
         if value not in values or case not in ("plain", "alpha/sqrt(r)"):
             continue
         if case == "plain" or name == "rank":
             i = values.index(value)
-            dash, label = ("-", f"${SYMBOLS[name]} = {_number(value)}$") if case == "plain" else ("--", None)
-            _line(ax, row, linestyle=dash, color=(SKY, BLUE, RED, ORANGE, BLACK)[i], marker="os^vD"[i], label=label)
+            dash, label = (
+                ("-", f"${SYMBOLS[name]} = {_number(value)}$") if case == "plain" else ("--", None)
+            )
+            _line(
+                ax,
+                row,
+                linestyle=dash,
+                color=(SKY, BLUE, RED, ORANGE, BLACK)[i],
+                marker="os^vD"[i],
+                label=label,
+            )
     handles = ax.get_legend_handles_labels()[0]
     if name == "rank":
-        handles.append(Line2D([], [], color=style.GREY, linestyle="--", label=r"scale $\alpha/\sqrt{r}$"))
-    ax.legend(handles=handles, loc="upper left", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1)
+        handles.append(
+            Line2D([], [], color=style.GREY, linestyle="--", label=r"scale $\alpha/\sqrt{r}$")
+        )
+    ax.legend(
+        handles=handles, loc="upper left", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1
+    )
 
 
 def _number(value: float) -> str:
@@ -87,7 +103,12 @@ def _plane(ax: Axes, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if row["point"]["case"] == case:
                 for layer in row["metrics"]["layers"]:
-                    look: dict[str, Any] = {"markersize": 2, "alpha": 0.7, "markeredgewidth": 0, "linestyle": "none"}
+                    look: dict[str, Any] = {
+                        "markersize": 2,
+                        "alpha": 0.7,
+                        "markeredgewidth": 0,
+                        "linestyle": "none",
+                    }
                     ax.plot(layer["score"], layer["gamma"], marker, color=colour, **look)
     ax.axhline(1, color=BLACK, linewidth=0.7, linestyle="--")
     ax.axvline(1, color=BLACK, linewidth=0.7, linestyle="--")
@@ -100,15 +121,24 @@ def _plane(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _certificates(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Median bound (full) and error (hollow) of every layer and step against the median R of its heads."""
-    degrees = sorted(int(n.split()[1]) for n in rows[0]["metrics"]["layers"][0] if n.startswith("bound"))
+    """Median bound (full) and error (hollow) of every layer and step against the median R of its
+    heads.
+    """
+    degrees = sorted(
+        int(n.split()[1]) for n in rows[0]["metrics"]["layers"][0] if n.startswith("bound")
+    )
     for i, g in enumerate(degrees[:2]):
         layers = [layer for row in rows for layer in row["metrics"]["layers"]]
         x = np.concatenate([layer["median score"] for layer in layers])
         for name, fill in (("bound", "full"), ("error", "none")):
             y = np.concatenate([layer[f"{name} {g}"] for layer in layers])
             y[y > BEYOND] = np.nan
-            look: dict[str, Any] = {"markersize": 2, "markeredgewidth": 0.4, "fillstyle": fill, "linestyle": "none"}
+            look: dict[str, Any] = {
+                "markersize": 2,
+                "markeredgewidth": 0.4,
+                "fillstyle": fill,
+                "linestyle": "none",
+            }
             label = f"{name}, $g={g}$"
             ax.plot(x, y, "os"[i], color=(RED, BLUE)[i], label=label, alpha=0.7, **look)
     ax.axhline(1, color=style.GREY, linewidth=0.7, linestyle="--", zorder=0)
@@ -119,17 +149,44 @@ def _certificates(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.minorticks_off()
     ax.set_xlabel(r"median $R / \ln L$")
     ax.set_ylim(1e-4, 1e11)
-    ax.set_yticks([1e-4, 1e-2, 1, 1e2, 1e4, 1e6], ["$10^{-4}$", "$10^{-2}$", "1", "$10^2$", "$10^4$", "$10^6$"])
-    beyond = sum(y > BEYOND for row in rows for layer in row["metrics"]["layers"] for y in layer[f"bound {degrees[0]}"])
+    ax.set_yticks(
+        [1e-4, 1e-2, 1, 1e2, 1e4, 1e6],
+        ["$10^{-4}$", "$10^{-2}$", "1", "$10^2$", "$10^4$", "$10^6$"],
+    )
+    beyond = sum(
+        y > BEYOND
+        for row in rows
+        for layer in row["metrics"]["layers"]
+        for y in layer[f"bound {degrees[0]}"]
+    )
     if beyond:
-        ax.text(0.98, 0.2, f"{beyond} bounds\nbeyond $10^7$", transform=ax.transAxes, fontsize=6, ha="right", va="top")
-    ax.legend(loc="upper left", ncols=2, handletextpad=0, columnspacing=0.4, labelspacing=0.15, borderaxespad=0.1)
+        ax.text(
+            0.98,
+            0.2,
+            f"{beyond} bounds\nbeyond $10^7$",
+            transform=ax.transAxes,
+            fontsize=6,
+            ha="right",
+            va="top",
+        )
+    ax.legend(
+        loc="upper left",
+        ncols=2,
+        handletextpad=0,
+        columnspacing=0.4,
+        labelspacing=0.15,
+        borderaxespad=0.1,
+    )
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) to (d): R / ln L of the layer where it is largest; (e), (f): every layer, head medians, at every step."""
+    """(a) to (d): R / ln L of the layer where it is largest; (e), (f): every layer, head medians,
+    at every step.
+    """
     fig, axes = style.figure(3.9, 2, 3)
-    for ax, letter, name, title in zip(axes[0], "abc", SYMBOLS, ("learning rate", "rank", "alpha"), strict=True):
+    for ax, letter, name, title in zip(
+        axes[0], "abc", SYMBOLS, ("learning rate", "rank", "alpha"), strict=True
+    ):
         _along(ax, rows, name)
         style.panel(ax, letter, title if title != "alpha" else r"$\alpha$")
     _controls(axes[1, 0], rows)
@@ -152,21 +209,37 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """When each layer crosses, and what the certificate of the highest degree says there, in Markdown."""
+    """When each layer crosses, and what the certificate of the highest degree says there, in
+    Markdown.
+    """
     g = max(int(n.split()[1]) for n in rows[0]["metrics"]["layers"][0] if n.startswith("bound"))
     header = ["rate", "rank", "alpha", "case", "layer", "Gamma crosses", "R crosses"]
-    header += [f"bound, g = {g}, where R (else Gamma) crosses", "error there", "normaliser there", "accuracy"]
+    header += [
+        f"bound, g = {g}, where R (else Gamma) crosses",
+        "error there",
+        "normaliser there",
+        "accuracy",
+    ]
     lines = []
     for row in rows:
-        point, metrics = row["point"], row["metrics"]
+        point = row["point"]
+        metrics = row["metrics"]
         for n, layer in enumerate(metrics["layers"]):
             at = [layer["crossed"][norm] for norm in ("gamma", "score")]
             step = at[1] if at[1] is not None else at[0]
             there = [""] * 3
             if step is not None:
                 i = metrics["steps"].index(step)
-                there = [f"{layer[f'{name} {g}'][i]:.2g}" for name in ("bound", "error", "normaliser")]
-            cells = [f"{point['rate']:g}", str(point["rank"]), f"{point['alpha']:g}", point["case"], str(n + 1)]
+                there = [
+                    f"{layer[f'{name} {g}'][i]:.2g}" for name in ("bound", "error", "normaliser")
+                ]
+            cells = [
+                f"{point['rate']:g}",
+                str(point["rank"]),
+                f"{point['alpha']:g}",
+                point["case"],
+                str(n + 1),
+            ]
             cells += ["never" if x is None else f"step {x}" for x in at]
             lines.append([*cells, *there, f"{metrics['after']['accuracy']:.2f}"])
     return markdown(header, lines)

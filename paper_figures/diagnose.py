@@ -1,4 +1,6 @@
-"""What `lora-limits diagnose` says of all-MiniLM-L6-v2: where approximate gradients would pay, and three dials."""
+"""What `lora-limits diagnose` says of all-MiniLM-L6-v2: where approximate gradients would pay, and
+three dials.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Factors of f on real heads: error by width beside the SVD, error and speed against exact, width each head needs."""
+"""Factors of f on real heads: error by width beside the SVD, error and speed against exact, width
+each head needs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ LABELS = {
     "random": "random features",
     "nystrom": "Nyström",
 }
-COLOURS = dict(zip(LABELS, ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"], strict=True))
+COLOURS = dict(
+    zip(LABELS, ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"], strict=True)
+)
 TOLERANCE = 0.1
 KINDS = ("tame", "middling", "wild")
 
@@ -33,7 +37,9 @@ def _kinds(rows: list[dict[str, Any]]) -> dict[tuple[int, int], int]:
 
 
 def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Median error over heads and, as a band, its range; crosses where most heads were reported as failed."""
+    """Median error over heads and, as a band, its range; crosses where most heads were reported as
+    failed.
+    """
     for method in LABELS:
         own = [r["metrics"]["widths"] for r in rows if r["point"]["method"] == method]
         if not own:
@@ -47,7 +53,9 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
         ax.plot(np.array(widths)[~failed], median[~failed], "o", color=COLOURS[method])
         ax.plot(np.array(widths)[failed], median[failed], "x", color=COLOURS[method])
         if method in ("sparse", "svd"):
-            ax.fill_between(widths, errors.min(0), errors.max(0), color=COLOURS[method], alpha=0.12, linewidth=0)
+            ax.fill_between(
+                widths, errors.min(0), errors.max(0), color=COLOURS[method], alpha=0.12, linewidth=0
+            )
     ax.axhline(TOLERANCE, color="black", linewidth=0.5, linestyle=":")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -56,7 +64,9 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _by_length(ax: Axes, rows: list[dict[str, Any]], kinds: dict[tuple[int, int], int]) -> None:
-    """Median error of the widest sparse plus low rank over the heads of each third, by L; bars: its range."""
+    """Median error of the widest sparse plus low rank over the heads of each third, by L; bars: its
+    range.
+    """
     rows = [r for r in rows if r["point"]["method"] == "sparse"]
     lengths = sorted({r["point"]["length"] for r in rows})
     for i, (kind, marker) in enumerate(zip(KINDS, "os^", strict=True)):
@@ -67,7 +77,16 @@ def _by_length(ax: Axes, rows: list[dict[str, Any]], kinds: dict[tuple[int, int]
         middle = np.array([np.median(e) for e in own.values()])
         bars = [middle - [min(e) for e in own.values()], [max(e) for e in own.values()] - middle]
         x = np.array([*own]) * 1.1 ** (i - 1)
-        ax.errorbar(x, middle, bars, marker=marker, color=style.COLOURS[i], elinewidth=0.6, linewidth=0.9, label=kind)
+        ax.errorbar(
+            x,
+            middle,
+            bars,
+            marker=marker,
+            color=style.COLOURS[i],
+            elinewidth=0.6,
+            linewidth=0.9,
+            label=kind,
+        )
     ax.axhline(TOLERANCE, color="black", linewidth=0.5, linestyle=":")
     ax.set_yscale("log")
     style.powers_of_two(ax, lengths)
@@ -85,13 +104,20 @@ def _against_time(ax: Axes, row: dict[str, Any]) -> None:
     """Error over time, both at the longest sequence timed."""
     m = row["metrics"]
     exact = m["contenders"][m["best"]]["seconds"]
-    seen, wrong = [exact], []
+    seen = [exact]
+    wrong = []
     for name, found in m["contenders"].items():
         method, _, width = name.partition(" ")
         if method == "exact":
             continue
         ax.plot(found["seconds"], found["error"], "o", color=COLOURS[method])
-        ax.annotate(width, (found["seconds"], found["error"]), (3, 3), textcoords="offset points", fontsize=6)
+        ax.annotate(
+            width,
+            (found["seconds"], found["error"]),
+            (3, 3),
+            textcoords="offset points",
+            fontsize=6,
+        )
         seen.append(found["seconds"])
         wrong.append(found["error"])
     ax.axvline(exact, color="black", linewidth=0.8)
@@ -113,7 +139,8 @@ def _speed(ax: Axes, rows: list[dict[str, Any]]) -> None:
         method, _, width = name.partition(" ")
         each = [r["metrics"]["contenders"] for r in rows]
         ratio = [
-            found[r["metrics"]["best"]]["seconds"] / found[name]["seconds"] for found, r in zip(each, rows, strict=True)
+            found[r["metrics"]["best"]]["seconds"] / found[name]["seconds"]
+            for found, r in zip(each, rows, strict=True)
         ]
         ax.plot(lengths, ratio, "-o" if i % 2 else "--o", color=COLOURS[method])
         place = (4, 2 if i % 2 == 0 else -7)
@@ -133,17 +160,35 @@ def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
     table = np.full((len(layers), largest), np.nan)
     texts = {}
     for i, layer in enumerate(layers):
-        own = sorted((r for r in rows if r["point"]["layer"] == layer), key=lambda r: r["metrics"]["score_range"])
+        own = sorted(
+            (r for r in rows if r["point"]["layer"] == layer),
+            key=lambda r: r["metrics"]["score_range"],
+        )
         for j, row in enumerate(own):
             widths = [w["width"] for w in row["metrics"]["widths"] if w["error"] <= TOLERANCE]
             table[i, j] = np.log2(widths[0]) if widths else np.nan
             most = row["metrics"]["widths"][-1]["width"]
             texts[i, j] = str(widths[0]) if widths else f">{most}"
     ax.set_facecolor(style.GREY)
-    ax.pcolormesh(np.ma.masked_invalid(table), cmap="cividis_r", vmin=3, vmax=9, edgecolor="white", linewidth=0.8)
+    ax.pcolormesh(
+        np.ma.masked_invalid(table),
+        cmap="cividis_r",
+        vmin=3,
+        vmax=9,
+        edgecolor="white",
+        linewidth=0.8,
+    )
     for (i, j), text in texts.items():
         dark = np.isfinite(table[i, j]) and table[i, j] > 6
-        ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=5.5, color="white" if dark else "black")
+        ax.text(
+            j + 0.5,
+            i + 0.5,
+            text,
+            ha="center",
+            va="center",
+            fontsize=5.5,
+            color="white" if dark else "black",
+        )
     ax.set_yticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
     ax.set_xticks([])
     ax.invert_yaxis()
@@ -152,16 +197,25 @@ def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a-c) error by width on each third of the heads; (d) error over L; (e) over time; (f) speed; (g) width needed."""
+    """(a-c) error by width on each third of the heads; (d) error over L; (e) over time; (f) speed;
+    (g) width needed.
+    """
     fig, axes = style.figure(6.0)
     axes[0, 0].remove()
     grid = fig.add_gridspec(3, 1, height_ratios=(1, 1, 0.6))
     top, middle = ([fig.add_subplot(part) for part in grid[n].subgridspec(1, 3)] for n in (0, 1))
     bottom = fig.add_subplot(grid[2])
     errors = [r for r in rows if r["point"]["kind"] == "error"]
-    times = sorted((r for r in rows if r["point"]["kind"] == "time"), key=lambda r: r["point"]["length"])
-    by_method = {m: {r["point"]["length"] for r in errors if r["point"]["method"] == m} for m in ("sparse", "svd")}
-    at = max((by_method["sparse"] & by_method["svd"]) or by_method["sparse"])  # the limit beside it, where there is one
+    times = sorted(
+        (r for r in rows if r["point"]["kind"] == "time"), key=lambda r: r["point"]["length"]
+    )
+    by_method = {
+        m: {r["point"]["length"] for r in errors if r["point"]["method"] == m}
+        for m in ("sparse", "svd")
+    }
+    at = max(
+        (by_method["sparse"] & by_method["svd"]) or by_method["sparse"]
+    )  # the limit beside it, where there is one
     shown = [r for r in errors if r["point"]["length"] == at]
     kinds = _kinds(errors)
     for i, kind in enumerate(KINDS):
@@ -175,7 +229,10 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     style.panel(middle[1], "e", f"error, $L = {times[-1]['point']['length']}$")
     _speed(middle[2], times)
     style.panel(middle[2], "f", "times as fast as exact")
-    _map(bottom, [r for r in errors if r["point"]["method"] == "sparse" and r["point"]["length"] == at])
+    _map(
+        bottom,
+        [r for r in errors if r["point"]["method"] == "sparse" and r["point"]["length"] == at],
+    )
     style.panel(bottom, "g", f"width that sparse + low rank needs for 10 %, $L = {at}$")
     used = {r["point"]["method"] for r in errors}
     handles = [

@@ -1,4 +1,6 @@
-"""Training by exact and by approximate gradients: loss, gradient error, final metric, time and memory."""
+"""Training by exact and by approximate gradients: loss, gradient error, final metric, time and
+memory.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,12 @@ def runs(rows: list[dict[str, Any]], case: str, task: str) -> dict[str, list[dic
 
 
 def steps(rows: list[dict[str, Any]], case: str, task: str) -> dict[str, dict[str, float]]:
-    """{method: seconds and temporary bytes of a step}, "exact" being the fastest exact contender."""
+    """{method: seconds and temporary bytes of a step}, "exact" being the fastest exact
+    contender.
+    """
     for row in rows:
-        point, metrics = row["point"], row["metrics"]
+        point = row["point"]
+        metrics = row["metrics"]
         if (point["kind"], point["case"], point["task"]) == ("time", case, task):
             return metrics["methods"] | {"exact": metrics["methods"][metrics["best"]]}
     return {}
@@ -50,8 +55,12 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def _losses(ax: Axes, found: dict[str, list[dict[str, Any]]], colours: dict[str, str], seconds=None) -> None:
-    """The mean loss over seeds by step, or by the seconds that steps of each method take; exact wide and pale."""
+def _losses(
+    ax: Axes, found: dict[str, list[dict[str, Any]]], colours: dict[str, str], seconds=None
+) -> None:
+    """The mean loss over seeds by step, or by the seconds that steps of each method take; exact
+    wide and pale.
+    """
     for method, metrics in found.items():
         loss = smooth(np.mean([m["loss"] for m in metrics], axis=0))
         x = np.arange(1, len(loss) + 1) * (seconds[method]["seconds"] if seconds else 1)
@@ -61,13 +70,18 @@ def _losses(ax: Axes, found: dict[str, list[dict[str, Any]]], colours: dict[str,
 
 
 def _errors(ax: Axes, found: dict[str, list[dict[str, Any]]], colours: dict[str, str]) -> None:
-    """Median over seeds of the gradient's relative error (solid) and of 1 - cosine (dotted), along training."""
+    """Median over seeds of the gradient's relative error (solid) and of 1 - cosine (dotted), along
+    training.
+    """
     for method, metrics in found.items():
         if "error" in metrics[0]:
-            x, error = metrics[0]["steps"], np.median([m["error"] for m in metrics], axis=0)
+            x = metrics[0]["steps"]
+            error = np.median([m["error"] for m in metrics], axis=0)
             away = 1 - np.median([m["cosine"] for m in metrics], axis=0)
             ax.plot(x, error, "o-", color=colours[method], markersize=2, linewidth=0.9)
-            ax.plot(x, np.maximum(away, 1e-7), "o:", color=colours[method], markersize=2, linewidth=0.9)
+            ax.plot(
+                x, np.maximum(away, 1e-7), "o:", color=colours[method], markersize=2, linewidth=0.9
+            )
     ax.set_yscale("log")
     ax.set_ylim(3e-8, 2)
     ax.set_yticks([1e-6, 1e-4, 1e-2, 1])
@@ -80,8 +94,11 @@ def _places(ax: Axes, labels: list[str]) -> None:
     ax.set_xlim(-0.5, len(labels) - 0.5)
 
 
-def _metric(ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], colours: dict[str, str]) -> None:
-    """Final accuracy under exact attention less that of exact training of the same seed: mean and 95 % interval.
+def _metric(
+    ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], colours: dict[str, str]
+) -> None:
+    """Final accuracy under exact attention less that of exact training of the same seed: mean and
+    95 % interval.
 
     A cross at the foot: runs whose loss is no number.
     """
@@ -93,19 +110,49 @@ def _metric(ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], 
             mean, half = interval([a - b for a, b in zip(own, exact, strict=True)])
             x = n + (i - (len(found) - 1) / 2) * 0.2
             if not np.isfinite([m["final"]["loss"] for m in metrics]).all():
-                ax.plot(x, 0.1, "x", color=colours[method], transform=ax.get_xaxis_transform(), markersize=4)
-                ax.text(x + 0.07, 0.1, "NaN", transform=ax.get_xaxis_transform(), va="center", size=6)
+                ax.plot(
+                    x,
+                    0.1,
+                    "x",
+                    color=colours[method],
+                    transform=ax.get_xaxis_transform(),
+                    markersize=4,
+                )
+                ax.text(
+                    x + 0.07, 0.1, "NaN", transform=ax.get_xaxis_transform(), va="center", size=6
+                )
                 continue
-            ax.errorbar(x, mean, half, fmt="o", color=colours[method], markersize=2.5, elinewidth=0.8, capsize=1.5)
-        ax.text(n, 0.98, f"{np.mean(exact):.0f} %", transform=ax.get_xaxis_transform(), ha="center", va="top", size=6)
+            ax.errorbar(
+                x,
+                mean,
+                half,
+                fmt="o",
+                color=colours[method],
+                markersize=2.5,
+                elinewidth=0.8,
+                capsize=1.5,
+            )
+        ax.text(
+            n,
+            0.98,
+            f"{np.mean(exact):.0f} %",
+            transform=ax.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            size=6,
+        )
     ax.axhline(0, color="black", linewidth=0.6)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.2 * (high - low), high + 0.2 * (high - low))
     ax.set_ylabel("difference (points)")
 
 
-def _ratios(ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], colours: dict[str, str]) -> None:
-    """How many times less time (filled) and temporary memory (open) a step takes than the fastest exact one."""
+def _ratios(
+    ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], colours: dict[str, str]
+) -> None:
+    """How many times less time (filled) and temporary memory (open) a step takes than the fastest
+    exact one.
+    """
     for n, (case, task) in enumerate(cases):
         found = steps(rows, case, task)
         methods = [m for m in runs(rows, case, task) if m != "exact"]
@@ -124,7 +171,8 @@ def _ratios(ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], 
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Short tasks: (a-d) loss, (e-h) gradient error; long one: (i, j) loss, (k) error; all: (l) metric, (m) cost.
+    """Short tasks: (a-d) loss, (e-h) gradient error; long one: (i, j) loss, (k) error; all: (l)
+    metric, (m) cost.
 
     Gradient error: relative Frobenius (solid) and 1 - cosine (dotted).
     """
@@ -139,7 +187,9 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     grid = fig.add_gridspec(4, 1)
     parts = [grid[n].subgridspec(1, columns) for n, columns in enumerate((4, 4, 3, 2))]
     letters = iter("abcdefghijklm")
-    for row, (paint, label) in enumerate(((_losses, "training loss"), (_errors, "error; $1 - $cos dotted"))):
+    for row, (paint, label) in enumerate(
+        ((_losses, "training loss"), (_errors, "error; $1 - $cos dotted"))
+    ):
         for n, key in enumerate(short):
             ax = fig.add_subplot(parts[row][n])
             paint(ax, runs(rows, *key), colours)
@@ -154,7 +204,10 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     _errors(third[2], found, colours)
     name = f"{TASKS[long[1]]}, $L = {lengths[long]}$".replace("\n", " ")
     for ax, what, label in zip(
-        third, (name, "the same by time", "its gradient"), ("training loss", "", "gradient error"), strict=True
+        third,
+        (name, "the same by time", "its gradient"),
+        ("training loss", "", "gradient error"),
+        strict=True,
     ):
         style.panel(ax, next(letters), what)
         ax.set_ylabel(label)
@@ -163,9 +216,19 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         ax = fig.add_subplot(parts[3][n])
         paint(ax, rows, [*short, long], colours)
         _places(ax, labels)
-        style.panel(ax, next(letters), ("final accuracy beside exact training", "time and memory of a step")[n])
+        style.panel(
+            ax,
+            next(letters),
+            ("final accuracy beside exact training", "time and memory of a step")[n],
+        )
     handles = [
-        Line2D([], [], color=colours[m], linewidth=2.6 if m == "exact" else 1.2, alpha=0.35 if m == "exact" else 1)
+        Line2D(
+            [],
+            [],
+            color=colours[m],
+            linewidth=2.6 if m == "exact" else 1.2,
+            alpha=0.35 if m == "exact" else 1,
+        )
         for m in methods
     ]
     fig.legend(handles, methods, loc="outside upper center", ncols=len(methods))

@@ -1,4 +1,6 @@
-"""Deciding nearest neighbours by LoRA gradients: who answers right against Gamma and against k, and the quadratures."""
+"""Deciding nearest neighbours by LoRA gradients: who answers right against Gamma and against k, and
+the quadratures.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +32,31 @@ LEGEND = {"handlelength": 1.2, "labelspacing": 0.2, "borderaxespad": 0.1}
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Three panels: right answers against Gamma / sqrt(ln n), against k at the Gamma needed, and quadrature errors.
+    """Three panels: right answers against Gamma / sqrt(ln n), against k at the Gamma needed, and
+    quadrature errors.
 
-    (a) pools random and worst-case instances; (b) shows the random ones, where a pair hides in one column of f.
+    (a) pools random and worst-case instances; (b) shows the random ones, where a pair hides in one
+    column of f.
     """
-    decisions = [row["point"] | row["metrics"] for row in rows if row["point"]["panel"] == "decision"]
-    quadratures = [row["point"] | row["metrics"] for row in rows if row["point"]["panel"] == "quadrature"]
+    decisions = [
+        row["point"] | row["metrics"] for row in rows if row["point"]["panel"] == "decision"
+    ]
+    quadratures = [
+        row["point"] | row["metrics"] for row in rows if row["point"]["panel"] == "quadrature"
+    ]
     figure, axes = style.figure(2.5, 1, 3, width_ratios=(1.1, 1.1, 1))
     panels = axes[0]
-    for letter, title, axis in zip("abc", ("against the norm", "against the width", "quadrature"), panels, strict=True):
+    for letter, title, axis in zip(
+        "abc", ("against the norm", "against the width", "quadrature"), panels, strict=True
+    ):
         style.panel(axis, letter, title)
     # The largest n at which every family was tried.
     n = max((row["n"] for row in decisions if row["family"] == "columns"), default=0)
     if decisions:
         _against_gamma(panels[0], decisions, n)
-        _against_width(panels[1], [row for row in decisions if row["n"] == n and row["strength"] == 1.0])
+        _against_width(
+            panels[1], [row for row in decisions if row["n"] == n and row["strength"] == 1.0]
+        )
     if quadratures:
         _quadrature(panels[2], sorted(quadratures, key=lambda row: row["n"]))
     return figure
@@ -74,21 +86,41 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], n: int) -> None:
         mine = [row for row in rows if row["family"] == family and row["n"] == n]
         for face, size in zip(("white", colour), _two_sizes(mine), strict=False):
             name = f"{'columns' if family == 'columns' else 'polynomial'}, ${symbol}={size}$"
-            look = {"color": colour, "marker": marker, "markerfacecolor": face, "label": name, "linewidth": 0.9}
-            _line(axis, [row for row in mine if row["size"] == size], "gamma_ratio", "right", **look)
+            look = {
+                "color": colour,
+                "marker": marker,
+                "markerfacecolor": face,
+                "label": name,
+                "linewidth": 0.9,
+            }
+            _line(
+                axis, [row for row in mine if row["size"] == size], "gamma_ratio", "right", **look
+            )
     exact = [row for row in rows if row["family"] == "exact"]
     lengths = sorted({row["n"] for row in exact})
     for length, marker in zip(sorted({lengths[0], lengths[-1]}), "oD", strict=False):
-        look = {"color": BLACK, "marker": marker, "markerfacecolor": BLACK if length == n else "white"}
+        look = {
+            "color": BLACK,
+            "marker": marker,
+            "markerfacecolor": BLACK if length == n else "white",
+        }
         curve = [row for row in exact if row["n"] == length]
         _line(axis, curve, "gamma_ratio", "right", label=f"exact, $n={length}$", **look)
         for row in curve:
             if row["strength"] == 1.0:
-                axis.axvline(row["gamma_ratio"], color=style.GREY, linewidth=0.6, linestyle="--", zorder=0)
-    split = [row["gamma_ratio"] for row in exact if row["n"] == n and row["right_random"] > row["right_clustered"]]
+                axis.axvline(
+                    row["gamma_ratio"], color=style.GREY, linewidth=0.6, linestyle="--", zorder=0
+                )
+    split = [
+        row["gamma_ratio"]
+        for row in exact
+        if row["n"] == n and row["right_random"] > row["right_clustered"]
+    ]
     if split:
         where = (sum(split) / len(split), 0.70)
-        axis.annotate("random\nright,\nworst not", where, ha="center", va="top", fontsize=7, linespacing=1.0)
+        axis.annotate(
+            "random\nright,\nworst not", where, ha="center", va="top", fontsize=7, linespacing=1.0
+        )
     axis.set_xlabel(r"$\Gamma / \sqrt{\ln n}$   ($\beta = 1/d$)")
     axis.set_ylabel("right answers")
     axis.legend(loc="upper left", **LEGEND)
@@ -96,15 +128,24 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], n: int) -> None:
 
 def _against_width(axis: Axes, rows: list[dict[str, Any]]) -> None:
     _share(axis)
-    tokens, n = rows[0]["tokens"], rows[0]["n"]
+    tokens = rows[0]["tokens"]
+    n = rows[0]["n"]
     for family, (colour, marker, label) in FAMILIES.items():
         mine = [row for row in rows if row["family"] == family]
         if mine:
-            look = {"color": colour, "marker": marker, "label": label, "linestyle": "-" if mine[1:] else ""}
+            look = {
+                "color": colour,
+                "marker": marker,
+                "label": label,
+                "linestyle": "-" if mine[1:] else "",
+            }
             _line(axis, mine, "k", "right_random", **look)
-    # The planted pair lies in a column that was drawn with probability k / L; a NO is always seen as one.
+    # The planted pair lies in a column that was drawn with probability k / L; a NO is always seen
+    # as one.
     ks = [tokens * 10 ** (-step / 20) for step in range(round(20 * math.log10(tokens)) + 1)]
-    axis.plot(ks, [0.5 + k / tokens / 2 for k in ks], color=GREEN, linestyle="--", linewidth=0.7, zorder=0)
+    axis.plot(
+        ks, [0.5 + k / tokens / 2 for k in ks], color=GREEN, linestyle="--", linewidth=0.7, zorder=0
+    )
     axis.axvline(tokens, color=style.GREY, linewidth=0.6, linestyle="--", zorder=0)
     axis.annotate("$k=L$", (tokens, 0.455), xytext=(3, 0), textcoords="offset points", fontsize=7)
     axis.set_xscale("log")
@@ -117,7 +158,13 @@ def _quadrature(axis: Axes, rows: list[dict[str, Any]]) -> None:
     for name, (colour, marker, label) in RULES.items():
         _line(axis, rows, "n", name, color=colour, marker=marker, label=label)
     axis.axhline(1 / 16, color=BLACK, linewidth=0.7, linestyle="--")
-    axis.annotate("allowed: 1/16", (rows[0]["n"], 1 / 16), xytext=(0, -7), textcoords="offset points", fontsize=7)
+    axis.annotate(
+        "allowed: 1/16",
+        (rows[0]["n"], 1 / 16),
+        xytext=(0, -7),
+        textcoords="offset points",
+        fontsize=7,
+    )
     style.powers_of_two(axis, [row["n"] for row in rows])
     axis.set_yscale("log")
     # Room below the curves for the legend.

@@ -1,4 +1,6 @@
-"""Error over (Gamma, features), and what the adapter's size and rank do to Gamma and to the features needed."""
+"""Error over (Gamma, features), and what the adapter's size and rank do to Gamma and to the
+features needed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ CONFIG = "norm_rank"
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) error map; (b) Gamma and (c) k* against the size of the adapter's entries, by rank and scaling."""
+    """(a) error map; (b) Gamma and (c) k* against the size of the adapter's entries, by rank and
+    scaling.
+    """
     fig, axes = style.figure(2.4, 1, 3, width_ratios=[1.25, 1, 1])
     error = [r for r in rows if r["point"]["kind"] == "error"]
     gammas = sorted({r["point"]["gamma"] for r in error})
@@ -27,7 +31,16 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         grid[place] = np.log10(value) if value and np.isfinite(value) else np.nan
     ax = axes[0, 0]
     ax.set_facecolor(style.GREY)
-    image = ax.pcolormesh(gammas, features, grid, cmap="cividis_r", vmin=-8, vmax=0, shading="nearest", rasterized=True)
+    image = ax.pcolormesh(
+        gammas,
+        features,
+        grid,
+        cmap="cividis_r",
+        vmin=-8,
+        vmax=0,
+        shading="nearest",
+        rasterized=True,
+    )
     if min(grid.shape) > 1:
         lines = ax.contour(
             gammas,
@@ -48,7 +61,9 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     ax.set_ylabel("features $k$")
     style.panel(ax, "a", "relative error")
     bar = fig.colorbar(image, ax=ax, pad=0.02, aspect=22)
-    bar.set_ticks([-8, -6, -4, -2, 0], labels=["$10^{-8}$", "$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"])
+    bar.set_ticks(
+        [-8, -6, -4, -2, 0], labels=["$10^{-8}$", "$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"]
+    )
     _adapters(axes[0, 1], axes[0, 2], [r for r in rows if r["point"]["kind"] == "adapter"])
     return fig
 
@@ -67,8 +82,12 @@ def _adapters(norm: Axes, width: Axes, adapter: list[dict[str, Any]]) -> None:
             size, gamma, need = zip(*line, strict=True)
             need = [np.nan if n is None else n for n in need]
             label = f"$r={rank}$" if dash == "-" else None
-            norm.plot(size, gamma, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label)
-            width.plot(size, need, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label)
+            norm.plot(
+                size, gamma, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label
+            )
+            width.plot(
+                size, need, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label
+            )
     for ax, letter, title in ((norm, "b", r"$\Gamma$"), (width, "c", r"$k^\star$ at 1 %")):
         ax.set_xscale("log")
         ax.set_yscale("log")

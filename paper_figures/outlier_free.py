@@ -1,4 +1,6 @@
-"""Table 1 of the paper beside its theory: what softmax_1 does to norms, to the width needed and to the time."""
+"""Table 1 of the paper beside its theory: what softmax_1 does to norms, to the width needed and to
+the time.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ FAMILIES = {
     "sparse": (GREEN, "s", "sparse + low rank"),
     "skeleton": (ORANGE, "^", "skeleton"),
 }
-NORMS = {"gamma": r"$\Gamma/\sqrt{\ln L}$", "score": r"$R/\ln L$", "largest": "largest\nentry", "kurtosis": "kurtosis"}
+NORMS = {
+    "gamma": r"$\Gamma/\sqrt{\ln L}$",
+    "score": r"$R/\ln L$",
+    "largest": "largest\nentry",
+    "kurtosis": "kurtosis",
+}
 TOLERANCE = 0.1
 
 
@@ -38,7 +45,9 @@ def models(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) norms and outliers; (b) error of the head gradients by width, median head; (c) time saved by softmax_1."""
+    """(a) norms and outliers; (b) error of the head gradients by width, median head; (c) time saved
+    by softmax_1.
+    """
     fig, axes = style.figure(2.6, 1, 3, width_ratios=(1.1, 1, 1.1))
     _norms(axes[0, 0], rows)
     style.panel(axes[0, 0], "a", "norms and outliers")
@@ -68,7 +77,14 @@ def _norms(ax: Axes, rows: list[dict[str, Any]]) -> None:
         Line2D([], [], color=colour, marker=marker, linestyle="none", label=_label(attention))
         for attention, (colour, marker) in ATTENTIONS.items()
     ]
-    ax.legend(handles=handles, loc="upper left", ncols=2, handletextpad=0, columnspacing=0.6, borderaxespad=0.1)
+    ax.legend(
+        handles=handles,
+        loc="upper left",
+        ncols=2,
+        handletextpad=0,
+        columnspacing=0.6,
+        borderaxespad=0.1,
+    )
 
 
 def _label(attention: str) -> str:
@@ -88,7 +104,12 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
                                 found.setdefault(int(name.split()[1]), []).extend(values)
             widths = sorted(found)
             face = colour if attention == "softmax" else "white"
-            look: dict[str, Any] = {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": dash}
+            look: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "markerfacecolor": face,
+                "linestyle": dash,
+            }
             ax.plot(widths, [np.median(found[k]) for k in widths], **look)
     ax.axhline(TOLERANCE, color=BLACK, linewidth=0.7, linestyle=":")
     ax.set_xscale("log", base=2)
@@ -99,18 +120,31 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xlabel("width $k$ (of 257 keys)")
     low, high = ax.get_ylim()
     ax.set_ylim(low, high * (high / low) ** 0.4)
-    ax.annotate("10 %", (1.5 * ticks[0], TOLERANCE), (0, -1), textcoords="offset points", fontsize=6, va="top")
+    ax.annotate(
+        "10 %",
+        (1.5 * ticks[0], TOLERANCE),
+        (0, -1),
+        textcoords="offset points",
+        fontsize=6,
+        va="top",
+    )
     handles = [Line2D([], [], color=c, marker=m, label=label) for c, m, label in FAMILIES.values()]
     handles.append(Line2D([], [], color=style.GREY, linestyle="--", label=r"dashed: softmax$_1$"))
-    ax.legend(handles=handles, loc="upper right", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1)
+    ax.legend(
+        handles=handles, loc="upper right", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1
+    )
 
 
 def _factors(row: dict[str, Any]) -> list[str]:
-    return [name for errors in row["errors"].values() for name in errors if name.split()[0] in FAMILIES]
+    return [
+        name for errors in row["errors"].values() for name in errors if name.split()[0] in FAMILIES
+    ]
 
 
 def step_saving(row: dict[str, Any], name: str) -> float:
-    """Per cent of the time of an exact softmax step that the step `name` saves; NaN where one is not there."""
+    """Per cent of the time of an exact softmax step that the step `name` saves; NaN where one is
+    not there.
+    """
     seconds = {n: t["seconds"] for n, t in row["steps"].items()}
     return 100 * (1 - seconds.get(name, np.nan) / seconds.get("softmax", np.nan))
 
@@ -122,9 +156,18 @@ def uncertainty(row: dict[str, Any], name: str) -> float:
 
 
 def head_seconds(row: dict[str, Any], errors: dict[str, list[float]]) -> float:
-    """Mean over heads of the fastest approximate method within the tolerance, exact where there is none."""
+    """Mean over heads of the fastest approximate method within the tolerance, exact where there is
+    none.
+    """
     heads = len(next(iter(errors.values())))
-    return float(np.mean([_fastest(row, {name: values[n] for name, values in errors.items()}) for n in range(heads)]))
+    return float(
+        np.mean(
+            [
+                _fastest(row, {name: values[n] for name, values in errors.items()})
+                for n in range(heads)
+            ]
+        )
+    )
 
 
 def _fastest(row: dict[str, Any], errors: dict[str, float]) -> float:
@@ -160,49 +203,93 @@ def _saved(ax: Axes, rows: list[dict[str, Any]]) -> None:
     for row in part(rows, "step"):
         for name, (colour, marker, _) in looks.items():
             at = names.index(row["model"]) + (-0.2 if name == "softmax_1" else 0)
-            ax.errorbar(at, step_saving(row, name), uncertainty(row, name), fmt=marker, color=colour, elinewidth=0.7)
+            ax.errorbar(
+                at,
+                step_saving(row, name),
+                uncertainty(row, name),
+                fmt=marker,
+                color=colour,
+                elinewidth=0.7,
+            )
         at = names.index(row["model"]) + 0.2
-        ax.plot(at, approximate_saving(rows, row["model"], row["rank"]), "D", color=BLACK, fillstyle="none")
+        ax.plot(
+            at,
+            approximate_saving(rows, row["model"], row["rank"]),
+            "D",
+            color=BLACK,
+            fillstyle="none",
+        )
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.set_xticks(x, names)
     handles = [Line2D([], [], color=style.GREY, linewidth=5, label="Table 1")]
-    handles += [Line2D([], [], color=c, marker=m, linestyle="none", label=label) for c, m, label in looks.values()]
+    handles += [
+        Line2D([], [], color=c, marker=m, linestyle="none", label=label)
+        for c, m, label in looks.values()
+    ]
     handles.append(
-        Line2D([], [], color=BLACK, marker="D", fillstyle="none", linestyle="none", label="a head at 10 % error")
+        Line2D(
+            [],
+            [],
+            color=BLACK,
+            marker="D",
+            fillstyle="none",
+            linestyle="none",
+            label="a head at 10 % error",
+        )
     )
-    ax.legend(handles=handles, loc="upper left", handlelength=1.2, labelspacing=0.15, borderaxespad=0.1)
+    ax.legend(
+        handles=handles, loc="upper left", handlelength=1.2, labelspacing=0.15, borderaxespad=0.1
+    )
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.7 * (high - low))
 
 
 def needed(row: dict[str, Any], family: str) -> str:
-    """The median over heads and ranks of the smallest width within the tolerance; "" where none was tried."""
+    """The median over heads and ranks of the smallest width within the tolerance; "" where none was
+    tried.
+    """
     found = []
     for errors in row["errors"].values():
         widths = sorted(int(name.split()[1]) for name in errors if name.split()[0] == family)
         if not widths:
             return ""
         for n in range(len(errors[f"{family} {widths[0]}"])):
-            found.append(min((k for k in widths if errors[f"{family} {k}"][n] <= TOLERANCE), default=np.inf))
+            found.append(
+                min((k for k in widths if errors[f"{family} {k}"][n] <= TOLERANCE), default=np.inf)
+            )
     middle = np.median(found)
     return "none" if np.isinf(middle) else f"{middle:g}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Minutes per epoch in Markdown: of the paper, exact here, and with every head approximate at 10 % error."""
+    """Minutes per epoch in Markdown: of the paper, exact here, and with every head approximate at
+    10 % error.
+    """
     heads = {row["rank"]: row for row in part(rows, "head")}
     header = ["model", "attention", "Gamma / sqrt(ln L)", "R / ln L", "kurtosis"]
     header += [f"k at 10 %: {label.replace('$', '')}" for _, _, label in FAMILIES.values()]
-    header += ["Table 1", "exact", "other norms, exact", *(f"approximate, r = {rank}" for rank in heads)]
+    header += [
+        "Table 1",
+        "exact",
+        "other norms, exact",
+        *(f"approximate, r = {rank}" for rank in heads),
+    ]
     steps = {row["model"]: row for row in part(rows, "step")}
     lines = []
     for row in part(rows, "features"):
-        model, attention, step = row["model"], row["attention"], steps[row["model"]]
-        epoch, seconds = step["sequences"] / 60, {n: t["seconds"] for n, t in step["steps"].items()}
+        model = row["model"]
+        attention = row["attention"]
+        step = steps[row["model"]]
+        epoch = step["sequences"] / 60
+        seconds = {n: t["seconds"] for n, t in step["steps"].items()}
         norms = [f"{np.median(row[norm]):.1f}" for norm in ("gamma", "score", "kurtosis")]
         cells = [model, attention, *norms, *(needed(row, family) for family in FAMILIES)]
         other = f"{epoch * seconds['stretched']:.0f}" if attention == "softmax" else ""
-        cells += [str(PAPER[model][list(ATTENTIONS).index(attention)]), f"{epoch * seconds[attention]:.0f}", other]
+        cells += [
+            str(PAPER[model][list(ATTENTIONS).index(attention)]),
+            f"{epoch * seconds[attention]:.0f}",
+            other,
+        ]
         for rank, timed in heads.items():
             saved = step["heads"] * (timed["exact"] - approximate(rows, model, rank)[attention])
             cells.append(f"{epoch * (seconds[attention] - saved):.0f}")

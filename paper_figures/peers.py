@@ -1,4 +1,6 @@
-"""The polynomial gradient against exact and approximate peers: error, time over L, and MultiLayer's grid."""
+"""The polynomial gradient against exact and approximate peers: error, time over L, and MultiLayer's
+grid.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from paper_figures.drawing.tables import names_of, seconds_of
 
 NAME = "peers"
 CONFIG = "peers"
-# JamesSand/MultiLayer (arXiv 2408.13233): milliseconds of its exact and degree-2 forward on its own CPU, by d
+# JamesSand/MultiLayer (arXiv 2408.13233): milliseconds of its exact and degree-2 forward on its own
+# CPU, by d
 PUBLISHED = {
     4: (1.01, 0.71),
     6: (2.19, 0.85),
@@ -39,12 +42,19 @@ Rows = list[dict[str, Any]]
 
 def panel(rows: Rows, name: str) -> Rows:
     """Rows of one panel by length."""
-    return sorted((r for r in rows if r["point"]["panel"] == name), key=lambda r: r["point"]["length"])
+    return sorted(
+        (r for r in rows if r["point"]["panel"] == name), key=lambda r: r["point"]["length"]
+    )
 
 
-def crossover(lengths: Sequence[float], slow: Sequence[float], fast: Sequence[float]) -> float | None:
-    """The length from which `slow` takes longer than `fast`, by log-log interpolation; None if it lies outside."""
-    x, gap = np.log(np.asarray(lengths, float)), np.log(np.asarray(slow, float) / np.asarray(fast, float))
+def crossover(
+    lengths: Sequence[float], slow: Sequence[float], fast: Sequence[float]
+) -> float | None:
+    """The length from which `slow` takes longer than `fast`, by log-log interpolation; None if it
+    lies outside.
+    """
+    x = np.log(np.asarray(lengths, float))
+    gap = np.log(np.asarray(slow, float) / np.asarray(fast, float))
     below = np.flatnonzero(gap <= 0)
     if len(below) == 0 or below[-1] == len(x) - 1:
         return None
@@ -53,7 +63,9 @@ def crossover(lengths: Sequence[float], slow: Sequence[float], fast: Sequence[fl
 
 
 def analytic_crossover(row: dict[str, Any], name: str) -> float:
-    """Where the cost model of `choose` puts it: exact grows as L^2 and the polynomial as L, so one length tells."""
+    """Where the cost model of `choose` puts it: exact grows as L^2 and the polynomial as L, so one
+    length tells.
+    """
     model = row["metrics"]["model"]
     return row["point"]["length"] * model[name] / model["exact"]
 
@@ -66,30 +78,54 @@ def _series(rows: Rows, pick) -> tuple[list[int], list[float]]:
 
 
 def _errors(ax: Axes, rows: Rows) -> None:
-    """Speed-up against error at the longest sequence with an exact gradient; large markers: equal k."""
+    """Speed-up against error at the longest sequence with an exact gradient; large markers: equal
+    k.
+    """
     known = [r for r in panel(rows, "length") if r["metrics"]["best"]]
     if not known:
         return
     row = known[-1]
-    metrics, exact = row["metrics"], seconds_of(row["metrics"], row["metrics"]["best"]["gradient"]) or 1.0
+    metrics = row["metrics"]
+    exact = seconds_of(row["metrics"], row["metrics"]["best"]["gradient"]) or 1.0
     for family, runs in metrics["tried"].items():
         points = [(run["error"], exact / run["seconds"]) for run in runs]
-        ax.plot(*zip(*points, strict=True), "-", color=FAMILIES[family][1], marker=".", markersize=3, linewidth=0.7)
+        ax.plot(
+            *zip(*points, strict=True),
+            "-",
+            color=FAMILIES[family][1],
+            marker=".",
+            markersize=3,
+            linewidth=0.7,
+        )
     for family in ("favor", "nystrom", "chain", "polynomial"):
         _, colour, marker = FAMILIES[family]
         names = names_of(metrics, family)
-        points = [(metrics["methods"][n]["error"], metrics["speed_up"]["gradient"][n]) for n in names]
+        points = [
+            (metrics["methods"][n]["error"], metrics["speed_up"]["gradient"][n]) for n in names
+        ]
         if not points:
             continue
         line = "-" if family in ("chain", "polynomial") else "None"
-        ax.plot(*zip(*points, strict=True), linestyle=line, color=colour, marker=marker, markersize=4.5)
+        ax.plot(
+            *zip(*points, strict=True), linestyle=line, color=colour, marker=marker, markersize=4.5
+        )
         if family != "polynomial":
             continue
         for n, place in zip(names, points, strict=True):
             label = f"$k = {metrics['methods'][n]['features']}$"
-            ax.annotate(label, place, xytext=(0, 5), textcoords="offset points", fontsize=7, ha="center")
-        points = [(metrics["methods"][n]["error"], metrics["speed_up"]["certified"][n]) for n in names]
-        ax.plot(*zip(*points, strict=True), "-", color=FAMILIES["certified"][1], marker=marker, markersize=4.5)
+            ax.annotate(
+                label, place, xytext=(0, 5), textcoords="offset points", fontsize=7, ha="center"
+            )
+        points = [
+            (metrics["methods"][n]["error"], metrics["speed_up"]["certified"][n]) for n in names
+        ]
+        ax.plot(
+            *zip(*points, strict=True),
+            "-",
+            color=FAMILIES["certified"][1],
+            marker=marker,
+            markersize=4.5,
+        )
     ax.axhline(1, color=style.GREY, linewidth=0.6, zorder=0)
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -100,13 +136,19 @@ def _errors(ax: Axes, rows: Rows) -> None:
 
 
 def _times(ax: Axes, rows: Rows) -> None:
-    """Seconds of one gradient at equal k, of the highest degree; where exact and certified cross, and were to cross."""
+    """Seconds of one gradient at equal k, of the highest degree; where exact and certified cross,
+    and were to cross.
+    """
     rows = panel(rows, "length")
     if not rows:
         return
     methods = rows[0]["metrics"]["methods"]
-    ours = max((n for n, m in methods.items() if m["family"] == "polynomial"), key=lambda n: methods[n]["features"])
-    k, degree = methods[ours]["features"], ours.split()[1]
+    ours = max(
+        (n for n, m in methods.items() if m["family"] == "polynomial"),
+        key=lambda n: methods[n]["features"],
+    )
+    k = methods[ours]["features"]
+    degree = ours.split()[1]
     picks = {
         "exact": lambda m: seconds_of(m, m["best"].get("gradient", "")),
         "chain": lambda m: seconds_of(m, f"chain {degree}"),
@@ -125,34 +167,66 @@ def _times(ax: Axes, rows: Rows) -> None:
     style.panel(ax, "b", f"time (ms), $k = {k}$")
     both = [n for n in lines["exact"][0] if n in lines["certified"][0]]
     pair = [[dict(zip(*lines[f], strict=True))[n] for n in both] for f in ("exact", "certified")]
-    marks = {"model": (analytic_crossover(rows[0], ours), ":"), "measured": (crossover(both, *pair), "--")}
+    marks = {
+        "model": (analytic_crossover(rows[0], ours), ":"),
+        "measured": (crossover(both, *pair), "--"),
+    }
     handles = []
     for label, (length, dash) in marks.items():
         if length is not None:
             ax.axvline(length, color=style.COLOURS[5], linestyle=dash, linewidth=0.9, zorder=0)
             handles.append(
-                Line2D([], [], color=style.COLOURS[5], linestyle=dash, linewidth=0.9, label=f"{label}: {length:.0f}")
+                Line2D(
+                    [],
+                    [],
+                    color=style.COLOURS[5],
+                    linestyle=dash,
+                    linewidth=0.9,
+                    label=f"{label}: {length:.0f}",
+                )
             )
     place: dict[str, Any] = {"loc": "lower right", "title": "crossover", "title_fontsize": 7}
     ax.legend(handles=handles, handlelength=1.4, labelspacing=0.2, borderaxespad=0.1, **place)
 
 
 def _grid(ax: Axes, rows: Rows) -> None:
-    """Speed-ups on MultiLayer's problems: our gradient by degree, our forward at degree 2, its forward as published."""
+    """Speed-ups on MultiLayer's problems: our gradient by degree, our forward at degree 2, its
+    forward as published.
+    """
     rows = panel(rows, "grid")
-    names = list(dict.fromkeys(n for r in rows for n in r["metrics"]["speed_up"].get("gradient", {})))
+    names = list(
+        dict.fromkeys(n for r in rows for n in r["metrics"]["speed_up"].get("gradient", {}))
+    )
     shades = ("#0072B2", "#56A4D6", "#A9D0EA")
 
     def line(part: str, name: str, **look) -> None:
-        found = [(r["point"]["width"], r["metrics"]["speed_up"].get(part, {}).get(name)) for r in rows]
+        found = [
+            (r["point"]["width"], r["metrics"]["speed_up"].get(part, {}).get(name)) for r in rows
+        ]
         kept = [(d, s) for d, s in found if s]
         if kept:
             ax.plot(*zip(*kept, strict=True), **look)
 
     for name, colour in zip(names, shades, strict=False):
-        line("gradient", name, color=colour, marker="o", markersize=2.5, label=f"degree {name.split()[1]}")
-    line("loss", "polynomial 2", color=shades[0], linestyle=":", marker="o", markersize=2.5, label="2, forward")
-    d, ratio = list(PUBLISHED), [exact / fast for exact, fast in PUBLISHED.values()]
+        line(
+            "gradient",
+            name,
+            color=colour,
+            marker="o",
+            markersize=2.5,
+            label=f"degree {name.split()[1]}",
+        )
+    line(
+        "loss",
+        "polynomial 2",
+        color=shades[0],
+        linestyle=":",
+        marker="o",
+        markersize=2.5,
+        label="2, forward",
+    )
+    d = list(PUBLISHED)
+    ratio = [exact / fast for exact, fast in PUBLISHED.values()]
     ax.plot(d, ratio, ":", color="black", marker="x", markersize=3.5, label="published, forward")
     ax.axhline(1, color=style.GREY, linewidth=0.6, zorder=0)
     ax.set_yscale("log")
@@ -165,25 +239,37 @@ def _grid(ax: Axes, rows: Rows) -> None:
 
 
 def draw(rows: Rows) -> Figure:
-    """(a) speed-up over the best exact gradient against error; (b) time over L; (c) MultiLayer's grid."""
+    """(a) speed-up over the best exact gradient against error; (b) time over L; (c) MultiLayer's
+    grid.
+    """
     fig, axes = style.figure(2.7, 1, 3)
     _errors(axes[0, 0], rows)
     _times(axes[0, 1], rows)
     _grid(axes[0, 2], rows)
-    handles = [Line2D([], [], color=c, marker=m, markersize=3.5, label=label) for label, c, m in FAMILIES.values()]
-    fig.legend(handles=handles, loc="outside upper center", ncols=6, handlelength=1.4, columnspacing=1.2)
+    handles = [
+        Line2D([], [], color=c, marker=m, markersize=3.5, label=label)
+        for label, c, m in FAMILIES.values()
+    ]
+    fig.legend(
+        handles=handles, loc="outside upper center", ncols=6, handlelength=1.4, columnspacing=1.2
+    )
     return fig
 
 
 def table(rows: Rows) -> str:
-    """Markdown: MultiLayer's grid beside its published figures, every approximation over L, the polynomial alone.
+    """Markdown: MultiLayer's grid beside its published figures, every approximation over L, the
+    polynomial alone.
 
-    Errors are relative. "loses to": exact, where that is faster; zero, whose error is 1; another, faster and nearer.
+    Errors are relative. "loses to": exact, where that is faster; zero, whose error is 1; another,
+    faster and nearer.
     """
-    grid, lengths = [], []
+    grid = []
+    lengths = []
     for row in panel(rows, "grid"):
-        d, metrics = row["point"]["width"], row["metrics"]
-        best, times = metrics["best"].get("gradient", ""), PUBLISHED.get(d)
+        d = row["point"]["width"]
+        metrics = row["metrics"]
+        best = metrics["best"].get("gradient", "")
+        times = PUBLISHED.get(d)
         told = f"{times[0]:g} / {times[1]:g} = {times[0] / times[1]:.3g}" if times else ""
         exact = f"{best}: {1e3 * (seconds_of(metrics, best) or np.nan):.3g}"
         for name in names_of(metrics, "polynomial"):
@@ -191,29 +277,68 @@ def table(rows: Rows) -> str:
             rate = "" if share is None else f"{share:.0%}"
             degree = f"{name.split()[1]} ({metrics['methods'][name]['features']})"
             grid.append(
-                [str(d), str(row["point"]["length"]), exact, degree, *tables.figures(metrics, name), rate, told]
+                [
+                    str(d),
+                    str(row["point"]["length"]),
+                    exact,
+                    degree,
+                    *tables.figures(metrics, name),
+                    rate,
+                    told,
+                ]
             )
     for row in panel(rows, "length"):
         metrics = row["metrics"]
         for family in ("polynomial", "chain", "favor", "nystrom"):
             for name in names_of(metrics, family):
                 k = str(metrics["methods"][name]["features"])
-                lengths.append([str(row["point"]["length"]), FAMILIES[family][0], k, *tables.figures(metrics, name)])
-    head = ("d", "L", "best exact, ms", "degree (k)", *tables.COMMON, "of skinny rate", "published, forward, ms")
-    parts = [tables.markdown(head, grid), tables.markdown(("L", "method", "k", *tables.COMMON), lengths)]
+                lengths.append(
+                    [
+                        str(row["point"]["length"]),
+                        FAMILIES[family][0],
+                        k,
+                        *tables.figures(metrics, name),
+                    ]
+                )
+    head = (
+        "d",
+        "L",
+        "best exact, ms",
+        "degree (k)",
+        *tables.COMMON,
+        "of skinny rate",
+        "published, forward, ms",
+    )
+    parts = [
+        tables.markdown(head, grid),
+        tables.markdown(("L", "method", "k", *tables.COMMON), lengths),
+    ]
     return "\n".join(parts + _alone(rows))
 
 
 def _alone(rows: Rows) -> list[str]:
-    """Tables of the polynomial alone: over L, beside the products of the same run, and its compile time by degree."""
-    long, compiled, times = [], [], []
+    """Tables of the polynomial alone: over L, beside the products of the same run, and its compile
+    time by degree.
+    """
+    long = []
+    compiled = []
+    times = []
     for row in panel(rows, "long"):
-        metrics, length = row["metrics"], row["point"]["length"]
+        metrics = row["metrics"]
+        length = row["point"]["length"]
         for name, method in metrics["methods"].items():
-            own, whole = method["gradient"], method["certified"]
+            own = method["gradient"]
+            whole = method["certified"]
             times.append((length, own["seconds"]))
-            cells = [1e3 * own["seconds"], 1e3 * whole["seconds"], own["temporary"] / 1e6, metrics["to_square"][name]]
-            long.append([str(length), *(f"{x:.3g}" for x in cells), f"{metrics['attained'][name]:.0%}"])
+            cells = [
+                1e3 * own["seconds"],
+                1e3 * whole["seconds"],
+                own["temporary"] / 1e6,
+                metrics["to_square"][name],
+            ]
+            long.append(
+                [str(length), *(f"{x:.3g}" for x in cells), f"{metrics['attained'][name]:.0%}"]
+            )
     for row in (r for r in rows if r["point"]["panel"] == "compile"):
         (method,) = row["metrics"]["methods"].values()
         seconds = [f"{method[part]['compile']:.2g}" for part in ("gradient", "certified")]
@@ -221,4 +346,7 @@ def _alone(rows: Rows) -> list[str]:
     fit = scaling.exponent([n for n, _ in times], [t for _, t in times])
     title = "gradient, ms" + (f": exponent {fit[0]:.2f} ± {fit[1]:.2f}" if fit else "")
     head = ("L", title, "certified, ms", "MB", "of 2048^3 product", "of skinny rate")
-    return [tables.markdown(head, long), tables.markdown(("degree", "compile, s", "certified, s"), compiled)]
+    return [
+        tables.markdown(head, long),
+        tables.markdown(("degree", "compile, s", "certified, s"), compiled),
+    ]

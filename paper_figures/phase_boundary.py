@@ -1,4 +1,6 @@
-"""The phase boundary: speed-up over (L, Gamma) with real heads on it, and the counted exponent beyond what runs."""
+"""The phase boundary: speed-up over (L, Gamma) with real heads on it, and the counted exponent
+beyond what runs.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,20 @@ def _values(lengths, gammas, cells, name: str) -> np.ndarray:
 
 
 def _map(ax: Axes, rows: list[dict[str, Any]], kind: str, limit: float):
-    """One panel: colour = speed-up, solid = k* crosses L, dashed = Gamma proportional to sqrt(ln L)."""
+    """One panel: colour = speed-up, solid = k* crosses L, dashed = Gamma proportional to sqrt(ln
+    L).
+    """
     lengths, gammas, cells = _grid(rows, kind)
     speed = np.log10(_values(lengths, gammas, cells, "speed_up"))
     ax.set_facecolor(style.GREY)
     image = ax.pcolormesh(
-        lengths, gammas, speed, cmap="RdBu", norm=style.around_one(limit), shading="nearest", rasterized=True
+        lengths,
+        gammas,
+        speed,
+        cmap="RdBu",
+        norm=style.around_one(limit),
+        shading="nearest",
+        rasterized=True,
     )
     exponent = _values(lengths, gammas, cells, "exponent")
     # cells where no degree up to the highest was enough lie beyond the boundary
@@ -74,7 +84,9 @@ def _map(ax: Axes, rows: list[dict[str, Any]], kind: str, limit: float):
 
 
 def _crossing(lengths, gammas, exponent) -> float | None:
-    """The constant of Gamma = constant sqrt(ln L) fitted to where log k* / log L crosses 1, column by column."""
+    """The constant of Gamma = constant sqrt(ln L) fitted to where log k* / log L crosses 1, column
+    by column.
+    """
     found = []
     for j, n in enumerate(lengths):
         column = exponent[:, j]
@@ -92,7 +104,9 @@ def _counted(ax: Axes, rows: list[dict[str, Any]], kind: str) -> None:
     rows = [r for r in rows if r["point"]["kind"] == "counted" and r["point"]["slice"] == kind]
     for i, ratio in enumerate(sorted({r["point"]["ratio"] for r in rows})):
         line = sorted(
-            (r["point"]["log2_length"], r["metrics"]["exponent"]) for r in rows if r["point"]["ratio"] == ratio
+            (r["point"]["log2_length"], r["metrics"]["exponent"])
+            for r in rows
+            if r["point"]["ratio"] == ratio
         )
         ax.plot(*zip(*line, strict=True), "o-", color=style.COLOURS[i], label=rf"${ratio:g}$")
     ax.axhline(1, color="black", linewidth=0.8)
@@ -103,7 +117,9 @@ def _counted(ax: Axes, rows: list[dict[str, Any]], kind: str) -> None:
 
 
 def draw(rows: list[dict[str, Any]], also: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Upper row: measured maps, fixed and growing width. Lower row: the exponent counted to L = 2^64."""
+    """Upper row: measured maps, fixed and growing width. Lower row: the exponent counted to L =
+    2^64.
+    """
     fig, axes = style.figure(4.6, 2, 2, height_ratios=[1.25, 1])
     speeds = [r["metrics"].get("speed_up") for r in rows if r["point"]["kind"] == "measured"]
     limit = max([abs(np.log10(s)) for s in speeds if s] + [0.3])
@@ -119,14 +135,25 @@ def draw(rows: list[dict[str, Any]], also: dict[str, list[dict[str, Any]]]) -> F
     axes[0, 0].set_ylabel(r"norm bound $\Gamma$  ($\beta = 1/d$, $R \leq \Gamma^2$)")
     axes[1, 0].set_ylabel(r"$\log k^\star / \log L$")
     if axes[1, 0].get_legend_handles_labels()[0]:
-        axes[1, 0].legend(title=r"$\Gamma/\sqrt{\ln L}$", title_fontsize=7, loc="upper right", ncols=3)
+        axes[1, 0].legend(
+            title=r"$\Gamma/\sqrt{\ln L}$", title_fontsize=7, loc="upper right", ncols=3
+        )
     keys = [
         Line2D([], [], color="black", linewidth=1.4, label="$k^\\star = L$, measured"),
-        Line2D([], [], color="black", linestyle="--", linewidth=1, label=r"$\Gamma \propto \sqrt{\ln L}$"),
+        Line2D(
+            [],
+            [],
+            color="black",
+            linestyle="--",
+            linewidth=1,
+            label=r"$\Gamma \propto \sqrt{\ln L}$",
+        ),
         Line2D([], [], **HEAD, label=r"real heads, $\Gamma = \sqrt{R}$"),
         Patch(color=style.GREY, label="not timed: $k^\\star$ too large"),
     ]
-    fig.legend(handles=keys, loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.5)
+    fig.legend(
+        handles=keys, loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.5
+    )
     if image is not None:
         bar = fig.colorbar(image, ax=axes[0, :].tolist(), pad=0.02, aspect=18)
         ticks = [t for t in (0.01, 0.1, 1, 10, 100, 1000) if abs(np.log10(t)) <= limit]
@@ -136,7 +163,9 @@ def draw(rows: list[dict[str, Any]], also: dict[str, list[dict[str, Any]]]) -> F
 
 
 def _heads(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Real heads at their length and at the Gamma whose R they have, jittered sideways; arrows leave the map."""
+    """Real heads at their length and at the Gamma whose R they have, jittered sideways; arrows
+    leave the map.
+    """
     high = ax.get_ylim()[1]
     for i, row in enumerate(rows):
         gamma = float(np.sqrt(row["metrics"]["score_max_centred"]))

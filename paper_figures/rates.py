@@ -1,4 +1,6 @@
-"""How cost grows: operations against L, widths against Gamma to L = 2^64, and the price of the LoRA rank."""
+"""How cost grows: operations against L, widths against Gamma to L = 2^64, and the price of the LoRA
+rank.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,14 @@ MARKERS = "os^Dv"
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) counted operations with fitted exponents, (b, c) log k / log L against L and against Gamma, (d) the rank."""
+    """(a) counted operations with fitted exponents, (b, c) log k / log L against L and against
+    Gamma, (d) the rank.
+    """
     points = [row["point"] | row["metrics"] for row in rows]
-    panels = {name: [p for p in points if p["panel"] == name] for name in ("operations", "counted", "measured", "rank")}
+    panels = {
+        name: [p for p in points if p["panel"] == name]
+        for name in ("operations", "counted", "measured", "rank")
+    }
     fig, axes = style.figure(4.4, 2, 2)
     _operations(axes[0, 0], panels["operations"])
     _against_length(axes[0, 1], panels["counted"], panels["measured"])
@@ -38,9 +45,16 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 def _operations(axis: Axes, rows: list[dict[str, Any]]) -> None:
     style.panel(axis, "a", "operations, counted")
     for index, (name, (label, marker)) in enumerate(ALGORITHMS.items()):
-        curve = sorted((row for row in rows if row["algorithm"] == name), key=lambda row: row["power"])
-        x, y = np.array([2.0 ** row["power"] for row in curve]), np.array([float(row["flops"]) for row in curve])
-        slope = np.polyfit(np.log(x[len(x) // 2 :]), np.log(y[len(y) // 2 :]), 1)[0] if len(x) > 2 else math.nan
+        curve = sorted(
+            (row for row in rows if row["algorithm"] == name), key=lambda row: row["power"]
+        )
+        x = np.array([2.0 ** row["power"] for row in curve])
+        y = np.array([float(row["flops"]) for row in curve])
+        slope = (
+            np.polyfit(np.log(x[len(x) // 2 :]), np.log(y[len(y) // 2 :]), 1)[0]
+            if len(x) > 2
+            else math.nan
+        )
         text = f"{label}: $L^{{{slope:.2f}}}$" if len(x) > 2 else label
         axis.plot(x, y, color=style.COLOURS[index], marker=marker, label=text)
     axis.set_xscale("log", base=2)
@@ -50,9 +64,14 @@ def _operations(axis: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _shown(rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[float]:
-    """The kappas of panel (b): those that were measured, and a small and a large one beside them."""
-    every, run = sorted({row["kappa"] for row in rows}), {row["kappa"] for row in measured}
-    return sorted(run & set(every) | {min(every, key=lambda kappa: abs(kappa - best)) for best in (0.01, 2)})
+    """The kappas of panel (b): those that were measured, and a small and a large one beside
+    them.
+    """
+    every = sorted({row["kappa"] for row in rows})
+    run = {row["kappa"] for row in measured}
+    return sorted(
+        run & set(every) | {min(every, key=lambda kappa: abs(kappa - best)) for best in (0.01, 2)}
+    )
 
 
 def _against_length(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
@@ -63,7 +82,9 @@ def _against_length(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[
         colour = style.COLOURS[index]
         axis.plot([r["power"] for r in curve], [r["exponent"] for r in curve], color=colour)
         end = curve[-1]["power"]
-        axis.plot([end, 1.25 * end], [curve[-1]["limit"]] * 2, color=colour, linestyle=":", linewidth=0.9)
+        axis.plot(
+            [end, 1.25 * end], [curve[-1]["limit"]] * 2, color=colour, linestyle=":", linewidth=0.9
+        )
         label = f"$\\kappa = {kappa:g}$"
         axis.annotate(label, (1.3 * end, curve[-1]["limit"]), va="center", fontsize=7, color=colour)
         runs = [r for r in measured if r["kappa"] == kappa and r["exponent"] is not None]
@@ -77,7 +98,9 @@ def _against_length(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[
         )
         ranks = [math.log2(r["eps_rank"]) / r["power"] for r in runs]
         at = [r["power"] for r in runs]
-        axis.plot(at, ranks, color=colour, marker="^", linestyle="", markerfacecolor="white", markersize=3)
+        axis.plot(
+            at, ranks, color=colour, marker="^", linestyle="", markerfacecolor="white", markersize=3
+        )
     axis.axhline(1, color=style.GREY, linewidth=0.8, zorder=0)
     powers = sorted({row["power"] for row in rows} & {8, 16, 32, 64})
     axis.set_xscale("log", base=2)
@@ -90,9 +113,24 @@ def _against_length(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[
         Line2D([], [], color="black", label="counted, tolerance $1/L$"),
         Line2D([], [], color="black", linestyle=":", label="limit, $L \\to \\infty$"),
         Line2D([], [], color="black", marker="o", linestyle="", label="polynomial, measured"),
-        Line2D([], [], color="black", marker="^", linestyle="", markerfacecolor="white", label="SVD of $f$, measured"),
+        Line2D(
+            [],
+            [],
+            color="black",
+            marker="^",
+            linestyle="",
+            markerfacecolor="white",
+            label="SVD of $f$, measured",
+        ),
     ]
-    axis.legend(handles=handles, loc="upper left", ncols=2, handlelength=1.3, columnspacing=0.8, labelspacing=0.2)
+    axis.legend(
+        handles=handles,
+        loc="upper left",
+        ncols=2,
+        handlelength=1.3,
+        columnspacing=0.8,
+        labelspacing=0.2,
+    )
 
 
 def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
@@ -101,7 +139,9 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[s
     for index, power in enumerate(sorted({powers[0], powers[len(powers) // 2], powers[-1]})):
         curve = sorted((row for row in rows if row["power"] == power), key=lambda row: row["kappa"])
         ratio = [row["kappa"] ** 2 for row in curve]
-        colour, label, times = style.COLOURS[index], f"$L = 2^{{{power}}}$", [1 + row["exponent"] for row in curve]
+        colour = style.COLOURS[index]
+        label = f"$L = 2^{{{power}}}$"
+        times = [1 + row["exponent"] for row in curve]
         axis.plot(ratio, times, color=colour, marker=MARKERS[index], markersize=2.5, label=label)
     limits = sorted({(row["kappa"] ** 2, 1 + row["limit"]) for row in rows})
     axis.plot(*zip(*limits, strict=True), color="black", linewidth=0.9, label="$L \\to \\infty$")
@@ -110,7 +150,14 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[s
     label = r"known: $1 + \log\log\frac{1}{\rho}\,/\log\frac{1}{\rho}$"
     axis.plot(known, curve, color="black", linestyle="--", linewidth=0.9, label=label)
     axis.axhline(2, color=style.GREY, linewidth=0.8, zorder=0)
-    axis.annotate("exact", (0.99, 2.04), xycoords=("axes fraction", "data"), ha="right", fontsize=7, color="#777777")
+    axis.annotate(
+        "exact",
+        (0.99, 2.04),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        fontsize=7,
+        color="#777777",
+    )
     axis.set_xscale("log")
     axis.set_ylim(0.9, 4.2)
     axis.set_xlabel(r"$\rho = R / \ln L = \kappa^2$")
@@ -124,9 +171,20 @@ def _rank(axis: Axes, rows: list[dict[str, Any]]) -> None:
     ranks = [row["rank"] for row in rows]
     for index, (name, label, marker) in enumerate((("dense", "dense", "s"), ("fast", "fast", "o"))):
         ys = [row[name] / rows[0]["dense"] for row in rows]
-        axis.plot(ranks, ys, color=style.COLOURS[(1, 3)[index]], marker=marker, label=f"operations, {label}")
+        axis.plot(
+            ranks,
+            ys,
+            color=style.COLOURS[(1, 3)[index]],
+            marker=marker,
+            label=f"operations, {label}",
+        )
     axis.plot(
-        ranks, [row["error"] for row in rows], color="black", marker="D", linestyle="--", label="error of the gradient"
+        ranks,
+        [row["error"] for row in rows],
+        color="black",
+        marker="D",
+        linestyle="--",
+        label="error of the gradient",
     )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
@@ -134,4 +192,11 @@ def _rank(axis: Axes, rows: list[dict[str, Any]]) -> None:
     axis.set_xticks(ranks, [f"{rank}" for rank in ranks])
     axis.set_xlabel("$r$   ($\\Gamma = 1$ throughout)")
     axis.set_ylabel("relative to dense, $r = 1$")
-    axis.legend(loc="upper left", ncols=2, handlelength=1.6, columnspacing=0.8, labelspacing=0.2, borderaxespad=0.1)
+    axis.legend(
+        loc="upper left",
+        ncols=2,
+        handlelength=1.6,
+        columnspacing=0.8,
+        labelspacing=0.2,
+        borderaxespad=0.1,
+    )

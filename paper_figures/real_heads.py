@@ -15,19 +15,28 @@ CONFIG = "real_heads"
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) centred against raw score range; (b) error by degree; (c) features needed at each tolerance."""
+    """(a) centred against raw score range; (b) error by degree; (c) features needed at each
+    tolerance.
+    """
     fig, axes = style.figure(2.5, 1, 3)
     layers = sorted({r["point"]["layer"] for r in rows})
     for row in rows:
-        colour, m = style.COLOURS[layers.index(row["point"]["layer"])], row["metrics"]
+        colour = style.COLOURS[layers.index(row["point"]["layer"])]
+        m = row["metrics"]
         axes[0, 0].plot(m["score_std"], m["score_std_centred"], "o", color=colour)
         errors = np.minimum(np.array(m["errors"], float), 1e3)
-        axes[0, 1].plot(np.arange(1, len(errors) + 1), errors, color=colour, linewidth=0.7, alpha=0.8)
+        axes[0, 1].plot(
+            np.arange(1, len(errors) + 1), errors, color=colour, linewidth=0.7, alpha=0.8
+        )
         for i, needed in enumerate(m["needed"].values()):
             k = needed["features"]
             y = math.log10(k) if k else np.nan
             axes[0, 2].plot(
-                m["score_max_centred"], y, "os"[i % 2], color=colour, fillstyle="full" if i == 0 else "none"
+                m["score_max_centred"],
+                y,
+                "os"[i % 2],
+                color=colour,
+                fillstyle="full" if i == 0 else "none",
             )
     ax = axes[0, 0]
     top = max(r["metrics"]["score_std"] for r in rows) * 1.2

@@ -17,8 +17,11 @@ LABELS = {"exact": "best exact", "polynomial": "polynomial", "certified": "with 
 
 
 def exponent(lengths, values, least: int = 2048) -> tuple[float, float] | None:
-    """Slope of log value against log L over L >= least (all, if fewer than three), with its 95 % half-width."""
-    x, y = np.log(np.asarray(lengths, float)), np.log(np.asarray(values, float))
+    """Slope of log value against log L over L >= least (all, if fewer than three), with its 95 %
+    half-width.
+    """
+    x = np.log(np.asarray(lengths, float))
+    y = np.log(np.asarray(values, float))
     keep = np.asarray(lengths) >= least
     if keep.sum() < 3:
         keep[:] = True
@@ -28,7 +31,9 @@ def exponent(lengths, values, least: int = 2048) -> tuple[float, float] | None:
     return float(fit.slope), float(stats.t.ppf(0.975, keep.sum() - 2) * fit.stderr)
 
 
-def series(rows: list[dict[str, Any]], case: str, method: str, quantity: str) -> tuple[list[int], list[float]]:
+def series(
+    rows: list[dict[str, Any]], case: str, method: str, quantity: str
+) -> tuple[list[int], list[float]]:
     """(lengths, values) of one line; "exact" is the method that was fastest at each length."""
     out = []
     for row in rows:
@@ -54,9 +59,17 @@ def _lines(ax: Axes, rows, quantity: str, unit: float, methods) -> None:
             label = None
             if case == "partial":
                 fit = exponent(lengths, values)
-                label = LABELS[method] + (f", $L^{{{fit[0]:.2f} \\pm {fit[1]:.2f}}}$" if fit else "")
+                label = LABELS[method] + (
+                    f", $L^{{{fit[0]:.2f} \\pm {fit[1]:.2f}}}$" if fit else ""
+                )
             ax.plot(
-                lengths, np.array(values) * unit, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label
+                lengths,
+                np.array(values) * unit,
+                dash,
+                marker="o",
+                markersize=2.5,
+                color=style.COLOURS[i],
+                label=label,
             )
     ax.set_yscale("log")
     if every:
@@ -68,7 +81,9 @@ def _lines(ax: Axes, rows, quantity: str, unit: float, methods) -> None:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) seconds, (b) counted operations, (c) temporary memory; solid: partial (Q, V), dotted: full (Q, K, V)."""
+    """(a) seconds, (b) counted operations, (c) temporary memory; solid: partial (Q, V), dotted:
+    full (Q, K, V).
+    """
     fig, axes = style.figure(2.5, 1, 3)
     _lines(axes[0, 0], rows, "seconds", 1e3, ("exact", "polynomial", "certified"))
     style.panel(axes[0, 0], "a", "time (ms)")

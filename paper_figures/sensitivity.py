@@ -1,4 +1,6 @@
-"""What each task loses as the features become few, the error of the gradient beside it, and who minds most."""
+"""What each task loses as the features become few, the error of the gradient beside it, and who
+minds most.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def runs_of(rows: list[dict[str, Any]], task: str, method: str) -> dict[int, dic
 
 def methods_of(rows: list[dict[str, Any]], task: str, kind: str) -> list[str]:
     """The methods of a kind that a task was run with, fewest features first."""
-    found = {row["point"]["method"]: row["metrics"]["features"] for row in rows if row["point"]["task"] == task}
+    found = {
+        row["point"]["method"]: row["metrics"]["features"]
+        for row in rows
+        if row["point"]["task"] == task
+    }
     return sorted((name for name in found if name.startswith(kind)), key=lambda name: found[name])
 
 
@@ -41,10 +47,14 @@ def failed(rows: list[dict[str, Any]], task: str, method: str) -> int:
 
 
 def drops(rows: list[dict[str, Any]], task: str, method: str, way: str = "own") -> np.ndarray:
-    """Points of accuracy below exact training, seed by seed; by the method itself ("own") or by exact attention."""
+    """Points of accuracy below exact training, seed by seed; by the method itself ("own") or by
+    exact attention.
+    """
     exact = runs_of(rows, task, "exact")
     mine = {s: m for s, m in runs_of(rows, task, method).items() if s in exact}
-    return np.array([100 * (exact[s]["own"]["accuracy"] - m[way]["accuracy"]) for s, m in mine.items()])
+    return np.array(
+        [100 * (exact[s]["own"]["accuracy"] - m[way]["accuracy"]) for s, m in mine.items()]
+    )
 
 
 def gain(rows: list[dict[str, Any]], task: str) -> float:
@@ -54,11 +64,17 @@ def gain(rows: list[dict[str, Any]], task: str) -> float:
 
 
 def common(rows: list[dict[str, Any]]) -> list[str]:
-    """The polynomials that every task was run with as often as exactly, and that no run of any task failed with."""
+    """The polynomials that every task was run with as often as exactly, and that no run of any task
+    failed with.
+    """
     tasks = tasks_of(rows)
     full = {t: len(runs_of(rows, t, "exact")) for t in tasks}
     every = methods_of(rows, tasks[0], "polynomial")
-    return [m for m in every if all(len(runs_of(rows, t, m)) == full[t] and not failed(rows, t, m) for t in tasks)]
+    return [
+        m
+        for m in every
+        if all(len(runs_of(rows, t, m)) == full[t] and not failed(rows, t, m) for t in tasks)
+    ]
 
 
 def tasks_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -67,7 +83,9 @@ def tasks_of(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def share(rows: list[dict[str, Any]], task: str) -> tuple[float, float]:
-    """Percent of fine-tuning's gain that is lost, the mean over `common` methods: mean and 95 % interval over seeds."""
+    """Percent of fine-tuning's gain that is lost, the mean over `common` methods: mean and 95 %
+    interval over seeds.
+    """
     lost = np.mean([drops(rows, task, name) for name in common(rows)] or [[np.nan]], 0)
     return interval(100 * lost / max(gain(rows, task), 1e-9))
 
@@ -78,21 +96,39 @@ def ranked(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _against_features(ax: Axes, rows: list[dict[str, Any]], quantity: str) -> None:
-    """Polynomials (full, joined) and skeletons (hollow) by k; crosses at the top: runs that failed."""
+    """Polynomials (full, joined) and skeletons (hollow) by k; crosses at the top: runs that
+    failed.
+    """
     for n, task in enumerate(tasks_of(rows)):
         colour, marker = LOOKS[task]
         for kind, fill, line in (("polynomial", "full", "-"), ("skeleton", "none", "none")):
             names = [m for m in methods_of(rows, task, kind) if not failed(rows, task, m)]
-            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3, "linestyle": line}
+            look: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "markersize": 3,
+                "linestyle": line,
+            }
             found = [_values(rows, task, name, quantity) for name in names]
-            k = [next(iter(runs_of(rows, task, name).values()))["features"] * 1.06 ** (n - 1.5) for name in names]
+            k = [
+                next(iter(runs_of(rows, task, name).values()))["features"] * 1.06 ** (n - 1.5)
+                for name in names
+            ]
             if found:
                 middle, *bars = zip(*found, strict=True)
                 ax.errorbar(k, middle, bars, fillstyle=fill, linewidth=0.8, elinewidth=0.5, **look)
         for name in methods_of(rows, task, "polynomial"):
             if failed(rows, task, name):
                 k = next(iter(runs_of(rows, task, name).values()))["features"] * 1.06 ** (n - 1.5)
-                ax.plot(k, 0.97, "x", color=colour, markersize=4, transform=ax.get_xaxis_transform(), clip_on=False)
+                ax.plot(
+                    k,
+                    0.97,
+                    "x",
+                    color=colour,
+                    markersize=4,
+                    transform=ax.get_xaxis_transform(),
+                    clip_on=False,
+                )
     ax.set_xscale("log")
     every = sorted({row["metrics"]["features"] for row in rows} - {None})
     ax.set_xticks([k for k in every if k in (1, 5, 15, 35, 70, 210) or len(every) < 4])
@@ -101,12 +137,19 @@ def _against_features(ax: Axes, rows: list[dict[str, Any]], quantity: str) -> No
     ax.set_xlabel("features $k$")
 
 
-def _values(rows: list[dict[str, Any]], task: str, name: str, quantity: str) -> tuple[float, float, float]:
-    """Middle and how far its bar goes down and up: a 95 % interval of the drop, or all seeds' errors."""
+def _values(
+    rows: list[dict[str, Any]], task: str, name: str, quantity: str
+) -> tuple[float, float, float]:
+    """Middle and how far its bar goes down and up: a 95 % interval of the drop, or all seeds'
+    errors.
+    """
     if quantity == "drop":
         mean, half = interval(drops(rows, task, name))
         return mean, half, half
-    errors = [metrics["gradient"]["after"]["method"]["relative"] for metrics in runs_of(rows, task, name).values()]
+    errors = [
+        metrics["gradient"]["after"]["method"]["relative"]
+        for metrics in runs_of(rows, task, name).values()
+    ]
     middle = float(np.exp(np.mean(np.log(errors))))
     return middle, max(middle - min(errors), 0.0), max(max(errors) - middle, 0.0)
 
@@ -130,7 +173,9 @@ def _told(task: str) -> str:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) accuracy below exact's, (b) gradient error at the end, (c) tasks ranked. Bars: 95 %; in (b) all seeds."""
+    """(a) accuracy below exact's, (b) gradient error at the end, (c) tasks ranked. Bars: 95 %; in
+    (b) all seeds.
+    """
     fig, axes = style.figure(2.6, 1, 3)
     _against_features(axes[0, 0], rows, "drop")
     axes[0, 0].axhline(0, color="black", linewidth=0.6)
@@ -140,29 +185,52 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     style.panel(axes[0, 1], "b", "gradient error")
     _ranking(axes[0, 2], rows)
     style.panel(axes[0, 2], "c", "who minds most")
-    marks = [Line2D([], [], color=LOOKS[t][0], marker=LOOKS[t][1], label=_told(t)) for t in tasks_of(rows)]
+    marks = [
+        Line2D([], [], color=LOOKS[t][0], marker=LOOKS[t][1], label=_told(t))
+        for t in tasks_of(rows)
+    ]
     black: dict[str, Any] = {"color": "black", "linestyle": "none"}
     marks.append(Line2D([], [], marker="o", fillstyle="none", label="skeletons", **black))
     marks.append(Line2D([], [], marker="x", label="not finite", **black))
-    fig.legend(handles=marks, loc="outside lower center", ncols=6, columnspacing=1.0, handlelength=1.5)
+    fig.legend(
+        handles=marks, loc="outside lower center", ncols=6, columnspacing=1.0, handlelength=1.5
+    )
     return fig
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Every task, those that mind most first: gain, share lost, then each method's error and drops."""
+    """Every task, those that mind most first: gain, share lost, then each method's error and
+    drops.
+    """
     header = ["task", "method", "features", "gradient error, before", "after"]
     header += ["accuracy lost, own method", "accuracy lost, exact attention"]
     lines = []
     for task in ranked(rows):
         mean, half = share(rows, task)
-        told = [f"gain {gain(rows, task):.1f} points", "", "", "", f"{mean:.0f} ± {half:.0f} % of the gain", ""]
+        told = [
+            f"gain {gain(rows, task):.1f} points",
+            "",
+            "",
+            "",
+            f"{mean:.0f} ± {half:.0f} % of the gain",
+            "",
+        ]
         lines.append([task, *told])
-        for name in methods_of(rows, task, "polynomial")[::-1] + methods_of(rows, task, "skeleton")[::-1]:
+        for name in (
+            methods_of(rows, task, "polynomial")[::-1] + methods_of(rows, task, "skeleton")[::-1]
+        ):
             runs = runs_of(rows, task, name).values()
-            errors = [interval(m["gradient"][w]["method"]["relative"] for m in runs)[0] for w in ("before", "after")]
+            errors = [
+                interval(m["gradient"][w]["method"]["relative"] for m in runs)[0]
+                for w in ("before", "after")
+            ]
             lost = [interval(drops(rows, task, name, way)) for way in ("own", "exact")]
             bad = failed(rows, task, name)
-            scores = [f"{bad} of {len(runs)} not finite"] * 2 if bad else [f"{m:.1f} ± {h:.1f}" for m, h in lost]
+            scores = (
+                [f"{bad} of {len(runs)} not finite"] * 2
+                if bad
+                else [f"{m:.1f} ± {h:.1f}" for m, h in lost]
+            )
             k = next(iter(runs))["features"]
             lines.append([task, name, str(k), *(f"{e:.2g}" for e in errors), *scores])
     return markdown(header, lines)

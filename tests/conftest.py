@@ -1,19 +1,23 @@
-"""One strict session: 64 bits, no silent promotion of dtypes or ranks; warnings are errors (pyproject.toml)."""
+"""One strict session: 64 bits, no silent promotion of dtypes or ranks; warnings are errors
+(pyproject.toml).
+"""
 
 import os
 from pathlib import Path
 
 from tests.support import ROOT
 
-# What one worker or child has compiled the others read, this time and the next. JAX reads JAX_* when it is imported.
+# What one worker or child has compiled the others read, this time and the next. JAX reads JAX_*
+# when it is imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from lora_limits.instruments.compiling import QUICK
 
-# Compiling is most of what the tests do: compile fast rather than well, and each program in one piece, for every core
-# has a test of its own. XLA reads its flags at its first computation, and children inherit them.
+# Compiling is most of what the tests do: compile fast rather than well, and each program in one
+# piece, for every core has a test of its own. XLA reads its flags at its first computation, and
+# children inherit them.
 FLAGS = QUICK | {"xla_cpu_parallel_codegen_split_count": 1}
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={str(v).lower()}" for k, v in FLAGS.items()))
 
@@ -39,7 +43,9 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):
-    """Skips tests marked gpu where JAX sees no accelerator; the experiments first, so that one worker has them all."""
+    """Skips tests marked gpu where JAX sees no accelerator; the experiments first, so that one
+    worker has them all.
+    """
     items.sort(key=lambda item: item.path.name != "test_experiments.py")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and jax.default_backend() == "cpu":

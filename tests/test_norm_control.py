@@ -1,4 +1,6 @@
-"""What the experiments crossing and outlier_free stand on: the problems they make, and what bounds a norm."""
+"""What the experiments crossing and outlier_free stand on: the problems they make, and what bounds
+a norm.
+"""
 
 import dataclasses
 
@@ -23,10 +25,15 @@ FULL = LoRA(rank=2, alpha=3.0, adapt=("query", "key", "value"))
 
 def layer(seed=0, **options):
     """A float64 layer of two heads of width 8, its parameters all away from zero."""
-    graphdef, params = nnx.split(LoRAAttention(10, 2, 8, FULL, method=ll.Exact(), rngs=nnx.Rngs(seed), **options))
+    graphdef, params = nnx.split(
+        LoRAAttention(10, 2, 8, FULL, method=ll.Exact(), rngs=nnx.Rngs(seed), **options)
+    )
     rng = np.random.default_rng(seed)
     return nnx.merge(
-        graphdef, jax.tree.map(lambda x: jnp.asarray(np.asarray(x, float) + 0.2 * rng.normal(size=x.shape)), params)
+        graphdef,
+        jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x, float) + 0.2 * rng.normal(size=x.shape)), params
+        ),
     )
 
 
@@ -36,12 +43,16 @@ def normal(*shape, seed=1):
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_residual_watched_in_training_is_as_large_as_the_output(normalised):
-    """And the heads' scores and values are the layer's own: its output less the target is the cotangent, scaled."""
+    """And the heads' scores and values are the layer's own: its output less the target is the
+    cotangent, scaled.
+    """
     module, x, cotangent = layer(normalised=normalised), normal(7, 10), normal(7, 2, 8, seed=2)
     make = crossing.normalised_problem if normalised else crossing.adapted_problem
     problem = quick_jit(lambda x, c: make(module, x, c))(x, cotangent)
     out = module.attend(x[None], ll.Exact())[0].transpose(1, 0, 2)
-    np.testing.assert_allclose(quick_jit(jax.vmap(ll.loss))(problem), (out**2).sum((1, 2)) / 2, rtol=1e-10)
+    np.testing.assert_allclose(
+        quick_jit(jax.vmap(ll.loss))(problem), (out**2).sum((1, 2)) / 2, rtol=1e-10
+    )
     c, wanted = out - problem.target, cotangent.transpose(1, 0, 2)
     np.testing.assert_allclose(c / c[:, :1, :1], wanted / wanted[:, :1, :1], rtol=1e-9)
 
@@ -59,7 +70,9 @@ def test_query_key_normalisation_bounds_the_scores_whatever_the_adapters_and_lay
 
 
 def test_other_norms_are_those_of_a_copy():
-    model = Transformer(Shape(8, 0, 4, d_model=8, heads=2, width=4, layers=1), FULL, rngs=nnx.Rngs(0))
+    model = Transformer(
+        Shape(8, 0, 4, d_model=8, heads=2, width=4, layers=1), FULL, rngs=nnx.Rngs(0)
+    )
     before = jax.tree.map(np.asarray, nnx.state(model))
     copy = outlier_free.stretched(model, 4.0)
     kept, changed = (jax.tree.leaves(jax.tree.map(np.asarray, nnx.state(m))) for m in (model, copy))
@@ -70,14 +83,24 @@ def test_other_norms_are_those_of_a_copy():
 @pytest.mark.parametrize("softmax_1", [False, True])
 def test_a_block_of_a_causal_head_has_the_gradients_of_the_model_in_turned_coordinates(softmax_1):
     """dl/dA as it is, dl/dB turned with its norm kept, against the block written out."""
-    module, x, cotangent = layer(is_causal=True, softmax_1=softmax_1), normal(12, 10), normal(12, 2, 8, seed=2)
+    module, x, cotangent = (
+        layer(is_causal=True, softmax_1=softmax_1),
+        normal(12, 10),
+        normal(12, 2, 8, seed=2),
+    )
     problem = jax.tree.map(lambda z: z[1], quick_jit(lambda x: per_layer.problem_of(module, x))(x))
     turned = outlier_free.block_problem(problem, np.asarray(cotangent[:, 1]))
     assert turned.x_key.shape[0] == 7
     assert bool((problem.x_key[0] == 0).all()) == softmax_1
-    rows = {"x_query": problem.x_query[6:], "x_key": problem.x_key[:7], "x_value": problem.x_value[:7]}
+    rows = {
+        "x_query": problem.x_query[6:],
+        "x_key": problem.x_key[:7],
+        "x_value": problem.x_value[:7],
+    }
     plain = dataclasses.replace(problem, **rows, target=problem.target[6:])
-    q, k, v = (project(plain, name, getattr(plain, f"x_{name}")) for name in ("query", "key", "value"))
+    q, k, v = (
+        project(plain, name, getattr(plain, f"x_{name}")) for name in ("query", "key", "value")
+    )
     out = jax.nn.softmax(plain.beta * q @ k.T) @ v
     c = cotangent[6:, 1]
     plain = dataclasses.replace(plain, target=out - c * jnp.linalg.norm(out) / jnp.linalg.norm(c))
@@ -86,12 +109,20 @@ def test_a_block_of_a_causal_head_has_the_gradients_of_the_model_in_turned_coord
     for name, adapter in want.items():
         scale = float(jnp.abs(adapter.a).max())
         np.testing.assert_allclose(got[name].a, adapter.a, atol=1e-4 * scale)
-        np.testing.assert_allclose(jnp.linalg.norm(got[name].b), jnp.linalg.norm(adapter.b), rtol=1e-4)
+        np.testing.assert_allclose(
+            jnp.linalg.norm(got[name].b), jnp.linalg.norm(adapter.b), rtol=1e-4
+        )
 
 
 def test_exact_gradients_are_one_program_and_as_many_operations_whatever_the_norms():
     """Appendix G: so no norm can shorten them; softmax_1 adds one key."""
     assert corrections.timed_exact_attention().holds
-    tame, wild = (ll.random_problem(jax.random.key(0), length=32, width=4, rank=2, gamma=g) for g in (0.1, 10.0))
-    counts = [count_operations(lambda p: ll.gradient(p, ll.Exact()).gradient, p)["flops"] for p in (tame, wild)]
+    tame, wild = (
+        ll.random_problem(jax.random.key(0), length=32, width=4, rank=2, gamma=g)
+        for g in (0.1, 10.0)
+    )
+    counts = [
+        count_operations(lambda p: ll.gradient(p, ll.Exact()).gradient, p)["flops"]
+        for p in (tame, wild)
+    ]
     assert counts[0] == counts[1] > 0

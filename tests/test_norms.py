@@ -1,4 +1,6 @@
-"""norm_report and random_problem: norms against their definitions, score bounds against the scores."""
+"""norm_report and random_problem: norms against their definitions, score bounds against the
+scores.
+"""
 
 import math
 
@@ -16,13 +18,22 @@ REPORT = jax.jit(ll.norm_report)
 @pytest.fixture(scope="module")
 def problem():
     """Self-attention with all three adapters, shifted away from the origin."""
-    p = ll.random_problem(jax.random.key(5), length=300, width=4, rank=2, gamma=1.5, adapt=("query", "key", "value"))
+    p = ll.random_problem(
+        jax.random.key(5), length=300, width=4, rank=2, gamma=1.5, adapt=("query", "key", "value")
+    )
     x = jnp.concatenate([p.x_query, jnp.ones((300, 1))], 1)
     weights = ll.AttentionWeights(
-        *(jnp.concatenate([w, jnp.full((1, 4), 2.0)]) for w in (p.weights.query, p.weights.key, p.weights.value))
+        *(
+            jnp.concatenate([w, jnp.full((1, 4), 2.0)])
+            for w in (p.weights.query, p.weights.key, p.weights.value)
+        )
     )
-    adapters = {n: ll.Adapter(a.a, jnp.concatenate([a.b, jnp.zeros((1, 2))])) for n, a in p.adapters.items()}
-    return ll.LoRAProblem(x, x, x, p.target, weights=weights, adapters=adapters, scale=p.scale, beta=p.beta)
+    adapters = {
+        n: ll.Adapter(a.a, jnp.concatenate([a.b, jnp.zeros((1, 2))])) for n, a in p.adapters.items()
+    }
+    return ll.LoRAProblem(
+        x, x, x, p.target, weights=weights, adapters=adapters, scale=p.scale, beta=p.beta
+    )
 
 
 def test_norms_are_those_of_the_theorems(problem):
@@ -60,12 +71,16 @@ def test_score_bounds_are_bounds_and_centring_lowers_them(problem):
 def test_score_bounds_stand_where_there_are_fewer_tokens_than_columns():
     p = ll.random_problem(jax.random.key(1), length=8, width=64, rank=2, gamma=1.0)
     report = REPORT(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p))
-    assert float(report.score_bound) <= 4 * float(report.score_bound_raw)  # centring doubles a norm at most
+    assert float(report.score_bound) <= 4 * float(
+        report.score_bound_raw
+    )  # centring doubles a norm at most
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_random_problems_have_exactly_the_norm_asked_for(gamma):
-    p = ll.random_problem(jax.random.key(1), length=64, width=5, rank=2, gamma=gamma, adapt=("query", "key"))
+    p = ll.random_problem(
+        jax.random.key(1), length=64, width=5, rank=2, gamma=gamma, adapt=("query", "key")
+    )
     q, k, _ = projections(p)
     assert float(jnp.abs(q).max()) == pytest.approx(gamma, rel=1e-12)
     assert float(jnp.abs(k).max()) == pytest.approx(gamma, rel=1e-12)
@@ -85,4 +100,6 @@ def test_random_problems_have_exactly_the_norm_asked_for(gamma):
 )
 def test_random_problem_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        ll.random_problem(jax.random.key(0), **({"length": 8, "width": 4, "rank": 2, "gamma": 1.0} | change))
+        ll.random_problem(
+            jax.random.key(0), **({"length": 8, "width": 4, "rank": 2, "gamma": 1.0} | change)
+        )

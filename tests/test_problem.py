@@ -30,11 +30,27 @@ def refusals():
     yield "no adapter", {"adapters": {}}, "at least one of"
     yield "list for an array", {"x_query": [[1.0]]}, "x_query: got list, expected a 2-d array"
     yield "batch", {"target": p.target[None]}, r"target: got shape \(1, 11, 3\)"
-    yield "integers", {"x_value": np.ones((17, 4), int)}, "x_value: got dtype int64, expected a floating dtype"
-    yield "mixed dtypes", {"target": p.target.astype(np.float32)}, "target: got dtype float32, expected float64"
+    yield (
+        "integers",
+        {"x_value": np.ones((17, 4), int)},
+        "x_value: got dtype int64, expected a floating dtype",
+    )
+    yield (
+        "mixed dtypes",
+        {"target": p.target.astype(np.float32)},
+        "target: got dtype float32, expected float64",
+    )
     yield "no tokens", {"x_query": p.x_query[:0], "target": p.target[:0]}, "no empty dimension"
-    yield "input width", {"x_query": p.x_query[:, :2]}, r"weights.query: got shape \(3, 2\), expected \(2, "
-    yield "score width", {"weights": dataclasses.replace(w, key=w.key[:, :1])}, "weights.key: got width 1, expected 2"
+    yield (
+        "input width",
+        {"x_query": p.x_query[:, :2]},
+        r"weights.query: got shape \(3, 2\), expected \(2, ",
+    )
+    yield (
+        "score width",
+        {"weights": dataclasses.replace(w, key=w.key[:, :1])},
+        "weights.key: got width 1, expected 2",
+    )
     yield "tokens", {"x_value": p.x_value[:-1]}, "x_value: got 16 tokens, expected 17"
     yield "target", {"target": p.target[:-1]}, r"target: got shape \(10, 3\), expected \(11, 3\)"
     yield (
@@ -55,7 +71,9 @@ def refusals():
     yield "beta < 0", {"beta": -1.0}, "beta: got -1.0"
 
 
-@pytest.mark.parametrize(("changes", "message"), [pytest.param(c, m, id=name) for name, c, m in refusals()])
+@pytest.mark.parametrize(
+    ("changes", "message"), [pytest.param(c, m, id=name) for name, c, m in refusals()]
+)
 def test_what_is_wrong_is_refused_at_the_door(changes, message):
     with pytest.raises(ValueError, match=message):
         rebuilt(problems.make(0, shape=problems.CROSS), **changes)
@@ -64,8 +82,12 @@ def test_what_is_wrong_is_refused_at_the_door(changes, message):
 def test_tracers_pass_the_door_and_shapes_are_checked_under_jit():
     p = problems.make(0, shape=problems.CROSS)
     with pytest.raises(ValueError, match="target: got shape"):
-        jax.eval_shape(lambda x: rebuilt(p, x_query=x).target, jax.ShapeDtypeStruct((12, 3), np.float64))
-    out = jax.eval_shape(lambda x: projections(rebuilt(p, x_query=x)), jax.ShapeDtypeStruct((11, 3), np.float64))
+        jax.eval_shape(
+            lambda x: rebuilt(p, x_query=x).target, jax.ShapeDtypeStruct((12, 3), np.float64)
+        )
+    out = jax.eval_shape(
+        lambda x: projections(rebuilt(p, x_query=x)), jax.ShapeDtypeStruct((11, 3), np.float64)
+    )
     assert [v.shape for v in out] == [(11, 2), (17, 2), (17, 3)]
 
 
@@ -84,7 +106,9 @@ def test_a_problem_is_a_pytree_with_every_number_a_leaf():
 def test_reduced_form_has_the_same_scores(adapt):
     p = problems.make(1, shape=problems.CROSS, adapt=adapt)
     r = quick_jit(reduced_form)(p)
-    np.testing.assert_allclose(r["C1"] @ r["Wbar"] @ r["C2"].T, reference.scores(p), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(
+        r["C1"] @ r["Wbar"] @ r["C2"].T, reference.scores(p), rtol=1e-12, atol=1e-13
+    )
     np.testing.assert_array_equal(r["C3"], projections(p)[2])
 
 
@@ -109,7 +133,9 @@ def test_the_update_itself_is_never_formed():
     shape = problems.Shape(lq=3, lk=3, inputs=(64, 64, 64), width=48, value_width=48, rank=1)
     p = problems.make(0, shape=shape)
     rows = jnp.ones((3, 48))
-    jaxpr = jax.make_jaxpr(lambda p: (projections(p), [pull_back(p, n, rows) for n in problems.FULL]))(p)
+    jaxpr = jax.make_jaxpr(
+        lambda p: (projections(p), [pull_back(p, n, rows) for n in problems.FULL])
+    )(p)
     assert max(v.aval.size for e in jaxpr.jaxpr.eqns for v in e.outvars) < 64 * 48
 
 

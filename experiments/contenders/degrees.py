@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 HIGHEST = 24
 
 
-def series_gradient(problem: ll.LoRAProblem, c: jax.Array) -> tuple[dict[str, ll.Adapter], jax.Array]:
-    """(gradients, smallest row sum / sum of weights) with exp replaced by P(s) = sum_n c_n s^n, from L x L matrices.
+def series_gradient(
+    problem: ll.LoRAProblem, c: jax.Array
+) -> tuple[dict[str, ll.Adapter], jax.Array]:
+    """(gradients, smallest row sum / sum of weights) with exp replaced by P(s) = sum_n c_n s^n,
+    from L x L matrices.
 
-    The same quantity as `gradient(problem, Polynomial(g))`: P in the normaliser, P' in the gradient, centred.
+    The same quantity as `gradient(problem, Polynomial(g))`: P in the normaliser, P' in the
+    gradient, centred.
     O(Lq Lk (d + degree)) time, O(Lq Lk) memory.
     """
     import jax.numpy as jnp
@@ -28,7 +32,8 @@ def series_gradient(problem: ll.LoRAProblem, c: jax.Array) -> tuple[dict[str, ll
     from lora_limits.polynomial import series
     from lora_limits.problem import project, pull_back, scalars
 
-    frame, beta = frames.make(problem, 512, centred=True), scalars(problem)[1]
+    frame = frames.make(problem, 512, centred=True)
+    beta = scalars(problem)[1]
     q = project(problem, "query", problem.x_query) - frame.nu[None]
     k = project(problem, "key", problem.x_key)
     w = jnp.exp(beta * dot(k, frame.nu) - frame.shift)[None]
@@ -47,7 +52,9 @@ def series_gradient(problem: ll.LoRAProblem, c: jax.Array) -> tuple[dict[str, ll
         "key": beta * (dot(prime.T, q) + (f * kernel).sum(0)[:, None] * frame.nu[None]),
         "value": dot(f.T, residual),
     }
-    if "key" in problem.adapters:  # sum_j dl/dK_j = 0 exactly; the fast route imposes it by centring X_K
+    if (
+        "key" in problem.adapters
+    ):  # sum_j dl/dK_j = 0 exactly; the fast route imposes it by centring X_K
         rows["key"] = rows["key"] - (w / frame.total).T * rows["key"].sum(0, keepdims=True)
     return {n: pull_back(problem, n, rows[n]) for n in problem.adapters}, total.min() / frame.total
 
@@ -55,7 +62,8 @@ def series_gradient(problem: ll.LoRAProblem, c: jax.Array) -> tuple[dict[str, ll
 def errors_by_degree(
     problem: ll.LoRAProblem, degrees: range, exact: Any, enough: float = 0.0
 ) -> list[dict[str, float]]:
-    """Errors of Taylor's gradient for each degree: max norm relative to the largest entry, and worst Frobenius.
+    """Errors of Taylor's gradient for each degree: max norm relative to the largest entry, and
+    worst Frobenius.
 
     Stops after two degrees in a row whose max-norm error is at most `enough`.
     """
@@ -72,8 +80,13 @@ def errors_by_degree(
     for g in degrees:
         c = jnp.zeros(HIGHEST + 1, problem.dtype).at[: g + 1].set(series.taylor(g, problem.dtype))
         got, normaliser = run(problem, c)
-        gaps = [jnp.abs(a - b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True)]
-        fro = max(float(jnp.linalg.norm(x)) / max(n, 1e-300) for x, n in zip(gaps, norms, strict=True))
+        gaps = [
+            jnp.abs(a - b)
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True)
+        ]
+        fro = max(
+            float(jnp.linalg.norm(x)) / max(n, 1e-300) for x, n in zip(gaps, norms, strict=True)
+        )
         out.append(
             {
                 "degree": g,

@@ -26,7 +26,9 @@ PILOT = 4096
 
 
 class Contender(NamedTuple):
-    """parts: what is compiled and timed, by name; "gradient" and "loss" are. output: f~ V, for its error alone."""
+    """parts: what is compiled and timed, by name; "gradient" and "loss" are. output: f~ V, for its
+    error alone.
+    """
 
     family: str
     parts: dict[str, Callable[[ll.LoRAProblem], Any]]
@@ -36,7 +38,9 @@ class Contender(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Rounds and seconds of timing; bytes beyond which a contender is not run; features beyond which none is made."""
+    """Rounds and seconds of timing; bytes beyond which a contender is not run; features beyond
+    which none is made.
+    """
 
     repeats: int
     max_seconds: float
@@ -44,7 +48,9 @@ class Limits(NamedTuple):
     most_features: int
 
 
-def _attention(family: str, attention: baselines.Attention, features: int | None = None) -> Contender:
+def _attention(
+    family: str, attention: baselines.Attention, features: int | None = None
+) -> Contender:
     """A contender from an attention function."""
     parts = {
         "gradient": lambda p: baselines.gradient(p, attention),
@@ -55,12 +61,17 @@ def _attention(family: str, attention: baselines.Attention, features: int | None
 
 def _tiled(block: int) -> Contender:
     method = ll.Exact(block)
-    parts = {"gradient": lambda p: ll.gradient(p, method).gradient, "loss": lambda p: exact.tiled_loss(p, block)}
+    parts = {
+        "gradient": lambda p: ll.gradient(p, method).gradient,
+        "loss": lambda p: exact.tiled_loss(p, block),
+    }
     return Contender("exact", parts, counted=block == REFERENCE_TILE)
 
 
 def exact_contenders(length: int, *, tuned: bool) -> dict[str, Contender]:
-    """Every exact layout there is; without `tuned` the tiled one at the block of the reference alone."""
+    """Every exact layout there is; without `tuned` the tiled one at the block of the reference
+    alone.
+    """
     if not tuned:
         return {f"tiled {REFERENCE_TILE}": _tiled(REFERENCE_TILE)}
     out = {"dense": _attention("exact", baselines.xla)}
@@ -76,7 +87,9 @@ def polynomial(degree: int, width: int) -> Contender:
         "loss": lambda p: ll.gradient(p, method).loss,
         "certified": lambda p: (lambda r: (r.gradient, r.bound))(ll.gradient(p, method)),
     }
-    return Contender("polynomial", parts, monomials.count(width, degree), _factored(degree), counted=True)
+    return Contender(
+        "polynomial", parts, monomials.count(width, degree), _factored(degree), counted=True
+    )
 
 
 def _factored(degree: int) -> Callable[[ll.LoRAProblem], jax.Array]:
@@ -114,12 +127,16 @@ def exact_seconds(problem: ll.LoRAProblem) -> float:
     n = min(length, PILOT)
     cut = {name: getattr(problem, name)[:n] for name in ("x_query", "x_key", "x_value", "target")}
     run = jax.jit(_tiled(REFERENCE_TILE).parts["gradient"])
-    seconds = timing.median_time(run, dataclasses.replace(problem, **cut), repeats=1, max_seconds=1.0)["seconds"]
+    seconds = timing.median_time(
+        run, dataclasses.replace(problem, **cut), repeats=1, max_seconds=1.0
+    )["seconds"]
     return seconds * (length / n) ** 2
 
 
 def output_error(problem: ll.LoRAProblem, contender: Contender, true: Reference) -> float | None:
-    """Relative Frobenius error of f~ V on the reference's rows; None for a contender that forms no output."""
+    """Relative Frobenius error of f~ V on the reference's rows; None for a contender that forms no
+    output.
+    """
     if contender.output is None:
         return None
     out = np.asarray(jax.jit(contender.output)(problem), np.float64)[true.rows]
@@ -127,7 +144,9 @@ def output_error(problem: ll.LoRAProblem, contender: Contender, true: Reference)
 
 
 def compile_all(problem: ll.LoRAProblem, contenders: Mapping[str, Contender], limits: Limits):
-    """(metrics, programs) by contender and part: compile seconds, temporary bytes, and what is small enough to run."""
+    """(metrics, programs) by contender and part: compile seconds, temporary bytes, and what is
+    small enough to run.
+    """
     out: dict[str, dict[str, Any]] = {}
     programs: dict[tuple[str, str], Any] = {}
     for name, contender in contenders.items():
@@ -138,8 +157,12 @@ def compile_all(problem: ll.LoRAProblem, contenders: Mapping[str, Contender], li
             out[name][part] = {"compile": seconds, "temporary": size}
             if (size or 0) <= limits.max_bytes:
                 programs[name, part] = compiled
-        if contender.counted:  # last: tracing it first would warm the caches that compile times are to do without
-            out[name]["operations"] = count_operations(contender.parts["gradient"], problem)["flops"]
+        if (
+            contender.counted
+        ):  # last: tracing it first would warm the caches that compile times are to do without
+            out[name]["operations"] = count_operations(contender.parts["gradient"], problem)[
+                "flops"
+            ]
     return out, programs
 
 
@@ -156,7 +179,10 @@ def _judge(
     if (name, "gradient") in values:
         out |= errors(values[name, "gradient"], true)
         # the factors of an output are two L x k arrays and what they are made from
-        if contender.features and 24.0 * problem.target.shape[0] * contender.features <= limits.max_bytes:
+        if (
+            contender.features
+            and 24.0 * problem.target.shape[0] * contender.features <= limits.max_bytes
+        ):
             out["output_error"] = output_error(problem, contender, true)
     if (name, "certified") in values:
         out["bound"] = relative_bound(values[name, "certified"][1], true)
@@ -171,7 +197,9 @@ def race(
     true: Reference | None,
     beside: Mapping[str, Callable[[], Any]],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-    """(metrics by contender, seconds of the calls in `beside`), all timed by turns; errors where `true` is given."""
+    """(metrics by contender, seconds of the calls in `beside`), all timed by turns; errors where
+    `true` is given.
+    """
     out, programs = compile_all(problem, contenders, limits)
     values: dict[tuple[str, str], Any] = {}
 
@@ -180,7 +208,9 @@ def race(
         return values[key]
 
     calls = {" ".join(key): (lambda key=key: call(key)) for key in programs}
-    times = timing.interleaved(calls | dict(beside), repeats=limits.repeats, max_seconds=limits.max_seconds)
+    times = timing.interleaved(
+        calls | dict(beside), repeats=limits.repeats, max_seconds=limits.max_seconds
+    )
     for name, part in programs:
         out[name][part] |= times[f"{name} {part}"]
     if true is not None:
@@ -197,7 +227,9 @@ def search(
     most_seconds: float,
     true: Reference,
 ) -> list[dict[str, Any]]:
-    """Features in powers of two from 8 up, until a gradient takes longer than `most_seconds`: times and errors."""
+    """Features in powers of two from 8 up, until a gradient takes longer than `most_seconds`: times
+    and errors.
+    """
     tried: list[dict[str, Any]] = []
     k = 8
     most = min(problem.target.shape[0], limits.most_features)
@@ -206,8 +238,12 @@ def search(
         compiled = jax.jit(contender.parts["gradient"]).lower(problem).compile()
         if (timing.temporary_bytes(compiled) or 0) > limits.max_bytes:
             break
-        time = timing.median_time(compiled, problem, repeats=limits.repeats, max_seconds=limits.max_seconds / 4)
+        time = timing.median_time(
+            compiled, problem, repeats=limits.repeats, max_seconds=limits.max_seconds / 4
+        )
         forward = output_error(problem, contender, true)
-        tried.append({"features": k, **time, **errors(compiled(problem), true), "output_error": forward})
+        tried.append(
+            {"features": k, **time, **errors(compiled(problem), true), "output_error": forward}
+        )
         k *= 2
     return tried

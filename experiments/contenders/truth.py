@@ -29,11 +29,14 @@ class Reference(NamedTuple):
 
 def _doubled(problem: ll.LoRAProblem) -> ll.LoRAProblem:
     """The problem in float64; to be called, and used, with 64 bits enabled."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64) if np.ndim(x) else x, problem)
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x), jnp.float64) if np.ndim(x) else x, problem
+    )
 
 
 def reference(problem: ll.LoRAProblem) -> Reference:
-    """The tiled exact gradient, in float64 up to FLOAT64_LENGTH tokens and beyond that in float32 at full precision.
+    """The tiled exact gradient, in float64 up to FLOAT64_LENGTH tokens and beyond that in float32
+    at full precision.
 
     The outputs, of ROWS evenly spaced queries, are always in float64.
     """
@@ -49,9 +52,13 @@ def reference(problem: ll.LoRAProblem) -> Reference:
 
 
 def errors(gradient: Mapping[str, Any], true: Reference) -> dict[str, Any]:
-    """Relative Frobenius error of each array, the largest of them, and the largest relative error in max norm."""
+    """Relative Frobenius error of each array, the largest of them, and the largest relative error
+    in max norm.
+    """
     pairs = {name: (x, true.gradient[name]) for name, x in named(gradient).items()}
-    each = {name: float(np.linalg.norm(x - y) / np.linalg.norm(y)) for name, (x, y) in pairs.items()}
+    each = {
+        name: float(np.linalg.norm(x - y) / np.linalg.norm(y)) for name, (x, y) in pairs.items()
+    }
     worst = max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs.values())
     return {"errors": each, "error": max(each.values()), "max_error": worst}
 

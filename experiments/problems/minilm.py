@@ -1,4 +1,5 @@
-"""Real attention heads as LoRA problems: 24 heads of all-MiniLM-L6-v2 on 512 tokens of CPython's documentation.
+"""Real attention heads as LoRA problems: 24 heads of all-MiniLM-L6-v2 on 512 tokens of CPython's
+documentation.
 
 What the file holds, its licences and how to make it again: experiments/data/README.md.
 """
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 PATH = Path(__file__).parents[1] / "data" / "minilm_heads.npz"
 NAMES = ("query", "key", "value")
 TOKENS, WIDTH = 512, 32
-# The size of the random update beside its weight, and of the target's noise beside the head's output.
+# The size of the random update beside its weight, and of the target's noise beside the head's
+# output.
 UPDATE, NOISE = 0.02, 0.1
 
 
@@ -33,34 +35,52 @@ def load(path: Path = PATH) -> dict[str, np.ndarray]:
 
 
 def heads(path: Path = PATH) -> tuple[tuple[int, int], ...]:
-    """The (layer, head) there are, layer by layer, each layer's from tame to wild (by centred score range)."""
+    """The (layer, head) there are, layer by layer, each layer's from tame to wild (by centred score
+    range).
+    """
     arrays = load(path)
-    return tuple((int(layer), int(head)) for layer in arrays["layers"] for head in arrays[f"layer{layer}_heads"])
+    return tuple(
+        (int(layer), int(head))
+        for layer in arrays["layers"]
+        for head in arrays[f"layer{layer}_heads"]
+    )
 
 
 def score_range(layer: int, head: int, *, path: Path = PATH) -> float:
-    """max |beta q . (k - mean k)| of a head over its first 512 tokens, by the unrounded model. Raises as `problem`."""
+    """max |beta q . (k - mean k)| of a head over its first 512 tokens, by the unrounded model.
+    Raises as `problem`.
+    """
     return float(load(path)[f"layer{layer}_score_range"][_place(layer, head, path)])
 
 
 def inputs(
     layer: int, head: int, *, length: int = TOKENS, path: Path = PATH
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """X (length, 385), its last column ones, and each projection's W (385, 32), its last row the bias; float64.
+    """X (length, 385), its last column ones, and each projection's W (385, 32), its last row the
+    bias; float64.
 
     path: the embedded file, or a longer one made as its README says.
-    Raises ValueError for a (layer, head) that the file lacks, and for a length outside 1 to its tokens.
+    Raises ValueError for a (layer, head) that the file lacks, and for a length outside 1 to its
+    tokens.
     """
-    place, arrays = _place(layer, head, path), load(path)
+    place = _place(layer, head, path)
+    arrays = load(path)
     tokens = len(arrays["tokens"])
     if not 1 <= length <= tokens:
         raise ValueError(f"length: got {length}, expected 1 to {tokens}")
     x = arrays[f"layer{layer}_x"][:length].astype(np.float64)
     weights = {
-        name: np.vstack([arrays[f"layer{layer}_{name}_weight"][place], arrays[f"layer{layer}_{name}_bias"][place]])
+        name: np.vstack(
+            [
+                arrays[f"layer{layer}_{name}_weight"][place],
+                arrays[f"layer{layer}_{name}_bias"][place],
+            ]
+        )
         for name in NAMES
     }
-    return np.hstack([x, np.ones((length, 1))]), {name: w.astype(np.float64) for name, w in weights.items()}
+    return np.hstack([x, np.ones((length, 1))]), {
+        name: w.astype(np.float64) for name, w in weights.items()
+    }
 
 
 def problem(
@@ -75,13 +95,15 @@ def problem(
     noise: float = NOISE,
     path: Path = PATH,
 ) -> ll.LoRAProblem:
-    """The LoRA problem of one real head: Gaussian adapters, and a target near what the unadapted head puts out.
+    """The LoRA problem of one real head: Gaussian adapters, and a target near what the unadapted
+    head puts out.
 
-    alpha = rank, so scale = 1, and ||B A||_F = 0.02 ||W||_F; beta = 1 / sqrt(32). The target is the exact output of the
-    frozen head plus Gaussian noise, `noise` times its root mean square, so that no gradient is near zero. The same seed
-    gives the same adapters and noise whatever `adapt` and `dtype`.
-    Raises ValueError for a (layer, head) that the file lacks, a length beyond its tokens, an unknown projection, a rank
-    below 1, and float64 outside jax.enable_x64.
+    alpha = rank, so scale = 1, and ||B A||_F = 0.02 ||W||_F; beta = 1 / sqrt(32). The target is the
+    exact output of the frozen head plus Gaussian noise, `noise` times its root mean square, so that
+    no gradient is near zero. The same seed gives the same adapters and noise whatever `adapt` and
+    `dtype`.
+    Raises ValueError for a (layer, head) that the file lacks, a length beyond its tokens, an
+    unknown projection, a rank below 1, and float64 outside jax.enable_x64.
     """
     import jax.numpy as jnp
 
@@ -115,7 +137,9 @@ def problem(
 
 
 def attention_rows(layer: int, head: int, *, length: int = TOKENS) -> np.ndarray:
-    """The frozen head's attention, softmax(beta Q K^T), (length, length) in float64. Raises as `inputs` does."""
+    """The frozen head's attention, softmax(beta Q K^T), (length, length) in float64. Raises as
+    `inputs` does.
+    """
     x, weights = inputs(layer, head, length=length)
     return _softmax((x @ weights["query"]) @ (x @ weights["key"]).T * WIDTH**-0.5)
 
@@ -139,8 +163,12 @@ def _place(layer: int, head: int, path: Path = PATH) -> int:
     return load(path)[f"layer{layer}_heads"].tolist().index(head)
 
 
-def _adapter(random: np.random.Generator, weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian a (rank, d) and b (d_model, rank), sharing evenly the factor that makes ||b a||_F = 0.02 ||W||_F."""
+def _adapter(
+    random: np.random.Generator, weight: np.ndarray, rank: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian a (rank, d) and b (d_model, rank), sharing evenly the factor that makes ||b a||_F =
+    0.02 ||W||_F.
+    """
     a = random.standard_normal((rank, weight.shape[1]))
     b = random.standard_normal((weight.shape[0], rank))
     factor = np.sqrt(UPDATE * np.linalg.norm(weight) / np.linalg.norm(b @ a))

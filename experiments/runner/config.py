@@ -30,9 +30,11 @@ WORDS = {
 
 
 class Fields(BaseModel):
-    """Base of every experiment's Config: no unknown keys, no NaN or inf, no conversions ("3" is not 3), no changes.
+    """Base of every experiment's Config: no unknown keys, no NaN or inf, no conversions ("3" is not
+    3), no changes.
 
-    Write fields that hold lists as tuple[int, ...], and rules between fields as validators that raise ValueError.
+    Write fields that hold lists as tuple[int, ...], and rules between fields as validators that
+    raise ValueError.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, strict=True)
@@ -47,7 +49,9 @@ class Minutes(Fields):
 
 
 class Note(Fields):
-    """A config file: what is tested, how to run it, how long it takes, what to expect, and each size's fields."""
+    """A config file: what is tested, how to run it, how long it takes, what to expect, and each
+    size's fields.
+    """
 
     experiment: str
     claim: str
@@ -68,11 +72,13 @@ class Experiment:
     points    config -> list of dicts of JSON values: the coordinates of every point, in a fixed order;
     measure   (point, config) -> dict of JSON values: the metrics of one point; floats may be NaN or infinite;
     SHARED    (optional) names of the fields that `measure` reads from the config; they are part of each row's key.
-              A field that only makes points is left out, so that a longer list keeps the rows already there;
+              A field that only makes points is left out, so that a longer list keeps the rows
+              already there;
     X64       (optional) the value of jax_enable_x64 for the run, False unless given; None for an experiment
               without jax.
 
-    The module imports jax and lora_limits inside `measure` alone: --help and a refused config must not wait for them.
+    The module imports jax and lora_limits inside `measure` alone: --help and a refused config must
+    not wait for them.
     """
 
     name: str
@@ -98,7 +104,8 @@ class Sweep:
 def load(path: str | Path, size: str = "default") -> Sweep:
     """Read a config file and check all three sizes of it.
 
-    Raises Refused for a file that cannot be read, an unknown key, a value of another type or out of range.
+    Raises Refused for a file that cannot be read, an unknown key, a value of another type or out of
+    range.
     """
     path = Path(path)
     if size not in SIZES:
@@ -108,10 +115,15 @@ def load(path: str | Path, size: str = "default") -> Sweep:
     except OSError as error:
         raise Refused(f"{path}: {error.strerror}, expected a config file") from None
     except ValueError as error:
-        raise Refused(f"{path}: got text that is not TOML ({error}), expected a config file") from None
+        raise Refused(
+            f"{path}: got text that is not TOML ({error}), expected a config file"
+        ) from None
     note = check(Note, {f"{path}: ": table})
     experiment = find_experiment(note.experiment, where=f"{path}: experiment")
-    layers = {name: {f"{path}: default.": note.default, f"{path}: {name}.": getattr(note, name)} for name in SIZES}
+    layers = {
+        name: {f"{path}: default.": note.default, f"{path}: {name}.": getattr(note, name)}
+        for name in SIZES
+    }
     configs = {name: check(experiment.fields, layers[name]) for name in SIZES}
     return Sweep(path, size, note, experiment, configs[size])
 
@@ -127,25 +139,40 @@ def find_experiment(name: str, where: str) -> Experiment:
     try:
         module = importlib.import_module(target)
     except ImportError as error:
-        raise Refused(f"{where}: got {name!r}, expected a module that can be imported ({error})") from None
-    lacking = [part for part in ("Config", "VERSION", "points", "measure") if not hasattr(module, part)]
+        raise Refused(
+            f"{where}: got {name!r}, expected a module that can be imported ({error})"
+        ) from None
+    lacking = [
+        part for part in ("Config", "VERSION", "points", "measure") if not hasattr(module, part)
+    ]
     if lacking:
-        raise Refused(f"{where}: got {name!r}, which has no {lacking[0]}; expected an experiment's module")
+        raise Refused(
+            f"{where}: got {name!r}, which has no {lacking[0]}; expected an experiment's module"
+        )
     taken = sorted(FLAGS.keys() & module.Config.model_fields.keys())
     if taken:
-        raise Refused(f"{where}: got {name!r}, whose field {taken[0]} is a flag of the runner; expected another name")
-    optional = {"shared": tuple(getattr(module, "SHARED", ())), "x64": getattr(module, "X64", False)}
-    return Experiment(name, module.Config, module.VERSION, module.points, module.measure, **optional)
+        raise Refused(
+            f"{where}: got {name!r}, whose field {taken[0]} is a flag of the runner; expected another name"
+        )
+    optional = {
+        "shared": tuple(getattr(module, "SHARED", ())),
+        "x64": getattr(module, "X64", False),
+    }
+    return Experiment(
+        name, module.Config, module.VERSION, module.points, module.measure, **optional
+    )
 
 
 def check(model: type[Model], layers: Mapping[str, Mapping[str, Any]]) -> Model:
-    """An instance of `model` from tables laid over one another, each under the prefix that names it in messages.
+    """An instance of `model` from tables laid over one another, each under the prefix that names it
+    in messages.
 
     Raises Refused, naming the last table that holds the offending key.
     """
     merged = {key: value for table in layers.values() for key, value in table.items()}
     try:
-        # JSON, not Python objects: strict, yet a list may stand for a tuple. str is for TOML's dates and times.
+        # JSON, not Python objects: strict, yet a list may stand for a tuple. str is for TOML's
+        # dates and times.
         return model.model_validate_json(json.dumps(merged, default=str))
     except ValidationError as error:
         raise Refused(_one_line(model, layers, error.errors(include_url=False)[0])) from None
@@ -153,7 +180,8 @@ def check(model: type[Model], layers: Mapping[str, Mapping[str, Any]]) -> Model:
 
 def describe(annotation: Any, number: int = 0) -> str:
     """What a type holds, in words: "a list of integers"; in the plural where `number` is 1."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
     if annotation in WORDS or origin in WORDS:
         return WORDS[origin or annotation][number]
     if origin is Annotated:
@@ -171,19 +199,24 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _one_line(model: type[BaseModel], layers: Mapping[str, Mapping[str, Any]], error: Mapping[str, Any]) -> str:
+def _one_line(
+    model: type[BaseModel], layers: Mapping[str, Mapping[str, Any]], error: Mapping[str, Any]
+) -> str:
     """pydantic's account of one error as `where.key: got ..., expected ...`."""
     keys: list[str] = []
     known: list[str] = []
     annotation: Any = model
     for part in error["loc"]:
-        # Past the fields, a location goes on with list indices and the members of unions: the field's name is enough.
+        # Past the fields, a location goes on with list indices and the members of unions: the
+        # field's name is enough.
         if not _is_model(annotation):
             break
         keys.append(part)
         known = list(annotation.model_fields)
         annotation = annotation.model_fields[part].annotation if part in known else None
-    kind, message, got = error["type"], error["msg"].removeprefix("Value error, "), repr(error["input"])
+    kind = error["type"]
+    message = error["msg"].removeprefix("Value error, ")
+    got = repr(error["input"])
     if not keys:  # a rule between fields, broken by the last table laid over the others
         return f"{list(layers)[-1].rstrip('.-') or 'command line'}: {message}"
     where = [prefix for prefix, table in layers.items() if keys[0] in table] or list(layers)[:1]

@@ -1,4 +1,6 @@
-"""The one sweep: measure every point of a config that has no row yet, and add its row before going on to the next."""
+"""The one sweep: measure every point of a config that has no row yet, and add its row before going
+on to the next.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,11 @@ from experiments.runner import store
 from experiments.runner.config import Experiment, Fields, Sweep
 
 
-def plan(experiment: Experiment, config: Fields, shard: tuple[int, int] | None = None) -> dict[str, dict[str, Any]]:
-    """The points of a config by their row's key, in order; of a shard (i, n), every n-th of them from the i-th on.
+def plan(
+    experiment: Experiment, config: Fields, shard: tuple[int, int] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The points of a config by their row's key, in order; of a shard (i, n), every n-th of them
+    from the i-th on.
 
     Raises Refused for a config without points. A shard may well be empty.
     """
@@ -28,15 +33,21 @@ def plan(experiment: Experiment, config: Fields, shard: tuple[int, int] | None =
     key = functools.partial(store.key, experiment.name, experiment.version, shared)
     points = {key(point): point for point in experiment.points(config)}
     if not points:
-        raise Refused(f"{experiment.name}: got a config that makes no points, expected at least one")
+        raise Refused(
+            f"{experiment.name}: got a config that makes no points, expected at least one"
+        )
     first, step = shard or (1, 1)
     return dict(list(points.items())[first - 1 :: step])
 
 
-def run(sweep: Sweep, folder: Path, argv: Sequence[str], *, shard: tuple[int, int] | None, retry: bool) -> int:
-    """Finish a sweep in `folder`, from wherever earlier runs left it. Exit status: 1 if any of its points failed.
+def run(
+    sweep: Sweep, folder: Path, argv: Sequence[str], *, shard: tuple[int, int] | None, retry: bool
+) -> int:
+    """Finish a sweep in `folder`, from wherever earlier runs left it. Exit status: 1 if any of its
+    points failed.
 
-    With `retry` the points whose row says "failed" are measured again. `argv` goes into the manifest.
+    With `retry` the points whose row says "failed" are measured again. `argv` goes into the
+    manifest.
     Raises Refused as `store.appender` does.
     """
     planned = plan(sweep.experiment, sweep.config, shard)
@@ -44,7 +55,9 @@ def run(sweep: Sweep, folder: Path, argv: Sequence[str], *, shard: tuple[int, in
     path = folder / f"rows{part}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     with store.appender(path) as append:
-        statuses = {row["key"]: row["status"] for row in store.read(folder) if row["key"] in planned}
+        statuses = {
+            row["key"]: row["status"] for row in store.read(folder) if row["key"] in planned
+        }
         done = {key for key, status in statuses.items() if not (retry and status == "failed")}
         _set_precision(sweep.experiment.x64)
         store.write_manifest(folder / f"manifest{part}.json", _account(sweep, argv))
@@ -62,7 +75,9 @@ def run(sweep: Sweep, folder: Path, argv: Sequence[str], *, shard: tuple[int, in
 
 
 def measure(experiment: Experiment, config: Fields, key: str, point: dict[str, Any]) -> store.Row:
-    """The row of one point. An exception, or metrics that are not JSON, makes a row of status "failed"."""
+    """The row of one point. An exception, or metrics that are not JSON, makes a row of status
+    "failed".
+    """
     start = time.perf_counter()
     try:
         metrics = store.encode(experiment.measure(point, config))
@@ -71,8 +86,16 @@ def measure(experiment: Experiment, config: Fields, key: str, point: dict[str, A
         json.dumps(metrics, allow_nan=False)
         outcome = {"status": "ok", "metrics": metrics}
     except Exception as error:  # out of memory included: one point must not end the sweep
-        outcome = {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
-    identity = {"key": key, "experiment": experiment.name, "version": experiment.version, "point": point}
+        outcome = {
+            "status": "failed",
+            "error": {"type": type(error).__name__, "message": str(error)},
+        }
+    identity = {
+        "key": key,
+        "experiment": experiment.name,
+        "version": experiment.version,
+        "point": point,
+    }
     return {**identity, **outcome, "seconds": time.perf_counter() - start}
 
 
@@ -96,12 +119,22 @@ def _account(sweep: Sweep, argv: Sequence[str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _reporter(total: int, done: int) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[store.Row], None]]]:
-    """Two functions to call before and after each point: a bar on a terminal, else a line for each finished point."""
+def _reporter(
+    total: int, done: int
+) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[store.Row], None]]]:
+    """Two functions to call before and after each point: a bar on a terminal, else a line for each
+    finished point.
+    """
     if not sys.stdout.isatty():
         yield (lambda point: None), _line_printer(total, done)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     text = TextColumn("{task.description}", markup=False)
     with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text) as bar:
@@ -110,13 +143,16 @@ def _reporter(total: int, done: int) -> Iterator[tuple[Callable[[dict[str, Any]]
         def end(row: store.Row) -> None:
             bar.advance(task)
             if row["status"] == "failed":
-                bar.console.print(f"{_label(row['point'])}: {_outcome(row)}", markup=False, highlight=False)
+                bar.console.print(
+                    f"{_label(row['point'])}: {_outcome(row)}", markup=False, highlight=False
+                )
 
         yield (lambda point: bar.update(task, description=_label(point))), end
 
 
 def _line_printer(total: int, done: int) -> Callable[[store.Row], None]:
-    start, count = time.perf_counter(), itertools.count(1)
+    start = time.perf_counter()
+    count = itertools.count(1)
     if done:
         print(f"{done} of {total} points are there already", flush=True)
 
@@ -124,7 +160,10 @@ def _line_printer(total: int, done: int) -> Callable[[store.Row], None]:
         here = next(count)
         left = (time.perf_counter() - start) / here * (total - done - here)
         clock = timedelta(seconds=round(left))
-        print(f"[{done + here}/{total}] {_label(row['point'])}: {_outcome(row)}, {clock} left", flush=True)
+        print(
+            f"[{done + here}/{total}] {_label(row['point'])}: {_outcome(row)}, {clock} left",
+            flush=True,
+        )
 
     return end
 

@@ -1,4 +1,6 @@
-"""Gradients of the adapters example by example: what a mini-batch adds as noise, and a method as error."""
+"""Gradients of the adapters example by example: what a mini-batch adds as noise, and a method as
+error.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,18 @@ CHUNK = 16  # examples at a time
 
 @functools.cache
 def _compiled() -> Any:
-    """(graphdef, adapters, frozen, tokens, labels) -> gradients of every example, compiled quickly."""
+    """(graphdef, adapters, frozen, tokens, labels) -> gradients of every example, compiled
+    quickly.
+    """
     import jax
 
     from experiments.training import loop
     from lora_limits.instruments.compiling import quick_jit
 
     def one(graphdef, adapters, frozen, tokens, labels):
-        grads = jax.grad(functools.partial(loop.loss_of, graphdef))(adapters, frozen, tokens[None], labels[None])
+        grads = jax.grad(functools.partial(loop.loss_of, graphdef))(
+            adapters, frozen, tokens[None], labels[None]
+        )
         return [leaf.reshape(-1) for leaf in jax.tree.leaves(grads)]
 
     def many(graphdef, adapters, frozen, tokens, labels):
@@ -32,7 +38,8 @@ def _compiled() -> Any:
 
 
 def per_example(model: Any, data: Data) -> np.ndarray:
-    """The gradient of each example's own loss by the model's methods: (examples, numbers in the adapters), float64.
+    """The gradient of each example's own loss by the model's methods: (examples, numbers in the
+    adapters), float64.
 
     Whole chunks of examples, the rest dropped; time and memory of a training step for each chunk.
     """
@@ -40,7 +47,8 @@ def per_example(model: Any, data: Data) -> np.ndarray:
 
     from experiments.training import loop
 
-    parts, rows = nnx.split(model, loop.ADAPTERS, ...), []
+    parts = nnx.split(model, loop.ADAPTERS, ...)
+    rows = []
     size = min(CHUNK, len(data.tokens))
     for start in range(0, len(data.tokens) - size + 1, size):
         cut = slice(start, start + size)
@@ -50,16 +58,23 @@ def per_example(model: Any, data: Data) -> np.ndarray:
 
 
 def moments(gradients: np.ndarray) -> dict[str, float]:
-    """{"mean": || E g ||^2, "spread": tr Cov g} of one example's g, both unbiased; "mean" may come out below 0."""
+    """{"mean": || E g ||^2, "spread": tr Cov g} of one example's g, both unbiased; "mean" may come
+    out below 0.
+    """
     spread = float(gradients.var(0, ddof=1).sum())
-    return {"mean": float((gradients.mean(0) ** 2).sum()) - spread / len(gradients), "spread": spread}
+    return {
+        "mean": float((gradients.mean(0) ** 2).sum()) - spread / len(gradients),
+        "spread": spread,
+    }
 
 
 def compare(model: Any, data: Data, methods: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Moments of the exact gradients under "exact", and for each method those of its error, beside its relative error.
+    """Moments of the exact gradients under "exact", and for each method those of its error, beside
+    its relative error.
 
-    A batch of b then has the squared noise spread / b, and the squared error mean + spread / b. "relative": the norm of
-    the error over that of the exact gradient, both of all the data as one batch. NaN where a method's gradient is.
+    A batch of b then has the squared noise spread / b, and the squared error mean + spread / b.
+    "relative": the norm of the error over that of the exact gradient, both of all the data as one
+    batch. NaN where a method's gradient is.
     """
     from experiments.training import loop
 

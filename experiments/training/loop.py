@@ -1,4 +1,6 @@
-"""Pretraining and fine-tuning: one loop, resumable, with the gradient held against the exact one along the way."""
+"""Pretraining and fine-tuning: one loop, resumable, with the gradient held against the exact one
+along the way.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,11 @@ SHOWN = 200  # steps from which a run shows its progress on a terminal
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Adam, gradients clipped to norm 1, `rate` reached after a tenth of the steps, then a cosine down to 0.
+    """Adam, gradients clipped to norm 1, `rate` reached after a tenth of the steps, then a cosine
+    down to 0.
 
-    seed: of the order of the data. every: steps between evaluations, on the first `tests` held-out sequences.
+    seed: of the order of the data. every: steps between evaluations, on the first `tests` held-out
+    sequences.
     """
 
     steps: int
@@ -63,7 +67,9 @@ def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1).mean()
 
 
-def loss_of(graphdef: Any, trained: Any, frozen: Any, tokens: jax.Array, labels: jax.Array) -> jax.Array:
+def loss_of(
+    graphdef: Any, trained: Any, frozen: Any, tokens: jax.Array, labels: jax.Array
+) -> jax.Array:
     """The loss of a split model: `nnx.split(model, what, ...)` gives its first three arguments."""
     return loss(nnx.merge(graphdef, trained, frozen)(tokens), labels)
 
@@ -76,13 +82,17 @@ _compiled: dict[Any, Any] = {}
 
 
 def compiled_step(recipe: Recipe, graphdef: Any, *args: Any) -> Any:
-    """The executable (trained, frozen, state, tokens, labels) -> (trained, state, loss), for `args` such as these.
+    """The executable (trained, frozen, state, tokens, labels) -> (trained, state, loss), for `args`
+    such as these.
 
-    Compiled once in a process for each graphdef, which holds the methods, each shape of `args` and each optimiser.
+    Compiled once in a process for each graphdef, which holds the methods, each shape of `args` and
+    each optimiser.
     """
 
     def step(trained, frozen, state, tokens, labels):
-        value, grads = jax.value_and_grad(functools.partial(loss_of, graphdef))(trained, frozen, tokens, labels)
+        value, grads = jax.value_and_grad(functools.partial(loss_of, graphdef))(
+            trained, frozen, tokens, labels
+        )
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies counts by floats
             updates, state = optimiser(recipe).update(grads, state, trained)
         return optax.apply_updates(trained, updates), state, value
@@ -94,22 +104,30 @@ def compiled_step(recipe: Recipe, graphdef: Any, *args: Any) -> Any:
     return _compiled[key]
 
 
-def _score_of(graphdef: Any, params: Any, tokens: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _score_of(
+    graphdef: Any, params: Any, tokens: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     logits = nnx.merge(graphdef, params)(tokens)
     return loss(logits, labels), (logits.argmax(-1).astype(labels.dtype) == labels).mean()
 
 
-_score, _quick_score = jax.jit(_score_of, static_argnums=0), quick_jit(_score_of, static_argnums=0)
+_score = jax.jit(_score_of, static_argnums=0)
+_quick_score = quick_jit(_score_of, static_argnums=0)
 
 
 def evaluate(model: Transformer, data: Data, recipe: Recipe) -> dict[str, float]:
-    """Loss and accuracy on the first held-out sequences, in whole batches, by the model's own methods."""
+    """Loss and accuracy on the first held-out sequences, in whole batches, by the model's own
+    methods.
+    """
     graphdef, params = nnx.split(model)
     count = max(min(recipe.tests, len(data.tokens)) // recipe.batch, 1)
     cuts = [slice(n * recipe.batch, (n + 1) * recipe.batch) for n in range(count)]
     score = _quick_score if data.tokens.shape[1] <= SHORT else _score
     scores = [score(graphdef, params, data.tokens[cut], data.labels[cut]) for cut in cuts]
-    return {"loss": float(np.mean([s[0] for s in scores])), "accuracy": float(np.mean([s[1] for s in scores]))}
+    return {
+        "loss": float(np.mean([s[0] for s in scores])),
+        "accuracy": float(np.mean([s[1] for s in scores])),
+    }
 
 
 def with_methods(model: Transformer, methods: Sequence[Any]) -> Transformer:
@@ -120,11 +138,16 @@ def with_methods(model: Transformer, methods: Sequence[Any]) -> Transformer:
 
 
 def compare(model: Transformer, data: Data) -> dict[str, float]:
-    """The adapters' gradient by the model's methods against the exact one, as one vector: cosine, relative error."""
-    flat, gradient = [], _quick_gradients if data.tokens.shape[1] <= SHORT else gradients
+    """The adapters' gradient by the model's methods against the exact one, as one vector: cosine,
+    relative error.
+    """
+    flat = []
+    gradient = _quick_gradients if data.tokens.shape[1] <= SHORT else gradients
     for each in (model, with_methods(model, [EXACT] * len(model.blocks))):
         parts = gradient(*nnx.split(each, ADAPTERS, ...), *data)
-        flat.append(np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(parts)]))
+        flat.append(
+            np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(parts)])
+        )
     got, want = flat
     size = max(float(np.linalg.norm(want)), 1e-300)
     return {
@@ -143,18 +166,23 @@ def train(
     rechoose: Callable[[Transformer, Data], Sequence[Any]] | None = None,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Train the parameters that the filter `what` picks, in place; the rest is not touched. Returns the history.
+    """Train the parameters that the filter `what` picks, in place; the rest is not touched. Returns
+    the history.
 
-    "loss", "seconds": of every step, compiling and evaluation apart. "steps": where it was evaluated, the last too, and
-    there "test_loss", "accuracy", "methods" (as text) and, with `watch`, "cosine" and "error" of the gradient
-    against the exact one on the next batch. rechoose: (model, batch) -> methods, asked wherever the run is evaluated.
-    "temporary": the most bytes that a step asks for.
-    folder: where the run is kept at each evaluation, before it; a run that was killed goes on from there to the same
-    losses. The folder belongs to this model, task and recipe alone.
+    "loss", "seconds": of every step, compiling and evaluation apart. "steps": where it was
+    evaluated, the last too, and there "test_loss", "accuracy", "methods" (as text) and, with
+    `watch`, "cosine" and "error" of the gradient against the exact one on the next batch. rechoose:
+    (model, batch) -> methods, asked wherever the run is evaluated. "temporary": the most bytes that
+    a step asks for. folder: where the run is kept at each evaluation, before it; a run that was
+    killed goes on from there to the same losses. The folder belongs to this model, task and recipe
+    alone.
     """
     graphdef, trained, frozen = nnx.split(model, what, ...)
-    state, used = optimiser(recipe).init(trained), {}
-    history: dict[str, Any] = {k: [] for k in ("loss", "seconds", "steps", "test_loss", "accuracy", "methods")}
+    state = optimiser(recipe).init(trained)
+    used = {}
+    history: dict[str, Any] = {
+        k: [] for k in ("loss", "seconds", "steps", "test_loss", "accuracy", "methods")
+    }
     history |= {"cosine": [], "error": []} if watch else {}
     start, (trained, state), history = checkpoints.restore(folder, (trained, state), history)
     hidden = recipe.steps < SHOWN or not sys.stdout.isatty()
@@ -177,8 +205,12 @@ def train(
     return history | {"temporary": max((m for m in memory if m), default=None)}
 
 
-def _note(history: dict, step: int, model: Transformer, task: Task, recipe: Recipe, data: Data | None) -> None:
-    """Adds an evaluation to the history, and a comparison of gradients where there is a batch for it."""
+def _note(
+    history: dict, step: int, model: Transformer, task: Task, recipe: Recipe, data: Data | None
+) -> None:
+    """Adds an evaluation to the history, and a comparison of gradients where there is a batch for
+    it.
+    """
     scores = evaluate(model, task.test, recipe)
     noted = {"steps": step, "test_loss": scores["loss"], "accuracy": scores["accuracy"]}
     noted["methods"] = [str(method) for method in model.methods]
@@ -188,7 +220,8 @@ def _note(history: dict, step: int, model: Transformer, task: Task, recipe: Reci
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A pretrained base: the source part of a task at a length, sizes, recipe and the method it was trained with.
+    """A pretrained base: the source part of a task at a length, sizes, recipe and the method it was
+    trained with.
 
     options: of Shape, beside what the task fixes, as sorted pairs. words: as tasks.load takes it.
     """
@@ -207,27 +240,38 @@ class Base:
 
 
 def pretrained(base: Base, lora: LoRA, cache: Path, *, seed: int = 0) -> Transformer:
-    """The base with fresh adapters of that seed, pretrained on its task's source and kept under `cache`, by content.
+    """The base with fresh adapters of that seed, pretrained on its task's source and kept under
+    `cache`, by content.
 
-    Every parameter but the adapters is trained. Processes that want the same base at once each make it; one is kept.
+    Every parameter but the adapters is trained. Processes that want the same base at once each make
+    it; one is kept.
     """
     shape = base.shape()
     # the texts are those of the Python that runs
-    identity = dataclasses.asdict(base) | {"method": str(base.method), "python": list(sys.version_info[:2])}
+    identity = dataclasses.asdict(base) | {
+        "method": str(base.method),
+        "python": list(sys.version_info[:2]),
+    }
     folder = cache / store.key("base", VERSION, {}, identity)
     model = Transformer(shape, lora, rngs=nnx.Rngs(seed))
     params = nnx.state(model, BASE)
     if not folder.exists():
-        fresh = Transformer(shape, LoRA(adapt=NAMES), rngs=nnx.Rngs(base.recipe.seed))  # the same whoever asks first
+        fresh = Transformer(
+            shape, LoRA(adapt=NAMES), rngs=nnx.Rngs(base.recipe.seed)
+        )  # the same whoever asks first
         fresh.set_methods([base.method] * shape.layers)
-        train(fresh, tasks.load(base.task, base.length, "source", base.words), base.recipe, what=BASE)
+        train(
+            fresh, tasks.load(base.task, base.length, "source", base.words), base.recipe, what=BASE
+        )
         checkpoints.publish(folder, nnx.state(fresh, BASE))
     nnx.update(model, checkpoints.restore(folder, params, {})[1])
     return model
 
 
 def stretch(model: Transformer, length: int) -> None:
-    """Makes a model of square images read `length` pixels: its positions interpolated on the grid, in place."""
+    """Makes a model of square images read `length` pixels: its positions interpolated on the grid,
+    in place.
+    """
     old, new = (math.isqrt(n) for n in (model.shape.length, length))
     grid = model.position[...].reshape(old, old, -1)
     finer = jax.image.resize(grid, (new, new, grid.shape[-1]), "linear")

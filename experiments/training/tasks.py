@@ -1,6 +1,8 @@
-"""Tasks on real data that no one has to download: digits as pixels, and text of Python's standard library.
+"""Tasks on real data that no one has to download: digits as pixels, and text of Python's standard
+library.
 
-Each task has two parts: a base is pretrained on "source" and fine-tuned, its adapters alone, on "target".
+Each task has two parts: a base is pretrained on "source" and fine-tuned, its adapters alone, on
+"target".
 
     digits         images of digits (scikit-learn), pixel by pixel     17 greys        black and white
     prose_or_code  prose or code                                       as it stands    letters alone, other documents
@@ -45,24 +47,36 @@ class Task(NamedTuple):
 def load(name: str, length: int, part: str, words: int = 0) -> Task:
     """One part of a task in sequences of `length` tokens.
 
-    words: 0 for bytes, else the size of the vocabulary (bytes and the most frequent words; text tasks only).
-    Digits need a length of 64 n^2: each pixel is interpolated to n x n. The same arguments give the same arrays under
-    one version of Python. Raises ValueError for an unknown task or part, and a length or vocabulary that does not fit.
+    words: 0 for bytes, else the size of the vocabulary (bytes and the most frequent words; text
+    tasks only).
+    Digits need a length of 64 n^2: each pixel is interpolated to n x n. The same arguments give the
+    same arrays under one version of Python. Raises ValueError for an unknown task or part, and a
+    length or vocabulary that does not fit.
     """
     if name not in NAMES or part not in PARTS:
-        raise ValueError(f"task: got {name!r}, {part!r}, expected one of {list(NAMES)} and of {list(PARTS)}")
+        raise ValueError(
+            f"task: got {name!r}, {part!r}, expected one of {list(NAMES)} and of {list(PARTS)}"
+        )
     if name == "digits":
         return _digits(length, part)
     if words and words <= text.BYTES:
         raise ValueError(f"words: got {words}, expected 0 or more than {text.BYTES}")
     vocabulary = text.vocabulary(words) if words else text.Vocabulary()
-    makers: dict[str, Any] = {"prose_or_code": _prose_or_code, "which_module": _which_module, "next_byte": _next_byte}
+    makers: dict[str, Any] = {
+        "prose_or_code": _prose_or_code,
+        "which_module": _which_module,
+        "next_byte": _next_byte,
+    }
     return makers[name](length, part, vocabulary)
 
 
 def batch(data: Data, size: int, seed: int, step: int) -> Data:
-    """The batch of one step, drawn without replacement: a function of (seed, step) alone, so that a run can resume."""
-    rows = np.random.default_rng([seed, step]).choice(len(data.tokens), min(size, len(data.tokens)), replace=False)
+    """The batch of one step, drawn without replacement: a function of (seed, step) alone, so that a
+    run can resume.
+    """
+    rows = np.random.default_rng([seed, step]).choice(
+        len(data.tokens), min(size, len(data.tokens)), replace=False
+    )
     return Data(data.tokens[rows], data.labels[rows])
 
 
@@ -90,15 +104,23 @@ def _classes(documents: list[dict[str, str]], length: int, vocabulary: text.Voca
     parts = []
     for held in (False, True):
         cut = [
-            text.windows((t for name, t in d.items() if text.is_test(name) == held), length, vocabulary)
+            text.windows(
+                (t for name, t in d.items() if text.is_test(name) == held), length, vocabulary
+            )
             for d in documents
         ]
         count = min(MOST // (4 if held else 1), *(len(windows) for windows in cut))
         if count == 0:
-            raise ValueError(f"length: got {length}, expected one at which every class has a window")
-        picked = [np.random.default_rng(n).permutation(windows)[:count] for n, windows in enumerate(cut)]
+            raise ValueError(
+                f"length: got {length}, expected one at which every class has a window"
+            )
+        picked = [
+            np.random.default_rng(n).permutation(windows)[:count] for n, windows in enumerate(cut)
+        ]
         labels = np.repeat(np.arange(len(cut), dtype=np.int32), count)
-        order = np.random.default_rng(0).permutation(len(labels))  # so that any first few are of every class
+        order = np.random.default_rng(0).permutation(
+            len(labels)
+        )  # so that any first few are of every class
         parts.append(Data(np.concatenate(picked)[order], labels[order]))
     return Task(vocabulary.size, len(documents), *parts)
 
@@ -107,7 +129,9 @@ def _prose_or_code(length: int, part: str, vocabulary: text.Vocabulary) -> Task:
     prose, code = text.modules()
     if part == "source":
         return _classes([text.topics(), code], length, vocabulary)
-    return _classes([{n: text.letters(t) for n, t in d.items()} for d in (prose, code)], length, vocabulary)
+    return _classes(
+        [{n: text.letters(t) for n, t in d.items()} for d in (prose, code)], length, vocabulary
+    )
 
 
 def _which_module(length: int, part: str, vocabulary: text.Vocabulary) -> Task:

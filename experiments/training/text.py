@@ -1,4 +1,6 @@
-"""Text that every Python brings along: prose and code of its standard library, as bytes or as frequent words."""
+"""Text that every Python brings along: prose and code of its standard library, as bytes or as
+frequent words.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,11 @@ def topics() -> dict[str, str]:
 
 @functools.cache
 def modules() -> tuple[dict[str, str], dict[str, str]]:
-    """(docstrings, code without docstrings and comments) of the standard modules, {file: text} each."""
-    prose, code = {}, {}
+    """(docstrings, code without docstrings and comments) of the standard modules, {file: text}
+    each.
+    """
+    prose = {}
+    code = {}
     for path in sorted(LIBRARY.glob("*.py")):
         if path.stat().st_size <= LARGEST:
             prose[path.name], code[path.name] = _divide(_read(path))
@@ -55,9 +60,12 @@ def _read(path: Path) -> str:
 
 def _divide(source: str) -> tuple[str, str]:
     """(docstrings, what is left without them and without lines that only comment or are empty)."""
-    lines, strings = source.splitlines(), []
+    lines = source.splitlines()
+    strings = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
             strings.append(ast.get_docstring(node))
             first = node.body[0]
             last = first.end_lineno or first.lineno
@@ -72,10 +80,14 @@ def letters(text: str) -> str:
 
 
 class Vocabulary:
-    """ASCII bytes, and with `size` above 128 the most frequent words of some texts, each with the space before it."""
+    """ASCII bytes, and with `size` above 128 the most frequent words of some texts, each with the
+    space before it.
+    """
 
     def __init__(self, texts: Iterable[str] = (), size: int = BYTES):
-        counts = collections.Counter(word for text in texts for word in WORD.findall(text) if len(word) > 2)
+        counts = collections.Counter(
+            word for text in texts for word in WORD.findall(text) if len(word) > 2
+        )
         ranked = sorted(counts, key=lambda word: (-counts[word] * len(word), word))
         self.words = {word: BYTES + n for n, word in enumerate(ranked[: size - BYTES])}
         self.size = size
@@ -96,11 +108,15 @@ class Vocabulary:
 def vocabulary(size: int) -> Vocabulary:
     """That of the language reference and of the packages' sources, less the documents held out."""
     documents = [topics(), *(package(name) for name in PACKAGES)]
-    return Vocabulary((text for d in documents for name, text in d.items() if not is_test(name)), size)
+    return Vocabulary(
+        (text for d in documents for name, text in d.items() if not is_test(name)), size
+    )
 
 
 def windows(texts: Iterable[str], length: int, vocabulary: Vocabulary) -> np.ndarray:
-    """Every text cut into windows of `length` tokens that do not overlap, the rest dropped: (n, length)."""
+    """Every text cut into windows of `length` tokens that do not overlap, the rest dropped: (n,
+    length).
+    """
     rows = [vocabulary.encode(text) for text in texts]
     cut = [row[: len(row) // length * length].reshape(-1, length) for row in rows]
     return np.concatenate([np.zeros((0, length), np.int32), *cut])

@@ -1,1 +1,3 @@
-"""Certified bounds on the polynomial gradients' errors: the theorem (bound), its parts, and the rounding beneath them."""
+"""Certified bounds on the polynomial gradients' errors: the theorem (bound), its parts, and the
+rounding beneath them.
+"""

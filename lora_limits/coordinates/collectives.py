@@ -1,6 +1,8 @@
-"""The only words that devices exchange: sums, maxima and minima over the mesh axes along which tokens are split.
+"""The only words that devices exchange: sums, maxima and minima over the mesh axes along which
+tokens are split.
 
-axis: the mesh axis, or axes, that a shard_map has made manual; None on one device, where everything is the identity.
+axis: the mesh axis, or axes, that a shard_map has made manual; None on one device, where everything
+is the identity.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ def devices(axis: Axis) -> int:
 
 
 def total(tree: T, axis: Axis) -> T:
-    """Sums over devices of every array of a pytree, all of one dtype: one collective, of as many bytes as they have."""
+    """Sums over devices of every array of a pytree, all of one dtype: one collective, of as many
+    bytes as they have.
+    """
     return tree if axis is None else _together(jax.lax.psum, tree, axis)
 
 
@@ -38,7 +42,9 @@ def smallest(tree: T, axis: Axis) -> T:
 def _together(collective: Callable[..., jax.Array], tree: Any, axis: Axis) -> Any:
     """The arrays end to end, for a collective costs its latency before its bytes."""
     leaves, structure = jax.tree.flatten(tree)
-    flat, out, first = collective(jnp.concatenate([x.reshape(-1) for x in leaves]), axis), [], 0
+    flat = collective(jnp.concatenate([x.reshape(-1) for x in leaves]), axis)
+    out = []
+    first = 0
     for x in leaves:
         out.append(flat[first : first + x.size].reshape(x.shape))
         first += x.size

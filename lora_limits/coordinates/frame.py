@@ -1,8 +1,12 @@
-"""Coordinates in which scores are small: centred, balanced, and read block by block so that no L x d copy exists.
+"""Coordinates in which scores are small: centred, balanced, and read block by block so that no L x
+d copy exists.
 
-f is unchanged by K - 1 mu^T, and queries shifted by nu re-weight the keys: f_ij ~ w_j exp(x_i . y_j) with
-w_j = exp(beta nu . K_j), x_i = sqrt(beta) N^-T (Q_i - nu), y_j = sqrt(beta) N (K_j - mu). The balancing N equalises
-the second moments of x and y (a matrix geometric mean), which makes |x_i||y_j| a good bound of |x_i . y_j|.
+f is unchanged by K - 1 mu^T, and queries shifted by nu re-weight the keys: f_ij ~ w_j exp(x_i .
+y_j) with
+w_j = exp(beta nu . K_j), x_i = sqrt(beta) N^-T (Q_i - nu), y_j = sqrt(beta) N (K_j - mu). The
+balancing N equalises
+the second moments of x and y (a matrix geometric mean), which makes |x_i||y_j| a good bound of |x_i
+. y_j|.
 """
 
 from __future__ import annotations
@@ -22,7 +26,9 @@ SAMPLE = 256
 
 
 class Frame(NamedTuple):
-    """What the sweeps need to know before the first feature is built. Vectors are columns, (d,) or (d, d)."""
+    """What the sweeps need to know before the first feature is built. Vectors are columns, (d,) or
+    (d, d).
+    """
 
     nu: jax.Array  # (d,) centre of the queries; 0 when not centred
     mu: jax.Array  # (d,) weighted centre of the keys
@@ -40,8 +46,8 @@ class Frame(NamedTuple):
 def sweep(length: int, block: int, body, start):
     """Folds body(carry, first, fresh) over blocks of `block` tokens; returns the last carry.
 
-    The last block is moved back to end at the last token, so no input is padded or copied; `fresh` (block,) is 0 where
-    a token was seen before. O(1) extra memory.
+    The last block is moved back to end at the last token, so no input is padded or copied; `fresh`
+    (block,) is 0 where a token was seen before. O(1) extra memory.
     """
     size = min(block, length)
     blocks = -(-length // size)
@@ -60,7 +66,9 @@ def rows(x: jax.Array, first: jax.Array, block: int) -> jax.Array:
 
 
 def _key_statistics(problem: LoRAProblem, direction: jax.Array, block: int, axis: Axis):
-    """Online over keys, of all devices: largest log-weight, sum of weights, weighted sums of x_key and x_value."""
+    """Online over keys, of all devices: largest log-weight, sum of weights, weighted sums of x_key
+    and x_value.
+    """
     dtype = problem.dtype
     lk, dk = problem.x_key.shape
     start = (
@@ -72,11 +80,18 @@ def _key_statistics(problem: LoRAProblem, direction: jax.Array, block: int, axis
 
     def body(carry, first, fresh):
         top, total, sum_k, sum_v = carry
-        xk, xv = rows(problem.x_key, first, block), rows(problem.x_value, first, block)
+        xk = rows(problem.x_key, first, block)
+        xv = rows(problem.x_value, first, block)
         log_w = jnp.where(fresh, dot(xk, direction), jnp.finfo(dtype).min)
         new = jnp.maximum(top, log_w.max())
-        shrink, w = jnp.exp(top - new), jnp.exp(log_w - new)
-        return new, total * shrink + w.sum(), sum_k * shrink + dot(w, xk), sum_v * shrink + dot(w, xv)
+        shrink = jnp.exp(top - new)
+        w = jnp.exp(log_w - new)
+        return (
+            new,
+            total * shrink + w.sum(),
+            sum_k * shrink + dot(w, xk),
+            sum_v * shrink + dot(w, xv),
+        )
 
     top, *sums = sweep(lk, block, body, start)
     if axis is None:
@@ -93,10 +108,13 @@ def _sqrt_and_inverse(m: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def balance(sx: jax.Array, sy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(N, N^-T), symmetric, with N sy N = N^-1 sx N^-1 = their common second moment: N^2 = sy^-1 # sx.
+    """(N, N^-T), symmetric, with N sy N = N^-1 sx N^-1 = their common second moment: N^2 = sy^-1 #
+    sx.
 
-    Both moments get a ridge of 1e-3 of their trace, so the condition number of N stays below about 30 and the change
-    of coordinates costs no accuracy, whatever the rank of the inputs. sx, sy: (d, d) positive semi-definite.
+    Both moments get a ridge of 1e-3 of their trace, so the condition number of N stays below about
+    30 and the change
+    of coordinates costs no accuracy, whatever the rank of the inputs. sx, sy: (d, d) positive
+    semi-definite.
     """
     d = sx.shape[0]
     eye = jnp.eye(d, dtype=sx.dtype)
@@ -116,14 +134,17 @@ def balance(sx: jax.Array, sy: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _sample_index(length: int, most: int, axis: Axis):
-    """Indices (n,) of the sample, counted from this device's first token; `length`: tokens to a device."""
+    """Indices (n,) of the sample, counted from this device's first token; `length`: tokens to a
+    device.
+    """
     whole = length * collectives.devices(axis)
     index = np.unique(np.linspace(0, whole - 1, min(most, whole)).astype(np.int32))
     return index if axis is None else index - jax.lax.axis_index(axis) * length
 
 
 def sample_rows(x: jax.Array, most: int = SAMPLE, axis: Axis = None) -> jax.Array:
-    """At most `most` rows of the whole sequence, evenly spread and static: the same however tokens are split.
+    """At most `most` rows of the whole sequence, evenly spread and static: the same however tokens
+    are split.
 
     Rows that other devices hold come out as some row of this one, for `own` to take out.
     """
@@ -143,13 +164,16 @@ def own(sampled: jax.Array, length: int, axis: Axis) -> jax.Array:
 def sample_weights(problem: LoRAProblem, frame: Frame, axis: Axis = None) -> jax.Array:
     """Weights w_j of the sampled keys, 0 for those of other devices."""
     k = project(problem, "key", sample_rows(problem.x_key, axis=axis))
-    return own(jnp.exp(scalars(problem)[1] * dot(k, frame.nu) - frame.shift), problem.x_key.shape[0], axis)
+    return own(
+        jnp.exp(scalars(problem)[1] * dot(k, frame.nu) - frame.shift), problem.x_key.shape[0], axis
+    )
 
 
 def make(problem: LoRAProblem, block: int, centred: bool, axis: Axis = None) -> Frame:
     """The frame of a problem: two cheap passes, O(L d_model) time, O(d_model d) memory.
 
-    axis: mesh axes over which tokens are split, every device calling this with its own; O(d_model + d^2) crosses them.
+    axis: mesh axes over which tokens are split, every device calling this with its own; O(d_model +
+    d^2) crosses them.
     """
     beta = scalars(problem)[1]
     q_shift = problem.x_query.mean(0)
@@ -160,10 +184,12 @@ def make(problem: LoRAProblem, block: int, centred: bool, axis: Axis = None) -> 
     nu = project(problem, "query", q_shift[None])[0]
     direction = beta * dot(problem.weights.key, nu)
     if "key" in problem.adapters:
-        a, b = problem.adapters["key"].a, problem.adapters["key"].b
+        a = problem.adapters["key"].a
+        b = problem.adapters["key"].b
         direction = direction + beta * scalars(problem)[0] * dot(b, dot(a, nu))
     shift, total, sum_k, sum_v = _key_statistics(problem, direction, block, axis)
-    xk_mean, xv_mean = sum_k / total, sum_v / total
+    xk_mean = sum_k / total
+    xv_mean = sum_v / total
     k_shift = xk_mean if centred else jnp.zeros_like(xk_mean)
     mu = project(problem, "key", k_shift[None])[0]
     v_mean = project(problem, "value", xv_mean[None])[0]

@@ -1,4 +1,5 @@
-"""`lora-limits diagnose`: what the theorems say of a real model, head by head. Needs the extra `models`.
+"""`lora-limits diagnose`: what the theorems say of a real model, head by head. Needs the extra
+`models`.
 
 loading      a local model folder, its tokenizer, windows of a text: or one line on why not
 adapters     LoRA adapters: read and written by peft, as `Adapter`s of heads and back

@@ -1,4 +1,6 @@
-"""What a real model computes in its attention, taken by hooks: inputs of the projections, Q, K, V, mask and output."""
+"""What a real model computes in its attention, taken by hooks: inputs of the projections, Q, K, V,
+mask and output.
+"""
 
 # the extra may be absent where the types are checked
 # pyright: reportMissingImports=false
@@ -12,7 +14,12 @@ import numpy as np
 
 NAMES = ("query", "key", "value")
 # (query, key, value) under the names that transformers gives them
-SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"))
+SEPARATE = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q", "k", "v"),
+)
 FUSED = "c_attn"  # one projection for all three, in this order
 OUTPUT = ("o_proj", "out_proj", "out_lin", "c_proj", "o", "dense")
 RECORDER = "lora_limits_recorder"
@@ -21,11 +28,13 @@ FAR = -1e4  # an entry of a mask below this hides its key
 
 @dataclasses.dataclass
 class Layer:
-    """One attention module: where its projections are, and what one window of tokens put through them.
+    """One attention module: where its projections are, and what one window of tokens put through
+    them.
 
-    x: {name: (L, d_model)}; query, key, value: (heads, L, d), as they meet in the scores, positions applied; keys and
-    values have as many heads as the model gives them. mask: "full", "causal" or "other"; scaling: what multiplies the
-    scores; output: (L, heads, d_value), the model's own, before its output projection.
+    x: {name: (L, d_model)}; query, key, value: (heads, L, d), as they meet in the scores, positions
+    applied; keys and values have as many heads as the model gives them. mask: "full", "causal" or
+    "other"; scaling: what multiplies the scores; output: (L, heads, d_value), the model's own,
+    before its output projection.
     """
 
     path: str
@@ -42,7 +51,9 @@ class Layer:
 
 
 def find_layers(model: Any) -> list[Layer]:
-    """The attention modules of a model, in order. Raises ValueError where no query, key and value are found."""
+    """The attention modules of a model, in order. Raises ValueError where no query, key and value
+    are found.
+    """
     found = []
     for path, module in model.named_modules():
         children = dict(module.named_children())
@@ -55,7 +66,9 @@ def find_layers(model: Any) -> list[Layer]:
         found.append(Layer(path, projections, fused, _output(model, path, children)))
     if not found:
         expected = " or ".join([*(", ".join(names) for names in SEPARATE), FUSED])
-        raise ValueError(f"{type(model).__name__}: got no attention projections, expected modules named {expected}")
+        raise ValueError(
+            f"{type(model).__name__}: got no attention projections, expected modules named {expected}"
+        )
     return found
 
 
@@ -71,13 +84,15 @@ def _output(model: Any, path: str, children: dict[str, Any]) -> str | None:
 def record(model: Any, ids: np.ndarray) -> list[Layer]:
     """Runs one window, (L,) token ids, and returns its attention layers, filled in.
 
-    Twice: once with the model's own eager attention, for its output; once with an attention function that hands over
-    what it is given and takes no part in the check. Holds every layer's inputs at once: O(layers L d_model).
+    Twice: once with the model's own eager attention, for its output; once with an attention
+    function that hands over what it is given and takes no part in the check. Holds every layer's
+    inputs at once: O(layers L d_model).
     """
     import torch
 
     layers = find_layers(model)
-    modules, tokens = dict(model.named_modules()), torch.as_tensor(ids)[None]
+    modules = dict(model.named_modules())
+    tokens = torch.as_tensor(ids)[None]
     hooks = [_hook(modules[layer.out], layer) for layer in layers if layer.out]
     try:
         _run(model, tokens, "eager")
@@ -85,7 +100,9 @@ def record(model: Any, ids: np.ndarray) -> list[Layer]:
         for hook in hooks:
             hook.remove()
     by_module = {id(modules[layer.path]): layer for layer in layers}
-    hooks = [_hook(modules[p], layer, name) for layer in layers for name, p in layer.projections.items()]
+    hooks = [
+        _hook(modules[p], layer, name) for layer in layers for name, p in layer.projections.items()
+    ]
     try:
         _register(by_module)
         _run(model, tokens, RECORDER)
@@ -105,7 +122,9 @@ def _run(model: Any, tokens: Any, implementation: str) -> None:
 
 
 def _hook(module: Any, layer: Layer, name: str | None = None) -> Any:
-    """Keeps what goes into a module: as the input of a projection, or, with no name, as the layer's output."""
+    """Keeps what goes into a module: as the input of a projection, or, with no name, as the layer's
+    output.
+    """
 
     def keep(_module, arguments):
         rows = arguments[0][0].float().numpy().copy()
@@ -118,7 +137,9 @@ def _hook(module: Any, layer: Layer, name: str | None = None) -> Any:
 
 
 def _register(by_module: dict[int, Layer]) -> None:
-    """Puts the recorder into transformers' table of attention functions, with masks made as for eager attention."""
+    """Puts the recorder into transformers' table of attention functions, with masks made as for
+    eager attention.
+    """
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
@@ -127,7 +148,9 @@ def _register(by_module: dict[int, Layer]) -> None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         layer = by_module.get(id(module))
         if layer is not None:
-            layer.query, layer.key, layer.value = (x[0].float().numpy().copy() for x in (query, key, value))
+            layer.query, layer.key, layer.value = (
+                x[0].float().numpy().copy() for x in (query, key, value)
+            )
             layer.mask, layer.scaling = _mask(attention_mask), float(scale)
         groups = query.shape[1] // key.shape[1]
         scores = scale * query @ key.repeat_interleave(groups, 1).mT
@@ -141,7 +164,9 @@ def _register(by_module: dict[int, Layer]) -> None:
 
 
 def _mask(mask: Any) -> str:
-    """full: hides nothing; causal: hides exactly what comes later; other: windows, padding, positions in the scores."""
+    """full: hides nothing; causal: hides exactly what comes later; other: windows, padding,
+    positions in the scores.
+    """
     if mask is None:
         return "full"
     rows = mask[0].float().numpy()

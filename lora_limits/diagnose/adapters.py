@@ -1,7 +1,9 @@
-"""LoRA adapters of a real model, read and written by peft, and their halves as the library holds them.
+"""LoRA adapters of a real model, read and written by peft, and their halves as the library holds
+them.
 
-peft adds scaling * x A_p^T B_p^T with A_p (r, d_model), B_p (out, r): so b = A_p^T and a = B_p^T. Head h of a
-projection has its own columns of a and shares b with the others; in a fused projection query, key, value share b too.
+peft adds scaling * x A_p^T B_p^T with A_p (r, d_model), B_p (out, r): so b = A_p^T and a = B_p^T.
+Head h of a projection has its own columns of a and shares b with the others; in a fused projection
+query, key, value share b too.
 """
 
 # the extra may be absent where the types are checked
@@ -22,7 +24,8 @@ from lora_limits.diagnose.loading import one_line
 from lora_limits.problem import Adapter
 
 RANK, UPDATE = 4, 0.02  # of the random adapter; the update's Frobenius norm beside its weight's
-# fields of peft's LoraConfig that change what an adapter is, and the values with which it is plain LoRA
+# fields of peft's LoraConfig that change what an adapter is, and the values with which it is plain
+# LoRA
 PLAIN = {
     "peft_type": ("LORA",),
     "use_dora": (False, None),
@@ -39,7 +42,9 @@ PLAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """One projection of all heads: rows of `weight` are inputs; b, a, scale of its adapter, or None without one."""
+    """One projection of all heads: rows of `weight` are inputs; b, a, scale of its adapter, or None
+    without one.
+    """
 
     weight: np.ndarray  # (d_model, heads d)
     bias: np.ndarray | None  # (heads d,)
@@ -51,32 +56,42 @@ class Projection:
 def load_adapter(model: Any, folder: Path) -> Any:
     """The model with the adapter in the folder on it, a peft model.
 
-    Raises ValueError for a folder that peft cannot read, an adapter that is not plain LoRA (DoRA, modules_to_save,
-    trained biases), pickled weights, and modules or shapes that are not this model's.
+    Raises ValueError for a folder that peft cannot read, an adapter that is not plain LoRA (DoRA,
+    modules_to_save, trained biases), pickled weights, and modules or shapes that are not this
+    model's.
     """
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder}: got no adapter_config.json, expected a folder that peft wrote")
     with one_line(str(folder)):
         given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if not isinstance(given, dict):
-        raise ValueError(f"{folder / 'adapter_config.json'}: got {type(given).__name__}, expected an object")
+        raise ValueError(
+            f"{folder / 'adapter_config.json'}: got {type(given).__name__}, expected an object"
+        )
     for field, plain in PLAIN.items():
         if given.get(field, plain[-1]) not in plain:
-            raise ValueError(f"{folder}: got {field} = {given[field]!r}, expected a plain LoRA adapter")
+            raise ValueError(
+                f"{folder}: got {field} = {given[field]!r}, expected a plain LoRA adapter"
+            )
     if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(f"{folder}: got no adapter_model.safetensors, expected weights in safetensors")
+        raise ValueError(
+            f"{folder}: got no adapter_model.safetensors, expected weights in safetensors"
+        )
     import peft
     from safetensors import safe_open
 
     with one_line(f"{folder}: adapter of another model?"):
         with safe_open(folder / "adapter_model.safetensors", "np") as file:
             saved = set(file.keys())
-        # a plain LoraConfig first: loading on a model whose modules do not fit raises here and changes nothing
+        # a plain LoraConfig first: loading on a model whose modules do not fit raises here and
+        # changes nothing
         adapted = peft.PeftModel.from_pretrained(model, folder, local_files_only=True)
     held = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if saved != held:
         name = min(saved ^ held)
-        raise ValueError(f"{folder}: got an adapter of another model, {name} is in one of them only")
+        raise ValueError(
+            f"{folder}: got an adapter of another model, {name} is in one of them only"
+        )
     _check_touches(adapted, folder)
     return adapted.eval()
 
@@ -85,13 +100,17 @@ def _check_touches(adapted: Any, folder: Path) -> None:
     model = adapted.get_base_model()
     layers = find_layers(model)
     if not any(projection(model, layer, name).b is not None for layer in layers for name in NAMES):
-        raise ValueError(f"{folder}: got an adapter of other modules, expected one of query, key or value")
+        raise ValueError(
+            f"{folder}: got an adapter of other modules, expected one of query, key or value"
+        )
 
 
 def random_adapter(model: Any, seed: int = 0) -> Any:
-    """The model with a random adapter on query and value (on all three where they are fused), rank 4, alpha = 4.
+    """The model with a random adapter on query and value (on all three where they are fused), rank
+    4, alpha = 4.
 
-    Gaussian halves, sharing evenly the factor that makes ||s B A||_F = 0.02 ||W||_F: the size of a trained adapter's.
+    Gaussian halves, sharing evenly the factor that makes ||s B A||_F = 0.02 ||W||_F: the size of a
+    trained adapter's.
     """
     import peft
     import torch
@@ -104,8 +123,10 @@ def random_adapter(model: Any, seed: int = 0) -> Any:
     random = np.random.default_rng(seed)
     modules = dict(adapted.get_base_model().named_modules())
     for path in targets:
-        half_a, half_b = modules[path].lora_A["default"].weight, modules[path].lora_B["default"].weight
-        a, b = random.standard_normal(half_b.shape), random.standard_normal(half_a.shape)
+        half_a = modules[path].lora_A["default"].weight
+        half_b = modules[path].lora_B["default"].weight
+        a = random.standard_normal(half_b.shape)
+        b = random.standard_normal(half_a.shape)
         size = float(modules[path].base_layer.weight.norm())
         factor = np.sqrt(UPDATE * size / max(np.linalg.norm(a @ b), 1e-30))
         with torch.no_grad():
@@ -115,9 +136,11 @@ def random_adapter(model: Any, seed: int = 0) -> Any:
 
 
 def projection(model: Any, layer: Layer, name: str) -> Projection:
-    """The weight, bias and adapter of one of a layer's projections, its own columns only where they are fused.
+    """The weight, bias and adapter of one of a layer's projections, its own columns only where they
+    are fused.
 
-    model: the base model, adapted in place or not. Raises ValueError for more than one adapter on a module, and
+    model: the base model, adapted in place or not. Raises ValueError for more than one adapter on a
+    module, and
     for a fused projection that is not three equal parts (keys shared by heads).
     """
     module = model.get_submodule(layer.projections[name])
@@ -132,7 +155,8 @@ def projection(model: Any, layer: Layer, name: str) -> Projection:
     if len(held) > 1:
         raise ValueError(f"{layer.projections[name]}: got adapters {held}, expected one")
     if held:
-        b, a = _numpy(module.lora_A[held[0]].weight).T, _numpy(module.lora_B[held[0]].weight).T
+        b = _numpy(module.lora_A[held[0]].weight).T
+        a = _numpy(module.lora_B[held[0]].weight).T
         scale = float(module.scaling[held[0]])
     if layer.fused:
         width = weight.shape[1] // 3
@@ -142,7 +166,9 @@ def projection(model: Any, layer: Layer, name: str) -> Projection:
                 f"{layer.projections[name]}: {got}, expected query, key and value of {weight.shape[0]} each"
             )
         own = slice(NAMES.index(name) * width, (NAMES.index(name) + 1) * width)
-        weight, bias, a = weight[:, own], None if bias is None else bias[own], None if a is None else a[:, own]
+        weight = weight[:, own]
+        bias = None if bias is None else bias[own]
+        a = None if a is None else a[:, own]
     return Projection(weight, bias, b, a, scale)
 
 
@@ -153,9 +179,9 @@ def _numpy(tensor: Any) -> np.ndarray:
 def join(heads: Sequence[Adapter], d_model: int) -> Adapter:
     """The adapter of a projection from those of its heads, in order: b shared, a side by side.
 
-    For a fused projection: the heads of query, then key, then value. d_model: the rows of b that peft holds; one more
-    is the row of a bias, which peft has no place for. Raises ValueError for heads that do not share b, and for an
-    update of the bias.
+    For a fused projection: the heads of query, then key, then value. d_model: the rows of b that
+    peft holds; one more is the row of a bias, which peft has no place for. Raises ValueError for
+    heads that do not share b, and for an update of the bias.
     """
     b = np.asarray(heads[0].b)
     if not all(np.array_equal(np.asarray(head.b), b) for head in heads):
@@ -166,7 +192,8 @@ def join(heads: Sequence[Adapter], d_model: int) -> Adapter:
 
 
 def write_adapter(adapted: Any, halves: Mapping[str, Adapter], folder: Path) -> None:
-    """Puts adapters into a peft model, by the path of their module, and has peft write it to the folder.
+    """Puts adapters into a peft model, by the path of their module, and has peft write it to the
+    folder.
 
     Raises ValueError for a module without an adapter, and for shapes that are not its own.
     """
@@ -176,12 +203,19 @@ def write_adapter(adapted: Any, halves: Mapping[str, Adapter], folder: Path) -> 
     for path, adapter in halves.items():
         module = modules.get(path)
         if module is None or not hasattr(module, "lora_A"):
-            raise ValueError(f"{path}: got a module without an adapter, expected one that peft adapted")
+            raise ValueError(
+                f"{path}: got a module without an adapter, expected one that peft adapted"
+            )
         (name,) = module.lora_A
-        for half, value in ((module.lora_A[name].weight, adapter.b), (module.lora_B[name].weight, adapter.a)):
+        for half, value in (
+            (module.lora_A[name].weight, adapter.b),
+            (module.lora_B[name].weight, adapter.a),
+        ):
             new = torch.as_tensor(np.array(value, np.float32).T)
             if half.shape != new.shape:
-                raise ValueError(f"{path}: got shape {tuple(new.shape)}, expected {tuple(half.shape)}")
+                raise ValueError(
+                    f"{path}: got shape {tuple(new.shape)}, expected {tuple(half.shape)}"
+                )
             with torch.no_grad():
                 half.copy_(new)
     adapted.save_pretrained(folder, save_embedding_layers=False)

@@ -20,15 +20,23 @@ def diagnose_command(
     batch: int | None,
     out: str | None,
 ) -> int:
-    """Diagnoses the model in a folder on a text: prints a table and the dials, writes JSON and a picture to `out`.
+    """Diagnoses the model in a folder on a text: prints a table and the dials, writes JSON and a
+    picture to `out`.
 
-    Returns 0; 2, after one line on stderr, for a model, adapter or text that cannot be used as asked, or where the
-    extra `models` is missing. With `out`, what is measured is on disk after each layer.
+    Returns 0; 2, after one line on stderr, for a model, adapter or text that cannot be used as
+    asked, or where the extra `models` is missing. With `out`, what is measured is on disk after
+    each layer.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the libraries, about their own future
-            _diagnose(Path(model), Path(text), adapter and Path(adapter), (tolerance, length, batch), out and Path(out))
+            _diagnose(
+                Path(model),
+                Path(text),
+                adapter and Path(adapter),
+                (tolerance, length, batch),
+                out and Path(out),
+            )
     except (OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -38,7 +46,9 @@ def diagnose_command(
 def _diagnose(folder: Path, text: Path, adapter: Any, numbers: tuple[Any, ...], out: Any) -> None:
     tolerance, length, batch = numbers
     if not 1e-3 <= tolerance < 1:
-        raise ValueError(f"--tolerance: got {tolerance:g}, expected 0.001 to 1, a relative error in float32")
+        raise ValueError(
+            f"--tolerance: got {tolerance:g}, expected 0.001 to 1, a relative error in float32"
+        )
     if batch is not None and batch < 1:
         raise ValueError(f"--batch: got {batch}, expected at least 1")
     loading.check_folder(folder)
@@ -51,7 +61,9 @@ def _diagnose(folder: Path, text: Path, adapter: Any, numbers: tuple[Any, ...], 
     adapted = adapters.load_adapter(bare, adapter) if adapter else adapters.random_adapter(bare)
     told = adapter.name if adapter else f"random, rank {adapters.RANK}"
     keep = (lambda diagnosis: report.save(diagnosis, out)) if out else None
-    diagnosis = diagnose(adapted, ids, tolerance=tolerance, model=folder.resolve().name, adapter=told, keep=keep)
+    diagnosis = diagnose(
+        adapted, ids, tolerance=tolerance, model=folder.resolve().name, adapter=told, keep=keep
+    )
     _show(diagnosis, out)
 
 
@@ -65,4 +77,6 @@ def _show(diagnosis: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         from lora_limits.diagnose import picture
 
-        console.print(f"results: {report.save(diagnosis, out)}, {picture.save(diagnosis, out / report.PICTURE)}")
+        console.print(
+            f"results: {report.save(diagnosis, out)}, {picture.save(diagnosis, out / report.PICTURE)}"
+        )

@@ -1,4 +1,6 @@
-"""From a peft model and windows of tokens to a diagnosis: every head, the three dials, and what it all rests on."""
+"""From a peft model and windows of tokens to a diagnosis: every head, the three dials, and what it
+all rests on.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,9 @@ def diagnose(
 ) -> dict[str, Any]:
     """The diagnosis of a peft model on windows of token ids (windows, L), as JSON holds it.
 
-    model, adapter: their names; keep: called with what there is after each layer. Holds the activations of all windows
-    at once: O(windows layers L d_model) memory. Raises ValueError where the model cannot be run on the windows.
+    model, adapter: their names; keep: called with what there is after each layer. Holds the
+    activations of all windows at once: O(windows layers L d_model) memory. Raises ValueError where
+    the model cannot be run on the windows.
     """
     base = adapted.get_base_model()
     with loading.one_line(type(base).__name__):
@@ -68,14 +71,19 @@ def diagnose(
         "length": int(ids.shape[1]),
         "windows": len(ids),
         "longest": loading.longest_window(base),
-        "versions": {name: metadata.version(name) for name in ("lora_limits", "jax", "torch", "transformers", "peft")},
+        "versions": {
+            name: metadata.version(name)
+            for name in ("lora_limits", "jax", "torch", "transformers", "peft")
+        },
         "cpus": os.cpu_count(),
         "heads": [],
         "dials": {},
         "notes": [],
     }
     clock = times.Clock()
-    with _progress(sum(1 if layer.query is None else len(layer.query) for layer in recorded[0])) as tick:
+    with _progress(
+        sum(1 if layer.query is None else len(layer.query) for layer in recorded[0])
+    ) as tick:
         for number in range(len(recorded[0])):
             windows = [window[number] for window in frozen], [window[number] for window in recorded]
             for row in _layer(base, number, *windows, clock=clock, tolerance=tolerance):
@@ -90,16 +98,33 @@ def diagnose(
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("heads", total=total)
         yield lambda text: progress.update(task, advance=1, description=text)
 
 
 def _layer(
-    base: Any, number: int, frozen: Sequence[Layer], recorded: Sequence[Layer], *, clock: times.Clock, tolerance: float
+    base: Any,
+    number: int,
+    frozen: Sequence[Layer],
+    recorded: Sequence[Layer],
+    *,
+    clock: times.Clock,
+    tolerance: float,
 ) -> Iterator[dict[str, Any]]:
     """The rows of a layer's heads; one row, refused, for a layer of which nothing was recorded."""
     whole = {name: projection(base, recorded[0], name) for name in NAMES}
@@ -121,7 +146,9 @@ def _layer(
 Windows = tuple[Sequence[Layer], dict[str, Projection]]
 
 
-def _head(frozen: Windows, adapted: Windows, head: int, *, clock: times.Clock, tolerance: float) -> dict[str, Any]:
+def _head(
+    frozen: Windows, adapted: Windows, head: int, *, clock: times.Clock, tolerance: float
+) -> dict[str, Any]:
     """One row, without its place. Raises heads.Refused."""
     without = [heads.make_head(layer, frozen[1], head, seed=n) for n, layer in enumerate(frozen[0])]
     found = [heads.make_head(layer, adapted[1], head, seed=n) for n, layer in enumerate(adapted[0])]
@@ -142,7 +169,9 @@ def _head(frozen: Windows, adapted: Windows, head: int, *, clock: times.Clock, t
 
 
 def _rank(projections: dict[str, Projection]) -> int | None:
-    """The rank of the adapters on query and key, of the value's where they have none; None where they differ."""
+    """The rank of the adapters on query and key, of the value's where they have none; None where
+    they differ.
+    """
     ranks = {n: p.a.shape[0] for n, p in projections.items() if p.a is not None}
     scored = {r for n, r in ranks.items() if n != "value"} or set(ranks.values())
     return scored.pop() if len(scored) == 1 else None
@@ -153,7 +182,9 @@ def _conclude(diagnosis: dict[str, Any]) -> None:
     rows = diagnosis["heads"]
     analysed = [row for row in rows if not row["refused"]]
     if analysed:
-        diagnosis["dials"] = dials.dials(analysed, tolerance=diagnosis["tolerance"], length=diagnosis["length"])
+        diagnosis["dials"] = dials.dials(
+            analysed, tolerance=diagnosis["tolerance"], length=diagnosis["length"]
+        )
     notes = [TARGET, WINDOWS, LONGER.format(times.LONGEST), PREDICTED]
     notes += [BEYOND.format(diagnosis["longest"])] * any(
         (row.get("pays_from") or 0) > diagnosis["longest"] for row in rows

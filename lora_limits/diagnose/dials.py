@@ -1,4 +1,6 @@
-"""What a practitioner can turn: the norm bound, the LoRA rank, the mini-batch; what each would have to be, in words."""
+"""What a practitioner can turn: the norm bound, the LoRA rank, the mini-batch; what each would have
+to be, in words.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,17 @@ Row = dict[str, Any]
 def head_dials(row: Row, tolerance: float) -> dict[str, Any]:
     """The three dials of one head.
 
-    gamma_needed: the centred Gamma at which the head's affordable method is within the tolerance (the present one where
-    it is already), None below a sixteenth of the present one. rank_allowed: the rank at which the adapter's update u,
-    growing as sqrt(rank), would fill what the frozen weights leave of that bound, r ((gamma_needed - frozen) / u)^2; 0
-    where they leave no room for rank 1, None where nothing limits it or projections differ in rank.
-    batch_at_tolerance: the largest mini-batch, in windows, whose gradient noise is above the tolerance,
-    (noise / tolerance)^2; batch_at_error: above the method's error.
+    gamma_needed: the centred Gamma at which the head's affordable method is within the tolerance
+    (the present one where it is already), None below a sixteenth of the present one. rank_allowed:
+    the rank at which the adapter's update u, growing as sqrt(rank), would fill what the frozen
+    weights leave of that bound, r ((gamma_needed - frozen) / u)^2; 0 where they leave no room for
+    rank 1, None where nothing limits it or projections differ in rank. batch_at_tolerance: the
+    largest mini-batch, in windows, whose gradient noise is above the tolerance, (noise /
+    tolerance)^2; batch_at_error: above the method's error.
     """
     frozen = row["norms"]["frozen"]["gamma_centred"]
-    scale, rank = row["dial"]["scale"], row["rank_of_adapter"]
+    scale = row["dial"]["scale"]
+    rank = row["rank_of_adapter"]
     needed = None if scale is None else scale * row["norms"]["adapted"]["gamma_centred"]
     update = max((row["update"].get(name, 0.0) for name in ("query", "key")), default=0.0)
     if scale == 1.0 or rank is None:
@@ -35,7 +39,9 @@ def head_dials(row: Row, tolerance: float) -> dict[str, Any]:
         "gamma_needed": needed,
         "rank_allowed": allowed,
         "batch_at_tolerance": None if noise is None else math.floor((noise / tolerance) ** 2),
-        "batch_at_error": None if noise is None else math.floor((noise / max(row["error"], 1e-9)) ** 2),
+        "batch_at_error": None
+        if noise is None
+        else math.floor((noise / max(row["error"], 1e-9)) ** 2),
     }
 
 
@@ -51,12 +57,20 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def dials(rows: Sequence[Row], *, tolerance: float, length: int) -> dict[str, dict[str, Any]]:
-    """Each dial over the analysed heads (at least one): its setting, what it would have to be, and a paragraph."""
-    return {"norm": _norm(rows, tolerance, length), "rank": _rank(rows), "batch": _batch(rows, tolerance, length)}
+    """Each dial over the analysed heads (at least one): its setting, what it would have to be, and
+    a paragraph.
+    """
+    return {
+        "norm": _norm(rows, tolerance, length),
+        "rank": _rank(rows),
+        "batch": _batch(rows, tolerance, length),
+    }
 
 
 def _norm(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
-    """Medians of the centred Gamma: as it is, and as the affordable method needs it (None: below a sixteenth)."""
+    """Medians of the centred Gamma: as it is, and as the affordable method needs it (None: below a
+    sixteenth).
+    """
     dials_of = [row["dial"] for row in rows]
     methods = sorted({dial["method"] for dial in dials_of})
     method = methods[0] if len(methods) == 1 else f"{methods[0]} to {methods[-1]}"
@@ -72,11 +86,20 @@ def _norm(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
         f"{tolerance:.0%} error with that method it would have to be {bound}. {there} of {len(rows)} heads are there."
     )
     text += f" {lost} would not be at a sixteenth of their norms." if lost else ""
-    return {"is": gamma, "needs": needed, "method": method, "pays": pays, "there": there, "text": text}
+    return {
+        "is": gamma,
+        "needs": needed,
+        "method": method,
+        "pays": pays,
+        "there": there,
+        "text": text,
+    }
 
 
 def _rank(rows: Sequence[Row]) -> dict[str, Any]:
-    """The adapter's rank; how many heads no rank helps; the rank that there is room for elsewhere (median)."""
+    """The adapter's rank; how many heads no rank helps; the rank that there is room for elsewhere
+    (median).
+    """
     ranks = {row["rank_of_adapter"] for row in rows}
     rank = ranks.pop() if len(ranks) == 1 else None
     frozen = _median([row["norms"]["frozen"]["gamma_centred"] for row in rows])
@@ -94,13 +117,21 @@ def _rank(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _batch(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
-    """The noise of one window (median), and the mini-batch up to which it hides an error of the tolerance."""
+    """The noise of one window (median), and the mini-batch up to which it hides an error of the
+    tolerance.
+    """
     noise = _median([row["noise"] for row in rows])
     if noise is None:
-        return {"is": None, "needs": None, "text": "Gradient noise takes two windows: a longer text, or --batch."}
+        return {
+            "is": None,
+            "needs": None,
+            "text": "Gradient noise takes two windows: a longer text, or --batch.",
+        }
     most = _median([row["dials"]["batch_at_tolerance"] for row in rows]) or 0
     within = sum((row["dials"]["batch_at_error"] or 0) >= 1 for row in rows)
-    text = f"The gradient of one window of {length} tokens has {noise:.0%} noise in the median head. "
+    text = (
+        f"The gradient of one window of {length} tokens has {noise:.0%} noise in the median head. "
+    )
     if most >= 1:
         text += (
             f"An error of {tolerance:.0%} is below the noise of every mini-batch up to {most:.0f} windows, where it "

@@ -1,10 +1,12 @@
-"""From a recording to a LoRAProblem per head, after a check that it rebuilds what the model itself put out.
+"""From a recording to a LoRAProblem per head, after a check that it rebuilds what the model itself
+put out.
 
-Two forms. `projected`: Q = c (X W_Q + bias) with the adapter in, so that the problem has the model's own X, weights and
-adapters (c, a factor some models put on the query, goes into beta). `rotated`: positions or a normalisation stand
-between the projections and the scores (rotary models), which no single W expresses; the problem then starts from the
-recorded Q and K with identity weights, and only the value adapter has a gradient.
-Biases are a column of ones in X; the key's cancels in the softmax and is kept.
+Two forms. `projected`: Q = c (X W_Q + bias) with the adapter in, so that the problem has the
+model's own X, weights and adapters (c, a factor some models put on the query, goes into beta).
+`rotated`: positions or a normalisation stand between the projections and the scores (rotary
+models), which no single W expresses; the problem then starts from the recorded Q and K with
+identity weights, and only the value adapter has a gradient. Biases are a column of ones in X; the
+key's cancels in the softmax and is kept.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ class Refused(ValueError):
 class Head:
     """One head in one window: its problem, its form, and why some of its adapters have no gradient.
 
-    adapted: the adapters with a gradient; where there are none the problem carries a zero one, for its norms' sake.
-    update: {name: max norm of what the adapter adds to its projection, before any rotation}.
+    adapted: the adapters with a gradient; where there are none the problem carries a zero one, for
+    its norms' sake. update: {name: max norm of what the adapter adds to its projection, before any
+    rotation}.
     """
 
     problem: LoRAProblem
@@ -63,51 +66,71 @@ def counts(layer: Layer) -> tuple[int, int]:
 
 
 def check_rebuilt(layer: Layer, head: int) -> None:
-    """Holds softmax(scaling Q K^T, masked) V against the model's own output of the head. Raises Refused."""
+    """Holds softmax(scaling Q K^T, masked) V against the model's own output of the head. Raises
+    Refused.
+    """
     heads, groups = counts(layer)
     if layer.output is None or layer.query is None or layer.key is None or layer.value is None:
         raise Refused("no output projection under a known name, so its output cannot be checked")
     if layer.mask == "other":
         raise Refused("its mask is neither full nor causal, or adds positions to the scores")
-    q, k, v = layer.query[head], layer.key[head * groups // heads], layer.value[head * groups // heads]
+    q = layer.query[head]
+    k = layer.key[head * groups // heads]
+    v = layer.value[head * groups // heads]
     scores = layer.scaling * q.astype(np.float64) @ k.T
     if layer.mask == "causal":
         scores = np.where(np.tri(*scores.shape, dtype=bool), scores, -np.inf)
     width = v.shape[1]
     if layer.output.shape != (len(q), heads * width):
-        raise Refused(f"its output has shape {layer.output.shape}, expected {(len(q), heads * width)}")
+        raise Refused(
+            f"its output has shape {layer.output.shape}, expected {(len(q), heads * width)}"
+        )
     gap = _gap(softmax_rows(scores) @ v, layer.output[:, head * width : (head + 1) * width])
     if not gap <= CLOSE:
-        raise Refused(f"attention rebuilt from its Q, K, V is {gap:.1g} away from the model's own output")
+        raise Refused(
+            f"attention rebuilt from its Q, K, V is {gap:.1g} away from the model's own output"
+        )
 
 
 def _columns(p: Projection, x: np.ndarray, place: int, width: int) -> dict[str, Any]:
     """X, W and the adapter of one head of a projection, the bias as a column of ones."""
     own = slice(place * width, (place + 1) * width)
-    w, b = p.weight[:, own], p.b
+    w = p.weight[:, own]
+    b = p.b
     if p.bias is not None:
         x = np.hstack([x, np.ones((len(x), 1), x.dtype)])
         w = np.vstack([w, p.bias[None, own]])
         b = None if b is None else np.vstack([b, np.zeros((1, b.shape[1]), b.dtype)])
     adapter = None if b is None or p.a is None else Adapter(a=p.a[:, own], b=b)
     update = np.zeros((1, width)) if adapter is None else p.scale * (x @ adapter.b) @ adapter.a
-    return {"x": x, "w": w, "adapter": adapter, "rows": x @ w + update, "update": float(np.abs(update).max())}
+    return {
+        "x": x,
+        "w": w,
+        "adapter": adapter,
+        "rows": x @ w + update,
+        "update": float(np.abs(update).max()),
+    }
 
 
-def make_head(layer: Layer, projections: dict[str, Projection], head: int, *, seed: int = 0) -> Head:
+def make_head(
+    layer: Layer, projections: dict[str, Projection], head: int, *, seed: int = 0
+) -> Head:
     """The problem of one head in one window. seed: of the target's noise.
 
-    target = output of the frozen head (value adapter off; in the projected form all adapters off; no mask) + Gaussian
-    noise of a tenth of its root mean square. The problem is the paper's, without a mask, whatever the model's own.
-    Raises Refused where the recording does not rebuild the model's output, where a value is not X W_V, and for adapters
-    of different scales.
+    target = output of the frozen head (value adapter off; in the projected form all adapters off;
+    no mask) + Gaussian noise of a tenth of its root mean square. The problem is the paper's,
+    without a mask, whatever the model's own. Raises Refused where the recording does not rebuild
+    the model's output, where a value is not X W_V, and for adapters of different scales.
     """
     check_rebuilt(layer, head)
     heads, groups = counts(layer)
     group = head * groups // heads
     recorded = {"query": layer.query[head], "key": layer.key[group], "value": layer.value[group]}  # type: ignore
     parts = {
-        n: _columns(projections[n], layer.x[n], head if n == "query" else group, recorded[n].shape[1]) for n in NAMES
+        n: _columns(
+            projections[n], layer.x[n], head if n == "query" else group, recorded[n].shape[1]
+        )
+        for n in NAMES
     }
     if not _gap(parts["value"]["rows"], recorded["value"]) <= CLOSE:
         raise Refused("its values are not a projection of its input")
@@ -131,11 +154,16 @@ def _form(parts: dict[str, Any], recorded: dict[str, np.ndarray]) -> tuple[float
     """(c, "projected") where Q = c X W_Q and K = X W_K, adapters in; else (1, "rotated")."""
     rows = parts["query"]["rows"]
     factor = float((rows * recorded["query"]).sum() / max(float((rows**2).sum()), 1e-30))
-    straight = _gap(factor * rows, recorded["query"]) <= CLOSE and _gap(parts["key"]["rows"], recorded["key"]) <= CLOSE
+    straight = (
+        _gap(factor * rows, recorded["query"]) <= CLOSE
+        and _gap(parts["key"]["rows"], recorded["key"]) <= CLOSE
+    )
     return (factor, "projected") if factor > 0 and straight else (1.0, "rotated")
 
 
-def _problem(parts: dict[str, Any], adapters: dict[str, Adapter], scale: float, beta: float, seed: int) -> LoRAProblem:
+def _problem(
+    parts: dict[str, Any], adapters: dict[str, Adapter], scale: float, beta: float, seed: int
+) -> LoRAProblem:
     q, k, v = (p["x"] @ p["w"] for p in parts.values())
     output = softmax_rows(beta * q.astype(np.float64) @ k.T) @ v
     noise = np.random.default_rng(seed).standard_normal(output.shape)
@@ -152,7 +180,9 @@ def _problem(parts: dict[str, Any], adapters: dict[str, Adapter], scale: float, 
         array(parts["value"]["x"]),
         array(target),
         weights=AttentionWeights(**{n: array(parts[n]["w"]) for n in NAMES}),
-        adapters={n: Adapter(array(adapter.a), array(adapter.b)) for n, adapter in adapters.items()},
+        adapters={
+            n: Adapter(array(adapter.a), array(adapter.b)) for n, adapter in adapters.items()
+        },
         scale=array(scale),
         beta=array(beta),
     )

@@ -1,4 +1,6 @@
-"""One head, measured: norms, gradient errors by method, the cheapest at the tolerance, gradient noise, norm needed."""
+"""One head, measured: norms, gradient errors by method, the cheapest at the tolerance, gradient
+noise, norm needed.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,18 @@ from lora_limits.problem import LoRAProblem
 
 MOST_FEATURES = 8192
 MOST_LONGER = 4096  # tokens of the windows laid end to end
-RANKS, ENTRIES = (64, 128), ((32, 32), (64, 64), (96, 96), (128, 128), (256, 256))
+RANKS = (64, 128)
+ENTRIES = ((32, 32), (64, 64), (96, 96), (128, 128), (256, 256))
 HALVINGS, LEAST_SCALE = 6, 1 / 16  # of the search for the norm that a head would need
-REPORTED = ("query", "key", "query_centred", "key_centred", "query_through_key", "x_key", "score_bound")
+REPORTED = (
+    "query",
+    "key",
+    "query_centred",
+    "key_centred",
+    "query_through_key",
+    "x_key",
+    "score_bound",
+)
 
 _norms = jax.jit(norm_report)
 
@@ -33,11 +44,13 @@ _norms = jax.jit(norm_report)
 def ladder(width: int, length: int) -> dict[str, tuple[Method, ...]]:
     """The methods that are tried, by family, smallest first. Extended here and nowhere else.
 
-    Polynomials of at most MOST_FEATURES features; skeletons and sparse plus low rank of at most half the tokens, those
-    of all windows that are laid end to end.
+    Polynomials of at most MOST_FEATURES features; skeletons and sparse plus low rank of at most
+    half the tokens, those of all windows that are laid end to end.
     """
     return {
-        "Polynomial": tuple(Polynomial(g) for g in range(1, 25) if monomials.count(width, g) <= MOST_FEATURES),
+        "Polynomial": tuple(
+            Polynomial(g) for g in range(1, 25) if monomials.count(width, g) <= MOST_FEATURES
+        ),
         "Skeleton": tuple(Skeleton(k) for k in RANKS if 2 * k <= length),
         "SparseLowRank": tuple(SparseLowRank(t, k) for t, k in ENTRIES if 2 * (t + k) <= length),
     }
@@ -56,9 +69,13 @@ def label(method: Method) -> str:
 def norms(heads: Sequence[Head]) -> dict[str, float]:
     """The norm report of a head, largest over its windows, with its two ratios, raw and centred."""
     reports = [_norms(head.problem) for head in heads]
-    out = {name: max(float(getattr(r, name)) for r in reports) for name in (*REPORTED, "score_bound_raw")}
+    out = {
+        name: max(float(getattr(r, name)) for r in reports)
+        for name in (*REPORTED, "score_bound_raw")
+    }
     log = reports[0].threshold ** 2
-    gamma, centred = max(out["query"], out["key"]), max(out["query_centred"], out["key_centred"])
+    gamma = max(out["query"], out["key"])
+    centred = max(out["query_centred"], out["key_centred"])
     return out | {
         "gamma": gamma,
         "gamma_centred": centred,
@@ -76,15 +93,22 @@ Arrays = dict[str, np.ndarray]
 def arrays(problem: LoRAProblem, method: Method) -> tuple[Arrays, int | None]:
     """({"query.a": gradient array, ...}, rank of the factor)."""
     result = run(problem, method=method)
-    held = {f"{n}.{half}": np.asarray(getattr(x, half)) for n, x in result.gradient.items() for half in ("a", "b")}
+    held = {
+        f"{n}.{half}": np.asarray(getattr(x, half))
+        for n, x in result.gradient.items()
+        for half in ("a", "b")
+    }
     return held, result.rank
 
 
 def error(got: Arrays, exact: Arrays) -> float:
-    """Relative Frobenius error, the largest over the arrays; a gradient that is zero must come out as zero."""
+    """Relative Frobenius error, the largest over the arrays; a gradient that is zero must come out
+    as zero.
+    """
     found = []
     for name, x in exact.items():
-        gap, size = float(np.linalg.norm(got[name] - x)), float(np.linalg.norm(x))
+        gap = float(np.linalg.norm(got[name] - x))
+        size = float(np.linalg.norm(x))
         found.append(gap / size if size > 0 else (0.0 if gap == 0 else math.inf))
     return max(found) if all(map(math.isfinite, found)) else math.inf  # max alone would lose a NaN
 
@@ -97,19 +121,29 @@ def exact_arrays(problem: LoRAProblem) -> Arrays:
 def climb(
     problems: Sequence[LoRAProblem], exact: Sequence[Arrays], tolerance: float, clock: Clock
 ) -> list[dict[str, Any]]:
-    """Every method tried, family by family, smallest first, up to the first that is good enough: `within`.
+    """Every method tried, family by family, smallest first, up to the first that is good enough:
+    `within`.
 
-    Good enough: within the tolerance in every window and, where it pays from longer texts only, on the windows laid end
-    to end too, `error_longer` (None where it was not measured, or there is one window only).
+    Good enough: within the tolerance in every window and, where it pays from longer texts only, on
+    the windows laid end to end too, `error_longer` (None where it was not measured, or there is one
+    window only).
     """
     tried = []
-    width, tokens = problems[0].weights.query.shape[1], problems[0].x_query.shape[0]
-    longer, few = None, problems[: _joined(tokens)]
+    width = problems[0].weights.query.shape[1]
+    tokens = problems[0].x_query.shape[0]
+    longer = None
+    few = problems[: _joined(tokens)]
     for family, methods in ladder(width, tokens * len(few)).items():
         for method in methods:
             found = [arrays(p, method) for p in problems]
             worst = max(error(got, want) for (got, _), want in zip(found, exact, strict=True))
-            step = {"family": family, "method": method, "rank": found[0][1], "error": worst, "error_longer": None}
+            step = {
+                "family": family,
+                "method": method,
+                "rank": found[0][1],
+                "error": worst,
+                "error_longer": None,
+            }
             step |= {"within": worst <= tolerance, "pays_from": None}
             tried.append(step)
             if worst > tolerance:
@@ -134,9 +168,11 @@ def _with_exact(problem: LoRAProblem) -> tuple[LoRAProblem, Arrays]:
 
 
 def noise(exact: Sequence[Arrays]) -> float | None:
-    """Spread of the gradient from window to window over its root mean square: the noise of a mini-batch of one.
+    """Spread of the gradient from window to window over its root mean square: the noise of a
+    mini-batch of one.
 
-    sqrt(sum of variances / mean of squared norms), the smallest over the arrays; None for fewer than two windows.
+    sqrt(sum of variances / mean of squared norms), the smallest over the arrays; None for fewer
+    than two windows.
     """
     if len(exact) < 2:
         return None
@@ -155,7 +191,9 @@ def _frozen(problem: LoRAProblem) -> LoRAProblem:
 
 @jax.jit
 def cooled(problem: LoRAProblem, factor: jax.Array) -> LoRAProblem:
-    """The head with Q and K scaled by `factor`, beta that is by its square, and the target moved along: same noise."""
+    """The head with Q and K scaled by `factor`, beta that is by its square, and the target moved
+    along: same noise.
+    """
     frozen = _frozen(problem)
     other = dataclasses.replace(frozen, beta=problem.beta * factor**2)
     moved = dense_terms(other)["c"] - dense_terms(frozen)["c"]
@@ -170,16 +208,21 @@ def _noise_of_target(problem: LoRAProblem) -> jax.Array:
 def laid_end_to_end(problems: Sequence[LoRAProblem]) -> LoRAProblem:
     """The head on its windows as one text: nothing that the model itself computes.
 
-    Every query sees the keys of every window; the target is the frozen head's output there plus the windows' noise.
+    Every query sees the keys of every window; the target is the frozen head's output there plus the
+    windows' noise.
     """
-    rows = {n: jnp.concatenate([getattr(p, n) for p in problems]) for n in ("x_query", "x_key", "x_value")}
+    rows = {
+        n: jnp.concatenate([getattr(p, n) for p in problems])
+        for n in ("x_query", "x_key", "x_value")
+    }
     noise = jnp.concatenate([_noise_of_target(p) for p in problems])
     long = dataclasses.replace(problems[0], **rows, target=noise)
     return dataclasses.replace(long, target=2 * noise - _noise_of_target(long))
 
 
 def scale_needed(problems: Sequence[LoRAProblem], method: Method, tolerance: float) -> float | None:
-    """The largest factor on Q and K, 1 at most, with which the method is within the tolerance; None below 1/16.
+    """The largest factor on Q and K, 1 at most, with which the method is within the tolerance; None
+    below 1/16.
 
     By halving log(factor) HALVINGS times, every window each time.
     """
@@ -193,7 +236,8 @@ def scale_needed(problems: Sequence[LoRAProblem], method: Method, tolerance: flo
 
     if fits(1.0):
         return 1.0
-    low, high = math.log(LEAST_SCALE), 0.0
+    low = math.log(LEAST_SCALE)
+    high = 0.0
     if not fits(math.exp(low)):
         return None
     for _ in range(HALVINGS):
@@ -203,14 +247,16 @@ def scale_needed(problems: Sequence[LoRAProblem], method: Method, tolerance: flo
 
 
 def affordable(problem: LoRAProblem, clock: Clock) -> tuple[Method, int]:
-    """(polynomial, length from which it pays): the highest degree that pays at this length, else the first.
+    """(polynomial, length from which it pays): the highest degree that pays at this length, else
+    the first.
 
-    Polynomials, since theirs is the norm bound of the theorems. A degree pays only where those below it do: one lucky
-    time does not carry it over the exact gradient.
+    Polynomials, since theirs is the norm bound of the theorems. A degree pays only where those
+    below it do: one lucky time does not carry it over the exact gradient.
     """
     tokens = problem.x_query.shape[0]
     first, *higher = ladder(problem.weights.query.shape[1], tokens)["Polynomial"]
-    best, pays = first, clock.pays_from(problem, first)
+    best = first
+    pays = clock.pays_from(problem, first)
     for method in higher if pays <= tokens else ():
         if clock.pays_from(problem, method) > tokens:
             break
@@ -219,11 +265,15 @@ def affordable(problem: LoRAProblem, clock: Clock) -> tuple[Method, int]:
 
 
 def measure_head(heads: Sequence[Head], clock: Clock, tolerance: float) -> dict[str, Any]:
-    """Errors, verdict, times and noise of one head over its windows, as JSON holds them. heads: the head by window."""
+    """Errors, verdict, times and noise of one head over its windows, as JSON holds them. heads: the
+    head by window.
+    """
     problems = [head.problem for head in heads]
     exact = [exact_arrays(p) for p in problems]
     tried = climb(problems, exact, tolerance, clock)
-    best: dict[str, Any] | None = min((t for t in tried if t["within"]), key=lambda t: t["pays_from"], default=None)
+    best: dict[str, Any] | None = min(
+        (t for t in tried if t["within"]), key=lambda t: t["pays_from"], default=None
+    )
     shown: dict[str, Any] = best or min(tried, key=lambda t: t["error"])
     tokens = problems[0].x_query.shape[0]
     mine, theirs = clock.pair(problems[0], shown["method"])
@@ -239,5 +289,9 @@ def measure_head(heads: Sequence[Head], clock: Clock, tolerance: float) -> dict[
         "pays_from": best and best["pays_from"],
         "seconds": {"method": mine, "exact": theirs, "predicted": ratio and ratio * theirs},
         "noise": noise(exact),
-        "dial": {"method": label(dial), "pays_from": dial_from, "scale": scale_needed(problems, dial, tolerance)},
+        "dial": {
+            "method": label(dial),
+            "pays_from": dial_from,
+            "scale": scale_needed(problems, dial, tolerance),
+        },
     }

@@ -1,4 +1,6 @@
-"""The picture of a diagnosis: where an approximate gradient would pay, why not elsewhere, and the three dials."""
+"""The picture of a diagnosis: where an approximate gradient would pay, why not elsewhere, and the
+three dials.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,13 @@ def _colour(row: dict[str, Any]) -> str:
 
 
 def _short(length: float) -> str:
-    return f"{length:.0f}" if length < 1000 else f"{length / 1000:.0f}k" if length < 1e6 else f"{length / 1e6:.0f}M"
+    return (
+        f"{length:.0f}"
+        if length < 1000
+        else f"{length / 1000:.0f}k"
+        if length < 1e6
+        else f"{length / 1e6:.0f}M"
+    )
 
 
 def _ink(colour: Any) -> str:
@@ -57,13 +65,24 @@ def _cells(ax: Axes, rows: list[dict[str, Any]], colours: list[Any], texts: list
     """One square a head, layers downwards, with a word in each where there is room."""
     from matplotlib.patches import Rectangle
 
-    layers, heads = max(r["layer"] for r in rows) + 1, max(r["head"] for r in rows) + 1
+    layers = max(r["layer"] for r in rows) + 1
+    heads = max(r["head"] for r in rows) + 1
     for row, colour, text in zip(rows, colours, texts, strict=True):
         place = (row["head"] - 0.46, row["layer"] - 0.46)
-        hatch: dict[str, Any] = {"hatch": "////", "edgecolor": "#BBBBBB"} if colour == REFUSED else {}
+        hatch: dict[str, Any] = (
+            {"hatch": "////", "edgecolor": "#BBBBBB"} if colour == REFUSED else {}
+        )
         ax.add_patch(Rectangle(place, 0.92, 0.92, facecolor=colour, linewidth=0, **hatch))
         if heads <= 16:
-            ax.text(row["head"], row["layer"], text, ha="center", va="center", fontsize=5.5, color=_ink(colour))
+            ax.text(
+                row["head"],
+                row["layer"],
+                text,
+                ha="center",
+                va="center",
+                fontsize=5.5,
+                color=_ink(colour),
+            )
     ax.set(xlim=(-0.6, heads - 0.4), ylim=(layers - 0.4, -0.6))
     ax.set_xticks(range(0, heads, max(1, heads // 12)))
     ax.set_yticks(range(0, layers, max(1, layers // 12)))
@@ -80,27 +99,63 @@ def _verdicts(ax: Axes, rows: list[dict[str, Any]], tolerance: float) -> None:
     colours = [_colour(row) for row in rows]
     texts = ["" if row.get("verdict") != "later" else _short(row["pays_from"]) for row in rows]
     _cells(ax, rows, colours, texts)
-    ax.set_title("From how many tokens on would they pay?", fontsize=8.5, loc="left", pad=31, x=-0.01)
-    ax.text(-0.01, 1.215, "faster from there than exact ones", fontsize=6.5, transform=ax.transAxes, va="top")
+    ax.set_title(
+        "From how many tokens on would they pay?", fontsize=8.5, loc="left", pad=31, x=-0.01
+    )
+    ax.text(
+        -0.01,
+        1.215,
+        "faster from there than exact ones",
+        fontsize=6.5,
+        transform=ax.transAxes,
+        va="top",
+    )
     shown = [(label, colour) for label, colour, _ in CLASSES if colour in colours]
     shown += [(f"never at {tolerance:.0%}", NEVER)] * (NEVER in colours)
     handles = [Patch(facecolor=colour, label=label) for label, colour in shown]
     if REFUSED in colours:
-        handles.append(Patch(facecolor=REFUSED, hatch="////", edgecolor="#BBBBBB", linewidth=0, label="not analysed"))
-    place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.985), "borderaxespad": 0.2, "frameon": False}
-    ax.legend(handles=handles, ncols=3, fontsize=6.5, handlelength=0.9, columnspacing=0.9, handletextpad=0.4, **place)
+        handles.append(
+            Patch(
+                facecolor=REFUSED,
+                hatch="////",
+                edgecolor="#BBBBBB",
+                linewidth=0,
+                label="not analysed",
+            )
+        )
+    place = {
+        "loc": "lower left",
+        "bbox_to_anchor": (-0.01, 0.985),
+        "borderaxespad": 0.2,
+        "frameon": False,
+    }
+    ax.legend(
+        handles=handles,
+        ncols=3,
+        fontsize=6.5,
+        handlelength=0.9,
+        columnspacing=0.9,
+        handletextpad=0.4,
+        **place,
+    )
 
 
 def _scores(ax: Axes, rows: list[dict[str, Any]]) -> None:
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
-    values = [max(row["norms"]["adapted"]["score_ratio"], 1e-3) if row.get("norms") else None for row in rows]
+    values = [
+        max(row["norms"]["adapted"]["score_ratio"], 1e-3) if row.get("norms") else None
+        for row in rows
+    ]
     held = [0.5, 2.0, *(v for v in values if v is not None)]
-    norm, colours = LogNorm(min(held), max(held)), colormaps["YlOrBr"]
+    norm = LogNorm(min(held), max(held))
+    colours = colormaps["YlOrBr"]
     texts = ["" if v is None else f"{v:.1f}" if v < 10 else f"{v:.0f}" for v in values]
     _cells(ax, rows, [REFUSED if v is None else colours(0.85 * norm(v)) for v in values], texts)
-    ax.set_title(r"How large are the scores? $R\,/\ln L$", fontsize=8.5, loc="left", pad=31, x=-0.01)
+    ax.set_title(
+        r"How large are the scores? $R\,/\ln L$", fontsize=8.5, loc="left", pad=31, x=-0.01
+    )
     ax.text(-0.01, 1.215, THEORY, fontsize=6.5, transform=ax.transAxes, va="top", linespacing=1.3)
     ax.set_ylabel("")
 
@@ -118,11 +173,19 @@ def _dials(diagnosis: dict[str, Any]) -> list[tuple[str, str, str]]:
         )
     ]
     if rank["full"] == count:
-        lines.append(("LoRA rank", "no rank helps", f"the frozen weights alone exceed the bound in all {count} heads"))
+        lines.append(
+            (
+                "LoRA rank",
+                "no rank helps",
+                f"the frozen weights alone exceed the bound in all {count} heads",
+            )
+        )
     elif rank["is"] is None:
         lines.append(("LoRA rank", "ranks differ", "no one rank to turn"))
     elif rank["needs"] is None:
-        lines.append(("LoRA rank", "not the limit", "what the adapter adds leaves every tame head tame"))
+        lines.append(
+            ("LoRA rank", "not the limit", "what the adapter adds leaves every tame head tame")
+        )
     else:
         lines.append(
             (
@@ -132,26 +195,38 @@ def _dials(diagnosis: dict[str, Any]) -> list[tuple[str, str, str]]:
             )
         )
     if (batch["needs"] or 0) >= 1:
-        below = f"windows of {diagnosis['length']} tokens: the gradient's own noise hides an error of "
+        below = (
+            f"windows of {diagnosis['length']} tokens: the gradient's own noise hides an error of "
+        )
         below += f"{diagnosis['tolerance']:.0%}"
         lines.append(("Mini-batch", f"up to {batch['needs']:.0f}", below))
     else:
         lines.append(
-            ("Mini-batch", "no help", "the gradient's noise is below the error" if batch["is"] else "needs two windows")
+            (
+                "Mini-batch",
+                "no help",
+                "the gradient's noise is below the error" if batch["is"] else "needs two windows",
+            )
         )
     return lines
 
 
 def fill(fig: Figure, diagnosis: dict[str, Any]) -> None:
-    """Draws a diagnosis into an empty figure: headline, map of verdicts, map of score bounds, three dials."""
-    rows, tolerance = diagnosis["heads"], f"{diagnosis['tolerance']:.0%}"
-    now, later, never = (sum(row.get("verdict") == name for row in rows) for name in ("now", "later", "never"))
+    """Draws a diagnosis into an empty figure: headline, map of verdicts, map of score bounds, three
+    dials.
+    """
+    rows = diagnosis["heads"]
+    tolerance = f"{diagnosis['tolerance']:.0%}"
+    now, later, never = (
+        sum(row.get("verdict") == name for row in rows) for name in ("now", "later", "never")
+    )
     head = f"Where would approximate LoRA gradients pay in {diagnosis['model']}?"
     fig.text(0.02, 0.965, head, fontsize=10.5, va="center")
     under = f"Of {len(rows)} heads: now in {now}, on longer texts in {later}, never in {never}, at {tolerance} error. "
     under += f"({diagnosis['windows']} windows of {diagnosis['length']} tokens, adapter: {diagnosis['adapter']})"
     fig.text(0.02, 0.92, under, fontsize=7, va="center", color="#555555")
-    left, right = fig.add_axes((0.065, 0.31, 0.435, 0.44)), fig.add_axes((0.55, 0.31, 0.435, 0.44))
+    left = fig.add_axes((0.065, 0.31, 0.435, 0.44))
+    right = fig.add_axes((0.55, 0.31, 0.435, 0.44))
     _verdicts(left, rows, diagnosis["tolerance"])
     _scores(right, rows)
     for place, (title, large, small) in enumerate(_dials(diagnosis) if diagnosis["dials"] else []):

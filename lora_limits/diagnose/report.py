@@ -22,8 +22,11 @@ def finite(value: Any) -> Any:
 
 def save(diagnosis: dict[str, Any], out: Path) -> Path:
     """Writes out/diagnosis.json, all or nothing."""
-    path, partial = out / FILE, out / f"{FILE}.partial"
-    partial.write_text(json.dumps(finite(diagnosis), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path = out / FILE
+    partial = out / f"{FILE}.partial"
+    partial.write_text(
+        json.dumps(finite(diagnosis), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     os.replace(partial, path)
     return path
 
@@ -41,7 +44,8 @@ def _cells(row: dict[str, Any], tolerance: float) -> list[str]:
     head = [f"{row['layer']}.{row['head']}"]
     if "norms" not in row:
         return [*head, *[""] * 10, verdict(row, tolerance)]
-    frozen, adapted = row["norms"]["frozen"], row["norms"]["adapted"]
+    frozen = row["norms"]["frozen"]
+    adapted = row["norms"]["adapted"]
     head += [
         f"{adapted['gamma_ratio']:.2f}",
         f"{adapted['gamma_ratio_centred']:.2f}",
@@ -52,7 +56,9 @@ def _cells(row: dict[str, Any], tolerance: float) -> list[str]:
         return [*head, *[""] * 6, verdict(row, tolerance)]
     longer = "" if row["error_longer"] is None else f"{row['error_longer']:.2g}"
     seconds = row["seconds"]
-    foreseen = "" if seconds["predicted"] is None else f"{seconds['exact'] / seconds['predicted']:.2g}"
+    foreseen = (
+        "" if seconds["predicted"] is None else f"{seconds['exact'] / seconds['predicted']:.2g}"
+    )
     error = math.inf if row["error"] is None else row["error"]  # as JSON holds it
     worst = f"{error:.2g}" if error < 1e3 else "> 1000"
     noise = "" if row["noise"] is None else f"{row['noise']:.0%}"
@@ -83,7 +89,9 @@ def table(diagnosis: dict[str, Any]) -> Any:
 def words(diagnosis: dict[str, Any]) -> list[str]:
     """What the table means: counts, the three dials, and how the diagnosis was made."""
     rows = diagnosis["heads"]
-    counts = {name: sum(row.get("verdict") == name for row in rows) for name in ("now", "later", "never")}
+    counts = {
+        name: sum(row.get("verdict") == name for row in rows) for name in ("now", "later", "never")
+    }
     refused = sum(bool(row["refused"]) for row in rows)
     lines = [
         f"Of {len(rows)} heads, {counts['now']} pay now, {counts['later']} at longer lengths, {counts['never']} never "

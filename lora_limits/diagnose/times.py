@@ -1,4 +1,6 @@
-"""Seconds of a method against the exact gradient, measured once per shape: at one length, and where it would pay."""
+"""Seconds of a method against the exact gradient, measured once per shape: at one length, and where
+it would pay.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def stretched(problem: LoRAProblem, length: int) -> LoRAProblem:
 
 
 def by_turns(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each after a warm-up, by turns, so that what slows the machine slows them all."""
+    """Median seconds of each after a warm-up, by turns, so that what slows the machine slows them
+    all.
+    """
     for function in functions.values():
         jax.block_until_ready(function())
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -57,36 +61,53 @@ def by_turns(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def predicted(problem: LoRAProblem, method: Method) -> float | None:
-    """Operations of method and certificate over the exact gradient's, by the cost model of `choose`, or None."""
+    """Operations of method and certificate over the exact gradient's, by the cost model of
+    `choose`, or None.
+    """
     if not isinstance(method, Polynomial):
         return None
     return polynomial_operations(problem, method.degree) / exact_operations(problem)
 
 
 class Clock:
-    """Times by shape, method and length, each measured when first asked for. shape: of every array of the problem."""
+    """Times by shape, method and length, each measured when first asked for. shape: of every array
+    of the problem.
+    """
 
     def __init__(self) -> None:
         self._held: dict[Any, tuple[float, float]] = {}
 
-    def pair(self, problem: LoRAProblem, method: Method, length: int | None = None) -> tuple[float, float]:
-        """(seconds of the method, of the exact gradient), one after the other on the same problem."""
+    def pair(
+        self, problem: LoRAProblem, method: Method, length: int | None = None
+    ) -> tuple[float, float]:
+        """(seconds of the method, of the exact gradient), one after the other on the same
+        problem.
+        """
         tokens = problem.x_query.shape[0]
-        shapes = tuple((jax.tree_util.keystr(p), x.shape) for p, x in jax.tree_util.tree_leaves_with_path(problem))
+        shapes = tuple(
+            (jax.tree_util.keystr(p), x.shape)
+            for p, x in jax.tree_util.tree_leaves_with_path(problem)
+        )
         name = (shapes, method, length or tokens)
         if name not in self._held:
             long = problem if length in (None, tokens) else stretched(problem, length)
             exact = exact_method(long)
-            times = by_turns({"method": lambda: run(long, method=method), "exact": lambda: run(long, method=exact)})
+            times = by_turns(
+                {
+                    "method": lambda: run(long, method=method),
+                    "exact": lambda: run(long, method=exact),
+                }
+            )
             self._held[name] = (times["method"], times["exact"])
         return self._held[name]
 
     def pays_from(self, problem: LoRAProblem, method: Method) -> int:
-        """The length from which the method is faster than the exact gradient, at this method's rank.
+        """The length from which the method is faster than the exact gradient, at this method's
+        rank.
 
-        This length where it is already; else measured again at the power of two above the length that times growing as
-        L and L^2 would give, LONGEST at most, and interpolated, or carried on from there. Two significant digits, but
-        longer than this length.
+        This length where it is already; else measured again at the power of two above the length
+        that times growing as L and L^2 would give, LONGEST at most, and interpolated, or carried on
+        from there. Two significant digits, but longer than this length.
         """
         tokens = problem.x_query.shape[0]
         mine, exact = self.pair(problem, method)
@@ -96,7 +117,8 @@ class Clock:
         if guess <= tokens:
             return max(_rounded(tokens * mine / exact), tokens + 1)
         there_mine, there_exact = self.pair(problem, method, guess)
-        here, there = math.log(mine / exact), math.log(there_mine / there_exact)
+        here = math.log(mine / exact)
+        there = math.log(there_mine / there_exact)
         if there >= 0:
             return max(_rounded(guess * there_mine / there_exact), tokens + 1)
         return max(_rounded(tokens * (guess / tokens) ** (here / (here - there))), tokens + 1)

@@ -1,6 +1,8 @@
-"""The relative error of a gradient without a guarantee, estimated from rows: those likeliest to be wrong, and a sample.
+"""The relative error of a gradient without a guarantee, estimated from rows: those likeliest to be
+wrong, and a sample.
 
-E = G - G~ = sum of the rows' E_i (estimate.py). A few rows are looked at for certain, the rest by the samples X_s:
+E = G - G~ = sum of the rows' E_i (estimate.py). A few rows are looked at for certain, the rest by
+the samples X_s:
 
     || E ||_F^2 ~ || E_certain ||^2 + 2 <E_certain, mean X> + mean over s != t of <X_s, X_t>
 """
@@ -19,7 +21,9 @@ from lora_limits.problem import Adapter, LoRAProblem
 
 
 def squared_norm(terms: Terms, weights: jax.Array) -> jax.Array:
-    """Unbiased estimate of || G - G~ ||_F^2, possibly negative: mean of <X_s, X_t> over pairs s != t of samples."""
+    """Unbiased estimate of || G - G~ ||_F^2, possibly negative: mean of <X_s, X_t> over pairs s !=
+    t of samples.
+    """
     m = weights.shape[0]
     left = terms.left * weights[None, :, None]
     own = (left[:, None] * left[None]).sum(-1) * (terms.right[:, None] * terms.right[None]).sum(-1)
@@ -27,15 +31,22 @@ def squared_norm(terms: Terms, weights: jax.Array) -> jax.Array:
     return ((both**2).sum() - own.sum()) / (m * (m - 1))
 
 
-def relative_error(terms: Terms, weights: jax.Array, certain: Terms, approximate: jax.Array) -> jax.Array:
+def relative_error(
+    terms: Terms, weights: jax.Array, certain: Terms, approximate: jax.Array
+) -> jax.Array:
     """Estimate of || G - G~ ||_F / || G ||_F, G = G~ + E; inf where G~ is not finite.
 
-    certain: of rows whose part of E is known; terms: of rows drawn, weights 1 / pi, but 0 for those that are certain.
-    The error is never put below what the certain rows make of it.
+    certain: of rows whose part of E is known; terms: of rows drawn, weights 1 / pi, but 0 for those
+    that are certain. The error is never put below what the certain rows make of it.
     """
     known = jnp.einsum("tmi,tmj->ij", *certain, precision="highest")
-    mean = jnp.einsum("tmi,tmj,m->ij", terms.left, terms.right, weights, precision="highest") / weights.shape[0]
-    error = (known**2).sum() + jnp.maximum(2 * (known * mean).sum() + squared_norm(terms, weights), 0)
+    mean = (
+        jnp.einsum("tmi,tmj,m->ij", terms.left, terms.right, weights, precision="highest")
+        / weights.shape[0]
+    )
+    error = (known**2).sum() + jnp.maximum(
+        2 * (known * mean).sum() + squared_norm(terms, weights), 0
+    )
     true = (approximate**2).sum() + 2 * (approximate * (known + mean)).sum() + error
     relative = jnp.sqrt(error / jnp.maximum(true, jnp.finfo(true.dtype).tiny))
     return jnp.where(jnp.isfinite(approximate).all() & ~jnp.isnan(relative), relative, jnp.inf)
@@ -53,15 +64,21 @@ def from_rows(
     level: float = 0.95,
     block: int = 512,
 ) -> tuple[dict[str, Adapter], dict[str, Adapter]]:
-    """(Estimate, relative error) of every array from rows drawn with probabilities pi; kernel: of the rows drawn.
+    """(Estimate, relative error) of every array from rows drawn with probabilities pi; kernel: of
+    the rows drawn.
 
-    For the relative error the rows / 4 most probable rows are looked at whether drawn or not: one row can make all of
-    an error, and an estimate of its square from pairs of draws needs it drawn twice. Otherwise as `error_estimate`.
+    For the relative error the rows / 4 most probable rows are looked at whether drawn or not: one
+    row can make all of an error, and an estimate of its square from pairs of draws needs it drawn
+    twice. Otherwise as `error_estimate`.
     """
     check_sampling(rows, level)
     index = draw(key, pi, rows)
-    terms, weights = row_errors(problem, frame, kernel(index), index, block), 1 / pi[index]
-    estimates = {n: Adapter(*(interval(t, weights, level) for t in (each.a, each.b))) for n, each in terms.items()}
+    terms = row_errors(problem, frame, kernel(index), index, block)
+    weights = 1 / pi[index]
+    estimates = {
+        n: Adapter(*(interval(t, weights, level) for t in (each.a, each.b)))
+        for n, each in terms.items()
+    }
     certain = jax.lax.top_k(pi, min(max(rows // 4, 1), pi.shape[0]))[1]
     known = row_errors(problem, frame, kernel(certain), certain, block)
     others = jnp.where((index[:, None] == certain[None]).any(1), 0, weights)

@@ -1,8 +1,8 @@
 """Ways to factor f, one file each, and the one gradient that takes them all.
 
-A method's function takes x (Lq, d + 1) and y (Lk, d + 1) with f = softmax(x y^T), as scores.py makes them, and the
-method. It returns a Factor (factor.py) whose rows need not sum to 1 yet, and for each query how large its error may be,
-as far as the method knows, or None.
+A method's function takes x (Lq, d + 1) and y (Lk, d + 1) with f = softmax(x y^T), as scores.py
+makes them, and the method. It returns a Factor (factor.py) whose rows need not sum to 1 yet, and
+for each query how large its error may be, as far as the method knows, or None.
 """
 
 from __future__ import annotations
@@ -51,28 +51,42 @@ class Outcome(NamedTuple):
     failed: jax.Array
 
 
-def factorise(x: jax.Array, y: jax.Array, method: FactorMethod) -> tuple[Factor, jax.Array | None, jax.Array]:
-    """(f~ with rows that sum to 1, where to look for errors (Lq,) or None, the smallest row sum before, a scalar)."""
+def factorise(
+    x: jax.Array, y: jax.Array, method: FactorMethod
+) -> tuple[Factor, jax.Array | None, jax.Array]:
+    """(f~ with rows that sum to 1, where to look for errors (Lq,) or None, the smallest row sum
+    before, a scalar).
+    """
     factor, indicator = _FACTOR[type(method)](x, y, method)
     factor, total = normalise(factor)
     return factor, indicator, total.min()
 
 
 def _probabilities(problem: LoRAProblem, factor: Factor, indicator: jax.Array | None) -> jax.Array:
-    """pi (Lq,): half uniform, half in proportion to |c~_i| times the indicator, or |f~_i| where there is none."""
+    """pi (Lq,): half uniform, half in proportion to |c~_i| times the indicator, or |f~_i| where
+    there is none.
+    """
     residual = apply(factor, projections(problem)[2]) - problem.target
-    if indicator is None:  # a row of large entries of both signs can do no harm to the output and all to the gradient
+    if (
+        indicator is None
+    ):  # a row of large entries of both signs can do no harm to the output and all to the gradient
         square = (dot(factor.left, dot(factor.right.T, factor.right)) * factor.left).sum(1)
         indicator = jnp.sqrt(jnp.maximum(square, 0))
     size = jnp.sqrt((residual**2).sum(1)) * indicator
     size = jnp.where(jnp.isfinite(size), size, 0)
     total = size.sum()
     length = size.shape[0]
-    return (jnp.where(total > 0, size / jnp.where(total > 0, total, 1), 1 / length) + 1 / length) / 2
+    return (
+        jnp.where(total > 0, size / jnp.where(total > 0, total, 1), 1 / length) + 1 / length
+    ) / 2
 
 
-def run(problem: LoRAProblem, method: FactorMethod, sampled: int | None, key: jax.Array | None) -> Outcome:
-    """The gradient by a factor of f, and its error as estimated from `sampled` rows (ROWS by default)."""
+def run(
+    problem: LoRAProblem, method: FactorMethod, sampled: int | None, key: jax.Array | None
+) -> Outcome:
+    """The gradient by a factor of f, and its error as estimated from `sampled` rows (ROWS by
+    default).
+    """
     factor, indicator, smallest = factorise(*coordinates(problem), method)
     loss, grads = gradient(problem, factor)
     lk = problem.x_key.shape[0]

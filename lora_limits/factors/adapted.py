@@ -1,4 +1,6 @@
-"""Taylor's monomials in the coordinates where they matter, the largest first: a polynomial factor of any width."""
+"""Taylor's monomials in the coordinates where they matter, the largest first: a polynomial factor
+of any width.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,13 @@ from lora_limits.linalg import dot
 
 @dataclasses.dataclass(frozen=True)
 class AdaptedMonomials:
-    """exp(s) ~ the `rank` largest terms x^a y^a / a! of Taylor's series: each direction gets the degree it deserves.
+    """exp(s) ~ the `rank` largest terms x^a y^a / a! of Taylor's series: each direction gets the
+    degree it deserves.
 
-    Coordinates are balanced and turned to the axes of their common second moment, diag(l); a term counts as l^a / a!.
-    O(L k degree) time beside k d degree for the choice, O(L k) memory. No guarantee but Taylor's own when every term of
-    a degree is in. degree: the highest considered. Raises ValueError for a rank or degree that is not an integer of at
-    least 1.
+    Coordinates are balanced and turned to the axes of their common second moment, diag(l); a term
+    counts as l^a / a!. O(L k degree) time beside k d degree for the choice, O(L k) memory. No
+    guarantee but Taylor's own when every term of a degree is in. degree: the highest considered.
+    Raises ValueError for a rank or degree that is not an integer of at least 1.
     """
 
     rank: int
@@ -32,15 +35,19 @@ class AdaptedMonomials:
 
 
 def largest_terms(size: jax.Array, rank: int, degree: int) -> tuple[jax.Array, jax.Array]:
-    """(index (rank, degree), log of l^a / a! (rank,)) of the largest terms in l = size (d,), largest first.
+    """(index (rank, degree), log of l^a / a! (rank,)) of the largest terms in l = size (d,),
+    largest first.
 
-    A term is a list of directions, non-decreasing, then d for "no more". Terms of degree g come from the `rank` largest
-    of degree g - 1: none is missed, as leaving out its smallest direction makes a term no smaller while l_i <= a_i.
+    A term is a list of directions, non-decreasing, then d for "no more". Terms of degree g come
+    from the `rank` largest of degree g - 1: none is missed, as leaving out its smallest direction
+    makes a term no smaller while l_i <= a_i.
     """
     d = size.shape[0]
     log_l = jnp.log(jnp.maximum(size, jnp.finfo(size.dtype).tiny))
     index = jnp.full((1, degree), d, jnp.int32)
-    value, last, run = (jnp.zeros(1, size.dtype), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    value = jnp.zeros(1, size.dtype)
+    last = jnp.zeros(1, jnp.int32)
+    run = jnp.zeros(1, jnp.int32)
     found = [(index, value)]
     for g in range(degree):
         along = jnp.arange(d, dtype=jnp.int32)
@@ -48,7 +55,8 @@ def largest_terms(size: jax.Array, rank: int, degree: int) -> tuple[jax.Array, j
         grown = value[:, None] + log_l[None] - jnp.log(times.astype(size.dtype))
         grown = jnp.where(along[None] >= last[:, None], grown, -jnp.inf).reshape(-1)
         value, chosen = jax.lax.top_k(grown, min(rank, grown.shape[0]))
-        parent, last = chosen // d, chosen % d
+        parent = chosen // d
+        last = chosen % d
         index = index[parent].at[:, g].set(last)
         run = times.reshape(-1)[chosen]
         found.append((index, value))
@@ -62,7 +70,9 @@ def factor(x: jax.Array, y: jax.Array, method: AdaptedMonomials) -> tuple[Factor
     w = jnp.exp(y[:, -1:])
     second = dot(x[:, :-1].T, x[:, :-1]) / x.shape[0] + dot(y[:, :-1].T, w * y[:, :-1]) / w.sum()
     size, axes = jnp.linalg.eigh(second / 2)
-    d, size, axes = size.shape[0], size[::-1], axes[:, ::-1]
+    d = size.shape[0]
+    size = size[::-1]
+    axes = axes[:, ::-1]
     terms = min(method.rank, math.comb(d + method.degree, d))
     index, value = largest_terms(size, terms, method.degree)
     # multinomial coefficient over g!: 1 / a!, half of its root to each side

@@ -46,6 +46,7 @@ def factor(x: jax.Array, y: jax.Array, method: RandomFeatures) -> tuple[Factor, 
     def exponents(z):
         return dot(z, w.T) - 0.5 * (z**2).sum(1, keepdims=True)
 
-    left, right = exponents(x[:, :-1]), exponents(y[:, :-1]) + y[:, -1:]
+    left = exponents(x[:, :-1])
+    right = exponents(y[:, :-1]) + y[:, -1:]
     # a common factor of a row of U, or of all V, cancels in the normaliser
     return Factor(jnp.exp(left - left.max(1, keepdims=True)), jnp.exp(right - right.max())), None

@@ -1,17 +1,21 @@
-"""f as a few large entries a query, exact, and a low-rank rest: what reaches heads that no low rank alone does.
+"""f as a few large entries a query, exact, and a low-rank rest: what reaches heads that no low rank
+alone does.
 
-In the frame of `frame.py`, s_ij = x_i . y_j + log w_j and f = softmax(s). Four steps, no L x L object in any:
+In the frame of `frame.py`, s_ij = x_i . y_j + log w_j and f = softmax(s). Four steps, no L x L
+object in any:
 
     search    queries in blocks of like ones share a set of t keys. The centres of a few like blocks are scored against
-              the centres of leaves of like keys, then against the keys of the best leaves; the best of these are scored
-              against every query of each block, which takes the keys of the largest summed f.
+              the centres of leaves of like keys, then against the keys of the best leaves; the best
+              of these are scored against every query of each block, which takes the keys of the
+              largest summed f.
     cap       tau_i = the largest score found for query i outside its set. The rest is low rank because
-              e_ij = exp(min(s_ij, tau_i)) is: no hole where entries are taken out, no peak that was missed.
+              e_ij = exp(min(s_ij, tau_i)) is: no hole where entries are taken out, no peak that was
+              missed.
     columns   V: top right singular vectors of p sampled rows of e, each over its sum of exp(s).
     rows      U_i: weighted least squares of e_ij on V_j over m sampled keys j, drawn by their leverage.
 
-    f~_ij = (U V^T)_ij, or exp(s_ij) for j in the set of i; the worst rows, by the misfit on the sampled keys, are
-    computed exactly; every row is divided by its sum.
+    f~_ij = (U V^T)_ij, or exp(s_ij) for j in the set of i; the worst rows, by the misfit on the
+    sampled keys, are computed exactly; every row is divided by its sum.
 
 Nothing is certified: what is returned is checked by an estimate of the error from sampled rows.
 """
@@ -34,7 +38,9 @@ from lora_limits.linalg import dot
 BLOCK = 512
 LEAF = 16  # tokens to a leaf of either tree, at least; at most twice as many
 TOGETHER = 4  # blocks of queries that share candidates, a power of two
-REACH = 32  # keys of the best leaves, for each entry kept: scored against the centres of those blocks
+REACH = (
+    32  # keys of the best leaves, for each entry kept: scored against the centres of those blocks
+)
 CANDIDATES = 6  # of these, scored against every query
 SAMPLES = 4  # sampled rows, for each column of the low-rank part
 COLUMNS = 4  # sampled keys, likewise
@@ -49,9 +55,9 @@ NEGLIGIBLE = 20  # a score this far below the largest of its query
 class SparseLowRank:
     """f as `entries` exact entries a query plus a factor of `rank` columns for the rest.
 
-    O(L (rank^2 + (entries + rank) d)) time, but for a factor log L of two trees and a term L^2 d / 256 of their leaves.
-    No guarantee: `estimate` and `failed` say how it went. seed: of the sampled rows and keys.
-    Raises ValueError for entries or rank that are not integers of at least 1.
+    O(L (rank^2 + (entries + rank) d)) time, but for a factor log L of two trees and a term L^2 d /
+    256 of their leaves. No guarantee: `estimate` and `failed` say how it went. seed: of the sampled
+    rows and keys. Raises ValueError for entries or rank that are not integers of at least 1.
     """
 
     entries: int
@@ -64,17 +70,21 @@ class SparseLowRank:
 
 
 def tree(points: jax.Array, leaf: int) -> jax.Array:
-    """Indices of points (n, d) in leaves of like points: (leaves, size), leaf <= size <= 2 leaf, n for padding.
+    """Indices of points (n, d) in leaves of like points: (leaves, size), leaf <= size <= 2 leaf, n
+    for padding.
 
-    Halves at the median along the direction of largest spread, found by a few power iterations. O(n d log n).
+    Halves at the median along the direction of largest spread, found by a few power iterations. O(n
+    d log n).
     """
     n = points.shape[0]
     levels = max(0, int(math.log2(n / leaf))) if n > leaf else 0
-    leaves, size = 2**levels, -(-n // 2**levels)
+    leaves = 2**levels
+    size = -(-n // 2**levels)
     numbers = jnp.arange(leaves, dtype=jnp.int32)
 
     def halve(order, level):
-        # a node is a run of `width` leaves: the same shapes at every level, so that one program serves all
+        # a node is a run of `width` leaves: the same shapes at every level, so that one program
+        # serves all
         width = leaves >> level
         first = numbers // width * width
 
@@ -92,7 +102,9 @@ def tree(points: jax.Array, leaf: int) -> jax.Array:
             direction = direction / jnp.where(top > 0, top, 1)
         along = jnp.einsum("pnd,pd->pn", z, direction).reshape(-1)
         node = jnp.repeat(first, size, total_repeat_length=along.shape[0])
-        return jax.lax.sort((node, along, order.reshape(-1)), num_keys=2)[2].reshape(order.shape), None
+        return jax.lax.sort((node, along, order.reshape(-1)), num_keys=2)[2].reshape(
+            order.shape
+        ), None
 
     order = jnp.arange(size * leaves, dtype=jnp.int32).reshape(leaves, size)
     order = jnp.where(order < n, order, n)
@@ -110,9 +122,13 @@ class Found(NamedTuple):
 
 
 def search(x: jax.Array, y: jax.Array, entries: int) -> Found:
-    """The t = min(entries, Lk) keys of each block of queries that have the largest f there, as far as leaves tell."""
-    queries, leaves = tree(x[:, :-1], LEAF), tree(y[:, :-1], LEAF)
-    size, t = leaves.shape[1], min(entries, y.shape[0])
+    """The t = min(entries, Lk) keys of each block of queries that have the largest f there, as far
+    as leaves tell.
+    """
+    queries = tree(x[:, :-1], LEAF)
+    leaves = tree(y[:, :-1], LEAF)
+    size = leaves.shape[1]
+    t = min(entries, y.shape[0])
     near = min(-(-REACH * t // size), leaves.shape[0])
     candidates = min(CANDIDATES * t, near * size)
     exists = leaves < y.shape[0]
@@ -149,18 +165,27 @@ def search(x: jax.Array, y: jax.Array, entries: int) -> Found:
 
 
 def systematic(key: jax.Array, pi: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """(indices (count,), their weights (count,)): drawn in proportion to pi (n,) at even steps along its sum.
+    """(indices (count,), their weights (count,)): drawn in proportion to pi (n,) at even steps
+    along its sum.
 
     sum_s weight_s g(index_s) has the mean sum_j g(j). Like neighbours make its spread small. O(n).
     """
     total = jnp.cumsum(pi)
-    u = (jnp.arange(count, dtype=pi.dtype) + jax.random.uniform(key, (), pi.dtype)) / count * total[-1]
+    u = (
+        (jnp.arange(count, dtype=pi.dtype) + jax.random.uniform(key, (), pi.dtype))
+        / count
+        * total[-1]
+    )
     index = jnp.minimum(jnp.searchsorted(total, u, side="right"), pi.shape[0] - 1)
     return index, total[-1] / (count * jnp.maximum(pi[index], jnp.finfo(pi.dtype).tiny))
 
 
-def _keys(key: jax.Array, order: jax.Array, size: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """(keys, weights): all of them where `count` allows, else drawn half evenly, half in proportion to size (Lk,)."""
+def _keys(
+    key: jax.Array, order: jax.Array, size: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """(keys, weights): all of them where `count` allows, else drawn half evenly, half in proportion
+    to size (Lk,).
+    """
     length = size.shape[0]
     if count >= length:
         return jnp.arange(length, dtype=jnp.int32), jnp.ones_like(size)
@@ -169,7 +194,9 @@ def _keys(key: jax.Array, order: jax.Array, size: jax.Array, count: int) -> tupl
 
 
 def orthonormal(v: jax.Array, rounds: int) -> jax.Array:
-    """The same span, columns nearly orthonormal: rounds of Cholesky, shifted so that it exists. (n, k), O(n k^2)."""
+    """The same span, columns nearly orthonormal: rounds of Cholesky, shifted so that it exists. (n,
+    k), O(n k^2).
+    """
     eye = jnp.eye(v.shape[1], dtype=v.dtype)
     for _ in range(rounds):
         gram = dot(v.T, v)
@@ -180,8 +207,11 @@ def orthonormal(v: jax.Array, rounds: int) -> jax.Array:
     return v
 
 
-def right_factor(key: jax.Array, e: jax.Array, keys: jax.Array, weight: jax.Array, rank: int) -> jax.Array:
-    """V (Lk, rank), nearly orthonormal, near the top right singular vectors of e (p, Lk): subspace iteration on e e^T.
+def right_factor(
+    key: jax.Array, e: jax.Array, keys: jax.Array, weight: jax.Array, rank: int
+) -> jax.Array:
+    """V (Lk, rank), nearly orthonormal, near the top right singular vectors of e (p, Lk): subspace
+    iteration on e e^T.
 
     Rows are compared with each other on the keys drawn only. O(p Lk rank) time.
     """
@@ -195,7 +225,8 @@ def right_factor(key: jax.Array, e: jax.Array, keys: jax.Array, weight: jax.Arra
 
 def _left_factor(x, y, v, keys, weight, cap, shift) -> tuple[jax.Array, jax.Array]:
     """(U (Lq, rank), misfit (Lq,)): least squares of exp(min(s, cap) - shift) on the keys drawn."""
-    some, rank = v[keys], v.shape[1]
+    some = v[keys]
+    rank = v.shape[1]
     normal = dot(some.T * weight[None], some)
     ridge = RIDGE * jnp.trace(normal) / rank + jnp.finfo(v.dtype).eps
     normal = normal + ridge * jnp.eye(rank, dtype=v.dtype)
@@ -204,7 +235,10 @@ def _left_factor(x, y, v, keys, weight, cap, shift) -> tuple[jax.Array, jax.Arra
     def body(carry, first, fresh):
         del fresh  # a row written twice is written alike
         s = dot(frames.rows(x, first, BLOCK), y[keys].T)
-        e = jnp.exp(jnp.minimum(s, frames.rows(cap, first, BLOCK)[:, None]) - frames.rows(shift, first, BLOCK)[:, None])
+        e = jnp.exp(
+            jnp.minimum(s, frames.rows(cap, first, BLOCK)[:, None])
+            - frames.rows(shift, first, BLOCK)[:, None]
+        )
         u = dot(e, solve)
         misfit = jnp.sqrt(((e - dot(u, some.T)) ** 2 * weight[None]).sum(1))
         put = jax.lax.dynamic_update_slice_in_dim
@@ -223,27 +257,41 @@ def _entries(found: Found, left: jax.Array, right: jax.Array, shift: jax.Array) 
         exists = (query < left.shape[0])[:, None] & (key < right.shape[0])[None]
         return jnp.where(exists, jnp.exp(score - take(shift, query)[:, None]) - low, 0)
 
-    return Entries(found.query, found.key, jax.lax.map(block, (found.query, found.key, found.score), batch_size=16))
+    return Entries(
+        found.query,
+        found.key,
+        jax.lax.map(block, (found.query, found.key, found.score), batch_size=16),
+    )
 
 
-def _repair(factor: Factor, misfit: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Factor, jax.Array]:
-    """(the same with its worst rows exact, what is left of the misfit); rows whose sum is not positive come first."""
+def _repair(
+    factor: Factor, misfit: jax.Array, x: jax.Array, y: jax.Array
+) -> tuple[Factor, jax.Array]:
+    """(the same with its worst rows exact, what is left of the misfit); rows whose sum is not
+    positive come first.
+    """
     total = apply(factor, jnp.ones_like(y[:, :1]))[:, 0]
     bad = jnp.where(total > 0, misfit / jnp.where(total > 0, total, 1), jnp.inf)
     worst = jax.lax.top_k(bad, max(min(REPAIRED, x.shape[0] // 16), 1))[1]
     kept = drop_rows(factor, jnp.zeros(total.shape, bool).at[worst].set(True))
-    return kept._replace(rows=Rows(worst, jax.nn.softmax(dot(x[worst], y.T), axis=1))), bad.at[worst].set(0)
+    return kept._replace(rows=Rows(worst, jax.nn.softmax(dot(x[worst], y.T), axis=1))), bad.at[
+        worst
+    ].set(0)
 
 
 def factor(x: jax.Array, y: jax.Array, method: SparseLowRank) -> tuple[Factor, jax.Array]:
-    """(f~ not yet normalised, the misfit (Lq,) of each row on the sampled keys, over its sum; 0 where repaired)."""
-    lq, lk = x.shape[0], y.shape[0]
+    """(f~ not yet normalised, the misfit (Lq,) of each row on the sampled keys, over its sum; 0
+    where repaired).
+    """
+    lq = x.shape[0]
+    lk = y.shape[0]
     rank = min(method.rank, lq, lk)
     seeds = jax.random.split(jax.random.key(method.seed), 4)
     found = search(x, y, method.entries)
     like = found.query.reshape(-1)
     cap, shift = (
-        jnp.zeros(lq, x.dtype).at[like].set(z.reshape(-1), mode="drop") for z in (found.cap, found.score.max(-1))
+        jnp.zeros(lq, x.dtype).at[like].set(z.reshape(-1), mode="drop")
+        for z in (found.cap, found.score.max(-1))
     )
     picked = like[systematic(seeds[0], (like < lq).astype(x.dtype), min(SAMPLES * rank, lq))[0]]
     s = dot(x[picked], y.T)

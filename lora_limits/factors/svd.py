@@ -14,7 +14,8 @@ from lora_limits.linalg import dot
 
 @dataclasses.dataclass(frozen=True)
 class Svd:
-    """The best rank-k f~ in Frobenius norm (Eckart and Young), dense: to be compared with, never to be fast.
+    """The best rank-k f~ in Frobenius norm (Eckart and Young), dense: to be compared with, never to
+    be fast.
 
     O(L^3) time, O(L^2) memory. Raises ValueError for a rank that is not an integer of at least 1.
     """

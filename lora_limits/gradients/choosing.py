@@ -1,4 +1,6 @@
-"""From a tolerance to the cheapest method that certifies it, by a cost model and the certificate itself."""
+"""From a tolerance to the cheapest method that certifies it, by a cost model and the certificate
+itself.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,21 @@ from lora_limits.problem import LoRAProblem, check_static, check_values, inputs
 ROWS = 48  # sampled queries behind the first guess
 TILE = 1024
 DENSE = 2**20  # scores that may be held at once
-# Operations beside the products, measured once against their time on a CPU: per score (two exponentials and the
-# passes over a tile), per token and feature in each sweep (building, differentiating), and per token (mostly the
-# certificate, whose cost hardly depends on k).
+# Operations beside the products, measured once against their time on a CPU: per score (two
+# exponentials and the
+# passes over a tile), per token and feature in each sweep (building, differentiating), and per
+# token (mostly the certificate, whose cost hardly depends on k).
 PER_SCORE, PER_FEATURE, PER_TOKEN = 45.0, 36.0, 26_000.0
 
 _gradient = jax.jit(gradient, static_argnames="method")
 
 
 def exact_operations(problem: LoRAProblem) -> float:
-    """Modelled operations of the tiled exact gradient: two score products, two for values, one per adapted side."""
-    d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
+    """Modelled operations of the tiled exact gradient: two score products, two for values, one per
+    adapted side.
+    """
+    d = problem.weights.query.shape[1]
+    dv = problem.weights.value.shape[1]
     names = problem.adapters
     columns = 2 * d + dv + ("query" in names) * d + ("key" in names) * d + ("value" in names) * dv
     columns += dv if "query" in names or "key" in names else 0
@@ -32,14 +38,21 @@ def exact_operations(problem: LoRAProblem) -> float:
 
 
 def polynomial_operations(problem: LoRAProblem, degree: int) -> float:
-    """Modelled operations of the polynomial gradient and its certificate, k = binom(d + g, g) features."""
-    d, dv = problem.weights.query.shape[1], problem.weights.value.shape[1]
-    names, lq, lk = problem.adapters, problem.x_query.shape[0], problem.x_key.shape[0]
+    """Modelled operations of the polynomial gradient and its certificate, k = binom(d + g, g)
+    features.
+    """
+    d = problem.weights.query.shape[1]
+    dv = problem.weights.value.shape[1]
+    names = problem.adapters
+    lq = problem.x_query.shape[0]
+    lk = problem.x_key.shape[0]
     r = names["value"].a.shape[0] if "value" in names else 0
     on_queries = (1 + dv + r) + ("query" in names) * (1 + dv) + ("key" in names) * (1 + dv) + r
     on_keys = (1 + dv + r) + ("key" in names) * (1 + dv) + r
     sweeps = 2 if "key" in names or "value" in names else 1
-    per_feature = lq * (2.0 * on_queries + PER_FEATURE) + lk * (2.0 * on_keys + sweeps * PER_FEATURE)
+    per_feature = lq * (2.0 * on_queries + PER_FEATURE) + lk * (
+        2.0 * on_keys + sweeps * PER_FEATURE
+    )
     return monomials.count(d, degree) * per_feature + (lq + lk) * PER_TOKEN
 
 
@@ -51,7 +64,8 @@ def exact_method(problem: LoRAProblem) -> Exact:
 
 def affordable(problem: LoRAProblem) -> int:
     """The largest degree whose modelled cost stays below the exact one's, or 0."""
-    limit, degree = exact_operations(problem), 0
+    limit = exact_operations(problem)
+    degree = 0
     while polynomial_operations(problem, degree + 1) < limit and degree < 40:
         degree += 1
     return degree
@@ -60,22 +74,29 @@ def affordable(problem: LoRAProblem) -> int:
 def _host(problem: LoRAProblem):
     """Q, K, V, adapters' columns and scalars in float64 on the host."""
     x = {n: np.asarray(v, np.float64) for n, v in inputs(problem).items()}
-    scale, beta = float(problem.scale), float(problem.beta)
+    scale = float(problem.scale)
+    beta = float(problem.beta)
     rows = {}
     for n in ("query", "key", "value"):
         rows[n] = x[n] @ np.asarray(getattr(problem.weights, n), np.float64)
         if n in problem.adapters:
             adapter = problem.adapters[n]
-            rows[n] += scale * (x[n] @ np.asarray(adapter.b, np.float64)) @ np.asarray(adapter.a, np.float64)
+            rows[n] += (
+                scale
+                * (x[n] @ np.asarray(adapter.b, np.float64))
+                @ np.asarray(adapter.a, np.float64)
+            )
     return x, rows, scale, beta
 
 
 def guess(problem: LoRAProblem, tolerance: float, most: int) -> int:
-    """The degree at which the certificate should first reach the tolerance, from exact scores of a few queries.
+    """The degree at which the certificate should first reach the tolerance, from exact scores of a
+    few queries.
 
-    For every degree up to `most`, the leading term of the certificate, sum_i |u_i| |c_i| sqrt(eta'[v^2] eta'[k^2]), is
-    computed from the true remainders on ROWS sampled queries and scaled to all; most + 1 where none is small enough.
-    Only a guess: `choose` accepts nothing but the certificate. O(ROWS Lk (d + most)) on the host.
+    For every degree up to `most`, the leading term of the certificate, sum_i |u_i| |c_i|
+    sqrt(eta'[v^2] eta'[k^2]), is computed from the true remainders on ROWS sampled queries and
+    scaled to all; most + 1 where none is small enough. Only a guess: `choose` accepts nothing but
+    the certificate. O(ROWS Lk (d + most)) on the host.
     """
     x, rows, scale, beta = _host(problem)
     pick = np.unique(np.linspace(0, x["query"].shape[0] - 1, ROWS).astype(int))
@@ -94,10 +115,14 @@ def guess(problem: LoRAProblem, tolerance: float, most: int) -> int:
     scale_rows = abs(scale) * x["query"].shape[0] / len(pick)
     weights = []  # one (row weights, column) pair per gradient array
     for name, adapter in problem.adapters.items():
-        a, b = np.asarray(adapter.a, np.float64), np.asarray(adapter.b, np.float64)
+        a = np.asarray(adapter.a, np.float64)
+        b = np.asarray(adapter.b, np.float64)
         xk = x["key"] - w @ x["key"]
         if name == "query":
-            pairs = ((np.abs(x["query"][pick] @ b), beta * k), (np.abs(x["query"][pick]), beta * k @ a.T))
+            pairs = (
+                (np.abs(x["query"][pick] @ b), beta * k),
+                (np.abs(x["query"][pick]), beta * k @ a.T),
+            )
         elif name == "key":
             pairs = ((np.abs(q - nu), beta * xk @ b), (np.abs((q - nu) @ a.T), beta * xk))
         else:
@@ -105,8 +130,10 @@ def guess(problem: LoRAProblem, tolerance: float, most: int) -> int:
             pairs = ((np.ones((len(pick), 1)), xv @ b), (np.ones((len(pick), 1)), xv))
         weights += [(name, u.max(1), (column**2).max(1)) for u, column in pairs]
     length = np.sqrt((c**2).sum(1))
-    p, term = np.zeros_like(s), np.ones_like(s)
-    exp, width = np.exp(s), math.sqrt(v.shape[1])
+    p = np.zeros_like(s)
+    term = np.ones_like(s)
+    exp = np.exp(s)
+    width = math.sqrt(v.shape[1])
     for degree in range(most + 1):
         lower, p = p, p + term  # P_{g-1}, P_g
         term = term * s / (degree + 1)
@@ -127,12 +154,14 @@ def _certified(problem: LoRAProblem, method: Polynomial, tolerance: float) -> bo
 
 
 def choose(problem: LoRAProblem, tolerance: float) -> Method:
-    """The cheapest method whose certificate puts every gradient array within `tolerance` in max norm; else Exact.
+    """The cheapest method whose certificate puts every gradient array within `tolerance` in max
+    norm; else Exact.
 
-    The cost model gives the largest degree that beats the exact gradient; sampled rows give a first guess of the degree
-    needed; the certificate of a real run decides, degree by degree upwards, and once downwards. Taylor only: its
-    certificate is the tightest. Concrete problems only (not under jit). Costs a few polynomial gradients.
-    Raises ValueError for a tolerance that is not a positive number.
+    The cost model gives the largest degree that beats the exact gradient; sampled rows give a first
+    guess of the degree needed; the certificate of a real run decides, degree by degree upwards, and
+    once downwards. Taylor only: its certificate is the tightest. Concrete problems only (not under
+    jit). Costs a few polynomial gradients. Raises ValueError for a tolerance that is not a positive
+    number.
     """
     if not (isinstance(tolerance, int | float | np.floating) and 0 < float(tolerance) < math.inf):
         raise ValueError(f"tolerance: got {tolerance!r}, expected a number above 0")

@@ -1,6 +1,8 @@
-"""Exact LoRA gradients: dense, as the paper writes them (corrected), and tiled with memory linear in L.
+"""Exact LoRA gradients: dense, as the paper writes them (corrected), and tiled with memory linear
+in L.
 
-With S = beta Q K^T, f = softmax(S) row by row, c = f V - Y and q = c V^T (Lemmas 3.1, 3.2, D.1 to D.4):
+With S = beta Q K^T, f = softmax(S) row by row, c = f V - Y and q = c V^T (Lemmas 3.1, 3.2, D.1 to
+D.4):
 
     p1 = f o q,  p2 = diag(rho) f,  rho_j = <f_j, q_j>,  p = p1 - p2
     dl/dQ = beta p K,   dl/dK = beta p^T Q,   dl/dV = f^T c
@@ -18,9 +20,11 @@ from lora_limits.problem import Adapter, LoRAProblem, project, projections, pull
 
 
 def dense_terms(problem: LoRAProblem) -> dict[str, jax.Array]:
-    """Every intermediate of Definitions 3.2 to 3.6 as a dense array: f, c, q, rho, p1, p2, p, and Q, K, V.
+    """Every intermediate of Definitions 3.2 to 3.6 as a dense array: f, c, q, rho, p1, p2, p, and
+    Q, K, V.
 
-    f, q, p1, p2, p: (Lq, Lk); c: (Lq, d_value); rho: (Lq,). O(Lq Lk (d + d_value)) time, O(Lq Lk) memory.
+    f, q, p1, p2, p: (Lq, Lk); c: (Lq, d_value); rho: (Lq,). O(Lq Lk (d + d_value)) time, O(Lq Lk)
+    memory.
     """
     q_rows, k_rows, v_rows = projections(problem)
     f = jax.nn.softmax(scalars(problem)[1] * dot(q_rows, k_rows.T), axis=-1)
@@ -28,12 +32,26 @@ def dense_terms(problem: LoRAProblem) -> dict[str, jax.Array]:
     c = out - problem.target
     q = dot(c, v_rows.T)
     rho = (c * out).sum(-1)
-    p1, p2 = f * q, rho[:, None] * f
-    return {"Q": q_rows, "K": k_rows, "V": v_rows, "f": f, "c": c, "q": q, "rho": rho, "p1": p1, "p2": p2, "p": p1 - p2}
+    p1 = f * q
+    p2 = rho[:, None] * f
+    return {
+        "Q": q_rows,
+        "K": k_rows,
+        "V": v_rows,
+        "f": f,
+        "c": c,
+        "q": q,
+        "rho": rho,
+        "p1": p1,
+        "p2": p2,
+        "p": p1 - p2,
+    }
 
 
 def dense_gradient(problem: LoRAProblem) -> tuple[jax.Array, dict[str, Adapter]]:
-    """(loss, adapter gradients) with L x L matrices. O(Lq Lk (d + d_value)) time and O(Lq Lk) memory."""
+    """(loss, adapter gradients) with L x L matrices. O(Lq Lk (d + d_value)) time and O(Lq Lk)
+    memory.
+    """
     t = dense_terms(problem)
     beta = scalars(problem)[1]
     rows = {
@@ -41,7 +59,9 @@ def dense_gradient(problem: LoRAProblem) -> tuple[jax.Array, dict[str, Adapter]]
         "key": lambda: beta * dot(t["p"].T, t["Q"]),
         "value": lambda: dot(t["f"].T, t["c"]),
     }
-    return 0.5 * (t["c"] ** 2).sum(), {n: pull_back(problem, n, rows[n]()) for n in problem.adapters}
+    return 0.5 * (t["c"] ** 2).sum(), {
+        n: pull_back(problem, n, rows[n]()) for n in problem.adapters
+    }
 
 
 def _padded(x: jax.Array, block: int) -> jax.Array:
@@ -51,7 +71,9 @@ def _padded(x: jax.Array, block: int) -> jax.Array:
 
 
 def _row_softmax(q, keys, values, bias):
-    """Online softmax of one query tile over all key tiles: (log normaliser (n,), f V (n, d_value))."""
+    """Online softmax of one query tile over all key tiles: (log normaliser (n,), f V (n,
+    d_value)).
+    """
     dtype = q.dtype
 
     def step(carry, tile):
@@ -64,7 +86,11 @@ def _row_softmax(q, keys, values, bias):
         return (new, total * shrink + e.sum(-1), out * shrink[:, None] + dot(e, v)), None
 
     n = q.shape[0]
-    start = (jnp.full(n, jnp.finfo(dtype).min, dtype), jnp.zeros(n, dtype), jnp.zeros((n, values.shape[-1]), dtype))
+    start = (
+        jnp.full(n, jnp.finfo(dtype).min, dtype),
+        jnp.zeros(n, dtype),
+        jnp.zeros((n, values.shape[-1]), dtype),
+    )
     (top, total, out), _ = jax.lax.scan(step, start, (keys, values, bias))
     return top + jnp.log(total), out / total[:, None]
 
@@ -72,18 +98,27 @@ def _row_softmax(q, keys, values, bias):
 def tiled_gradient(problem: LoRAProblem, block_size: int) -> tuple[jax.Array, dict[str, Adapter]]:
     """(loss, adapter gradients) over block_size x block_size tiles, softmax normalised online.
 
-    Same operations as the dense form plus one more score product; memory O(L (d + d_value) + block_size^2).
-    Lengths need not be multiples of the block: keys behind the end get score -inf, queries there weight 0.
+    Same operations as the dense form plus one more score product; memory O(L (d + d_value) +
+    block_size^2).
+    Lengths need not be multiples of the block: keys behind the end get score -inf, queries there
+    weight 0.
     """
     beta = scalars(problem)[1]
-    dtype, names = problem.dtype, problem.adapters
-    lq, lk = problem.x_query.shape[0], problem.x_key.shape[0]
+    dtype = problem.dtype
+    names = problem.adapters
+    lq = problem.x_query.shape[0]
+    lk = problem.x_key.shape[0]
     q_rows, k_rows, v_rows = projections(problem)
-    bq, bk = min(block_size, lq), min(block_size, lk)
-    queries, targets = _padded(beta * q_rows, bq), _padded(problem.target, bq)
-    keys, values = _padded(k_rows, bk), _padded(v_rows, bk)
+    bq = min(block_size, lq)
+    bk = min(block_size, lk)
+    queries = _padded(beta * q_rows, bq)
+    targets = _padded(problem.target, bq)
+    keys = _padded(k_rows, bk)
+    values = _padded(v_rows, bk)
     live = (jnp.arange(queries.shape[0] * bq) < lq).astype(dtype).reshape(-1, bq, 1)
-    bias = jnp.where(jnp.arange(keys.shape[0] * bk) < lk, 0.0, jnp.finfo(dtype).min / 2).astype(dtype)
+    bias = jnp.where(jnp.arange(keys.shape[0] * bk) < lk, 0.0, jnp.finfo(dtype).min / 2).astype(
+        dtype
+    )
     bias = bias.reshape(-1, bk)
 
     def query_tile(carry, tile):
@@ -122,7 +157,8 @@ def tiled_loss(problem: LoRAProblem, block_size: int = 512) -> jax.Array:
     _, k_rows, v_rows = projections(problem)
     lk = k_rows.shape[0]
     block = min(block_size, lk)
-    keys, values = _padded(k_rows, block), _padded(v_rows, block)
+    keys = _padded(k_rows, block)
+    values = _padded(v_rows, block)
     bias = jnp.where(jnp.arange(keys.shape[0] * block) < lk, 0.0, jnp.finfo(problem.dtype).min / 2)
     bias = bias.astype(problem.dtype).reshape(-1, block)
     q_rows = scalars(problem)[1] * project(problem, "query", problem.x_query)

@@ -1,6 +1,8 @@
-"""The fast gradient: every sum over tokens through k features, in three sweeps over blocks of tokens.
+"""The fast gradient: every sum over tokens through k features, in three sweeps over blocks of
+tokens.
 
-With s_ij = x_i . y_j, f~_ij = w_j P(s_ij) / D_i and P(s_ij) = psi(x_i) . C phi(y_j), C = diag(c_|alpha| multinomial):
+With s_ij = x_i . y_j, f~_ij = w_j P(s_ij) / D_i and P(s_ij) = psi(x_i) . C phi(y_j), C =
+diag(c_|alpha| multinomial):
 
     keys       M = sum_j w_j phi(y_j) [1, v_j, X_V,j B]              k x (1 + d_value + r)
     queries    [D, D m(v), D m(X_V B)] = psi(x_i) C M;  c~ = m(v) + v_mean - Y;  rho = c~ . m(v)
@@ -10,10 +12,11 @@ With s_ij = x_i . y_j, f~_ij = w_j P(s_ij) / D_i and P(s_ij) = psi(x_i) . C phi(
     keys       u_j = phi(y_j) C T;  dl/dK_j = w_j (to_y^T grad_y (u . [1, v_j]) + beta nu (u_j . [1, v_j]))
                dl/dV_j A^T = w_j phi(y_j) . C T_V
 
-The third sweep exists only for key adapters and for B of the value adapter. Sums over tokens build the features; what
-is evaluated at a token, with its gradient, needs only those of degree g - 1 (lift.py). This is the exact gradient of
-the factored forward with its centres held constant: the paper's chain with two factors, P in the normaliser, mean and
-residual, and P' in the kernel (for Taylor: one degree lower). Its error is of the order of the chain's at degree g - 1.
+The third sweep exists only for key adapters and for B of the value adapter. Sums over tokens build
+the features; what is evaluated at a token, with its gradient, needs only those of degree g - 1
+(lift.py). This is the exact gradient of the factored forward with its centres held constant: the
+paper's chain with two factors, P in the normaliser, mean and residual, and P' in the kernel (for
+Taylor: one degree lower). Its error is of the order of the chain's at degree g - 1.
 """
 
 from __future__ import annotations
@@ -36,11 +39,15 @@ from lora_limits.problem import Adapter, LoRAProblem, project, project_columns, 
 
 
 def _summarise(problem, frame, table, cols, degree: int, block: int, axis: Axis = None):
-    """First sweep: M (k, 1 + d_value + r), the certificate's key moments, the longest centred input rows; all keys'."""
+    """First sweep: M (k, 1 + d_value + r), the certificate's key moments, the longest centred input
+    rows; all keys'.
+    """
     d = frame.nu.shape[0]
-    count, dtype = len(columns.names(problem)), problem.dtype
+    count = len(columns.names(problem))
+    dtype = problem.dtype
     width = 1 + table.value.shape[1]
-    whole, below = row_bounds.whole(degree), monomials.count(d, max(degree - 1, 0))
+    whole = row_bounds.whole(degree)
+    below = monomials.count(d, max(degree - 1, 0))
     checked_shape = (monomials.count(d, degree), count) if whole else (below, 2 * count)
     zero = jnp.zeros((), dtype)
     start = (
@@ -64,13 +71,21 @@ def _summarise(problem, frame, table, cols, degree: int, block: int, axis: Axis 
             checked = checked + monomials.products(parts, zc)
         else:
             odd = zc * norm if degree else zc
-            checked = checked + dot(jnp.concatenate(parts[: max(degree, 1)]), jnp.concatenate([zc, odd]).T)
+            checked = checked + dot(
+                jnp.concatenate(parts[: max(degree, 1)]), jnp.concatenate([zc, odd]).T
+            )
         total = total + monomials.products(parts, z)
         radial = radial + dot(row_bounds.powers(norm, degree), zc.T)
         second = second + dot(t.y, (t.y * t.w).T)
-        lengths = ((x**2).sum(1).max() for x in (t.xk + (frame.xk_mean - frame.k_shift)[None], t.xv))
+        lengths = (
+            (x**2).sum(1).max() for x in (t.xk + (frame.xk_mean - frame.k_shift)[None], t.xv)
+        )
         box = jnp.where(fresh[None], jnp.abs(t.y), 0).max(1)
-        found = (jnp.where(fresh[None], norm, 0).max(), box, *(jnp.sqrt(length) for length in lengths))
+        found = (
+            jnp.where(fresh[None], norm, 0).max(),
+            box,
+            *(jnp.sqrt(length) for length in lengths),
+        )
         largest = tuple(jnp.maximum(old, new) for old, new in zip(largest, found, strict=True))
         return total, checked, radial, second, largest
 
@@ -78,31 +93,51 @@ def _summarise(problem, frame, table, cols, degree: int, block: int, axis: Axis 
     total, checked, radial, second = collectives.total(sums, axis)
     reach, box, *longest = collectives.largest(largest, axis)
     if whole:
-        low, top = checked[:below], checked[below:]
+        low = checked[:below]
+        top = checked[below:]
     else:
-        low, top = checked[:, :count], checked[monomials.count(d, degree - 2) if degree else 0 :, count:]
+        low = checked[:, :count]
+        top = checked[monomials.count(d, degree - 2) if degree else 0 :, count:]
     return total, row_bounds.KeyMoments(low, top, radial, second, reach, box), longest
 
 
-def _query_radius(problem: LoRAProblem, frame: Frame, table, moments, block: int, axis: Axis) -> jax.Array:
+def _query_radius(
+    problem: LoRAProblem, frame: Frame, table, moments, block: int, axis: Axis
+) -> jax.Array:
     """R >= every |score|; needed ahead of time by the series that depend on it."""
 
     def body(radius, first, fresh):
         x = blocks.queries(problem, frame, table, first, block).x
         return jnp.maximum(radius, row_bounds.row_range(x, moments.reach, moments.box).max())
 
-    return collectives.largest(sweep(problem.x_query.shape[0], block, body, jnp.zeros((), problem.dtype)), axis)
+    return collectives.largest(
+        sweep(problem.x_query.shape[0], block, body, jnp.zeros((), problem.dtype)), axis
+    )
 
 
-def _setup(problem, frame, table, moments, method, gamma: float, block: int, axis: Axis = None) -> row_bounds.Setup:
+def _setup(
+    problem, frame, table, moments, method, gamma: float, block: int, axis: Axis = None
+) -> row_bounds.Setup:
     """The polynomial and the envelopes of what it leaves out."""
-    dtype, g = problem.dtype, method.degree
+    dtype = problem.dtype
+    g = method.degree
     if method.series == "taylor":
         return row_bounds.Setup(series.taylor(g, dtype), None, None, gamma, method.centred)
-    radius = jnp.maximum(_query_radius(problem, frame, table, moments, block, axis) * (1 + 32 * gamma), 0.05)
-    xq, xk = frames.sample_rows(problem.x_query, 64, axis), frames.sample_rows(problem.x_key, axis=axis)
-    x = frames.own(dot(project(problem, "query", xq) - frame.nu[None], frame.to_x.T), problem.x_query.shape[0], axis)
-    y = frames.own(dot(project(problem, "key", xk) - frame.mu[None], frame.to_y.T), problem.x_key.shape[0], axis)
+    radius = jnp.maximum(
+        _query_radius(problem, frame, table, moments, block, axis) * (1 + 32 * gamma), 0.05
+    )
+    xq = frames.sample_rows(problem.x_query, 64, axis)
+    xk = frames.sample_rows(problem.x_key, axis=axis)
+    x = frames.own(
+        dot(project(problem, "query", xq) - frame.nu[None], frame.to_x.T),
+        problem.x_query.shape[0],
+        axis,
+    )
+    y = frames.own(
+        dot(project(problem, "key", xk) - frame.mu[None], frame.to_y.T),
+        problem.x_key.shape[0],
+        axis,
+    )
     x, y, w = collectives.total((x, y, frames.sample_weights(problem, frame, axis)), axis)
     s = jnp.clip(dot(x, y.T), -radius, radius).reshape(-1)
     w = jnp.tile(w, x.shape[0]) + jnp.finfo(dtype).tiny
@@ -124,10 +159,14 @@ class Queries(NamedTuple):
     sums: certificate.Sums
 
 
-def _visit_queries(problem, frame, table, cols, setup, moments, m, floors, block: int, axis: Axis) -> Queries:
+def _visit_queries(
+    problem, frame, table, cols, setup, moments, m, floors, block: int, axis: Axis
+) -> Queries:
     """Second sweep: loss, gradients that live on queries, and T for those that live on keys."""
-    degree, dtype = setup.c.shape[0] - 1, problem.dtype
-    dv, names = frame.v_mean.shape[0], problem.adapters
+    degree = setup.c.shape[0] - 1
+    dtype = problem.dtype
+    dv = frame.v_mean.shape[0]
+    names = problem.adapters
     late = ("key" in names) * (1 + dv) + (names["value"].a.shape[0] if "value" in names else 0)
     width = frame.nu.shape[0]
     polynomials = evaluation.make(m, 1 + dv if "query" in names else 0, width, degree)
@@ -152,57 +191,96 @@ def _visit_queries(problem, frame, table, cols, setup, moments, m, floors, block
         mean = u[1:] / u[:1]
         c = mean[:dv] + frame.v_mean[:, None] - target
         g = jnp.concatenate([-down(c * mean[:dv]), c]) * (live / u[:1])
-        gradient, dq, m_xb, ca, back = dict(carry.gradient), None, None, carry.ca, []
+        gradient = dict(carry.gradient)
+        dq = None
+        m_xb = None
+        ca = carry.ca
+        back = []
         if "query" in names:
             dx = evaluation.slope(polynomials, values, t.x, lower, g)
-            dq, old = dot(frame.to_x.T, dx), gradient["query"]
+            dq = dot(frame.to_x.T, dx)
+            old = gradient["query"]
             a_dq = dot(dot(names["query"].a, frame.to_x.T), dx)
             gradient["query"] = Adapter(old.a + dot(t.xq_b, dx.T), old.b + dot(t.xq.T, a_dq.T))
         if "key" in names:
             back.append(g)
         if "value" in names and carry.ca is not None:
-            value, c_live = names["value"], c * live
+            value = names["value"]
+            c_live = c * live
             m_xb = mean[dv:] + dot(value.b.T, frame.xv_mean)[:, None]
             gradient["value"] = gradient["value"] + dot(m_xb, c_live.T)
             ca_rows = dot(value.a, c_live)
             back.append(ca_rows / u[:1])
             ca = carry.ca + ca_rows.sum(1)
-        total = None if carry.back is None else carry.back + monomials.products(parts, jnp.concatenate(back))
-        d_score, d_query, lengths = columns.score_rounding(problem, frame, floors, t.xq, t.x, moments.reach)
-        bounds = row_bounds.rows(setup, moments, t.x, evaluation.evaluate(checked, t.x, lower), u[:1], d_score)
+        total = (
+            None
+            if carry.back is None
+            else carry.back + monomials.products(parts, jnp.concatenate(back))
+        )
+        d_score, d_query, lengths = columns.score_rounding(
+            problem, frame, floors, t.xq, t.x, moments.reach
+        )
+        bounds = row_bounds.rows(
+            setup, moments, t.x, evaluation.evaluate(checked, t.x, lower), u[:1], d_score
+        )
         scale_y = jnp.sqrt(down(target**2)) + jnp.sqrt((frame.v_mean**2).sum())
-        q = project_columns(problem, "query", t.xq - frame.q_shift[None]) if "key" in names else None
-        visit = certificate.Block(t.xq, t.xq_b, q, dq, c, mean[:dv], m_xb, scale_y, d_score, d_query, lengths, live)
-        sums = certificate.add_queries(problem, setup, cols, frame, floors, carry.sums, visit, bounds)
+        q = (
+            project_columns(problem, "query", t.xq - frame.q_shift[None])
+            if "key" in names
+            else None
+        )
+        visit = certificate.Block(
+            t.xq, t.xq_b, q, dq, c, mean[:dv], m_xb, scale_y, d_score, d_query, lengths, live
+        )
+        sums = certificate.add_queries(
+            problem, setup, cols, frame, floors, carry.sums, visit, bounds
+        )
         return Queries(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums)
 
     seen = sweep(problem.x_query.shape[0], block, body, start)
-    certain, seen = collectives.smallest(seen.sums.certain, axis), collectives.total(seen, axis)
+    certain = collectives.smallest(seen.sums.certain, axis)
+    seen = collectives.total(seen, axis)
     return seen._replace(sums=seen.sums._replace(certain=certain))
 
 
-def _visit_keys(problem, frame, table, back: jax.Array, degree: int, block: int, axis: Axis) -> dict[str, Any]:
-    """Third sweep: the key adapter, and B of the value adapter. Both live on keys. back: C [T, T_V]."""
-    names, d = problem.adapters, frame.nu.shape[0]
+def _visit_keys(
+    problem, frame, table, back: jax.Array, degree: int, block: int, axis: Axis
+) -> dict[str, Any]:
+    """Third sweep: the key adapter, and B of the value adapter. Both live on keys. back: C [T,
+    T_V].
+    """
+    names = problem.adapters
+    d = frame.nu.shape[0]
     slopes = 1 + frame.v_mean.shape[0] if "key" in names else 0
     polynomials = evaluation.make(back, slopes, d, degree)
     start: dict[str, Any] = {}
     if "key" in names:
-        r, width = names["key"].a.shape[0], problem.x_key.shape[1]
-        start["key"] = Adapter(jnp.zeros((r, d + 1), problem.dtype), jnp.zeros((width, r), problem.dtype))
+        r = names["key"].a.shape[0]
+        width = problem.x_key.shape[1]
+        start["key"] = Adapter(
+            jnp.zeros((r, d + 1), problem.dtype), jnp.zeros((width, r), problem.dtype)
+        )
     if "value" in names:
         start["value"] = jnp.zeros_like(names["value"].b)
 
     def body(carry, first, fresh):
         t = blocks.keys(problem, frame, table, first, fresh, block)
-        parts, out = monomials.by_degree(t.y, max(degree - 1, 0)), dict(carry)
+        parts = monomials.by_degree(t.y, max(degree - 1, 0))
+        out = dict(carry)
         values = evaluation.evaluate(polynomials, t.y, parts)
         u = values.low + values.top
         if "key" in names:
             z = jnp.concatenate([t.w, t.v * t.w])
-            dy = jnp.concatenate([evaluation.slope(polynomials, values, t.y, parts, z), (u[:slopes] * z).sum(0)[None]])
+            dy = jnp.concatenate(
+                [
+                    evaluation.slope(polynomials, values, t.y, parts, z),
+                    (u[:slopes] * z).sum(0)[None],
+                ]
+            )
             a_dk = dot(dot(names["key"].a, _from_y(problem, frame).T), dy)
-            out["key"] = Adapter(carry["key"].a + dot(t.xk_b, dy.T), carry["key"].b + dot(t.xk.T, a_dk.T))
+            out["key"] = Adapter(
+                carry["key"].a + dot(t.xk_b, dy.T), carry["key"].b + dot(t.xk.T, a_dk.T)
+            )
         if "value" in names:
             out["value"] = carry["value"] + dot(t.xv.T, (u[slopes:] * t.w).T)
         return out
@@ -215,24 +293,38 @@ def _from_y(problem: LoRAProblem, frame: Frame) -> jax.Array:
     return jnp.concatenate([frame.to_y, scalars(problem)[1] * frame.nu[None]])
 
 
-def run(problem: LoRAProblem, method, sampled: int | None = None, key: jax.Array | None = None, axis: Axis = None):
-    """(loss, gradients, bounds, certified normaliser, estimate from `sampled` rows or None) of a Polynomial method.
+def run(
+    problem: LoRAProblem,
+    method,
+    sampled: int | None = None,
+    key: jax.Array | None = None,
+    axis: Axis = None,
+):
+    """(loss, gradients, bounds, certified normaliser, estimate from `sampled` rows or None) of a
+    Polynomial method.
 
-    Time O((Lq + Lk) k (1 + d_value + r) + L d_model (d + r)), memory O(k d (1 + d_value + r) + block (k + d d_value)).
-    axis: as in `frame.make`; O(k (1 + d_value + r) + d_model r) crosses it. The result is the same on every device.
+    Time O((Lq + Lk) k (1 + d_value + r) + L d_model (d + r)), memory O(k d (1 + d_value + r) +
+    block (k + d d_value)). axis: as in `frame.make`; O(k (1 + d_value + r) + d_model r) crosses it.
+    The result is the same on every device.
     """
-    d, degree, names = problem.weights.query.shape[1], method.degree, problem.adapters
+    d = problem.weights.query.shape[1]
+    degree = method.degree
+    names = problem.adapters
     block = method.block_size or blocks.block_size(problem, degree)
     frame = frames.make(problem, block, method.centred, axis)
-    table, cols = blocks.maps(problem, frame), columns.columns(problem, frame, axis)
+    table = blocks.maps(problem, frame)
+    cols = columns.columns(problem, frame, axis)
     m, moments, longest = _summarise(problem, frame, table, cols, degree, block, axis)
     gamma = columns.rounding_unit(problem, m.shape[0], degree, block, collectives.devices(axis))
     setup = _setup(problem, frame, table, moments, method, gamma, block, axis)
     order, multinomial = monomials.tables(d, degree)
     coefficient = (setup.c[order.astype(int)] * jnp.asarray(multinomial, problem.dtype))[:, None]
     floors = columns.floors(problem, frame, cols, *longest)
-    seen = _visit_queries(problem, frame, table, cols, setup, moments, m * coefficient, floors, block, axis)
-    gradient, late = dict(seen.gradient), {}
+    seen = _visit_queries(
+        problem, frame, table, cols, setup, moments, m * coefficient, floors, block, axis
+    )
+    gradient = dict(seen.gradient)
+    late = {}
     if seen.back is not None:
         late = _visit_keys(problem, frame, table, seen.back * coefficient, degree, block, axis)
     if "query" in names:
@@ -240,11 +332,15 @@ def run(problem: LoRAProblem, method, sampled: int | None = None, key: jax.Array
     if "key" in names:
         gradient["key"] = Adapter(dot(late["key"].a, _from_y(problem, frame)), late["key"].b)
     if seen.ca is not None:
-        gradient["value"] = Adapter(gradient["value"], late["value"] + frame.xv_mean[:, None] * seen.ca[None])
+        gradient["value"] = Adapter(
+            gradient["value"], late["value"] + frame.xv_mean[:, None] * seen.ca[None]
+        )
     scale = scalars(problem)[0]
     gradient = {n: jax.tree.map(lambda x: scale * x, gradient[n]) for n in names}
     bound = certificate.bounds(problem, cols, frame, seen.sums, collectives.devices(axis))
     estimated = None
     if sampled is not None and key is not None:
-        estimated = estimate.error_estimate(problem, frame, setup.c, rows=sampled, key=key, block=block)
+        estimated = estimate.error_estimate(
+            problem, frame, setup.c, rows=sampled, key=key, block=block
+        )
     return seen.loss, gradient, bound, seen.sums.certain, estimated

@@ -15,12 +15,17 @@ def _lines(formula: dimacs.Formula) -> list[str]:
     start = time.perf_counter()
     model, cost = find_model(formula.clauses, gradient_oracle())
     if cost.satisfiable and model is None:
-        raise ValueError("the gradients contradict each other: satisfiable, yet the model found fails")
+        raise ValueError(
+            "the gradients contradict each other: satisfiable, yet the model found fails"
+        )
     lines = ["s SATISFIABLE" if cost.satisfiable else "s UNSATISFIABLE"]
     if model is not None:
-        # Variables in no clause may take either value; they are listed so that the model is complete.
+        # Variables in no clause may take either value; they are listed so that the model is
+        # complete.
         used = {abs(x) for x in model}
-        full = sorted([*model, *(x for x in range(1, formula.variables + 1) if x not in used)], key=abs)
+        full = sorted(
+            [*model, *(x for x in range(1, formula.variables + 1) if x not in used)], key=abs
+        )
         if not satisfies(full, formula.clauses):
             raise ValueError("the model found does not satisfy the formula")
         lines.append(f"v {' '.join(map(str, full))} 0".replace("  ", " "))
@@ -33,10 +38,11 @@ def _lines(formula: dimacs.Formula) -> list[str]:
 
 
 def solve_command(path: str) -> int:
-    """Decides the DIMACS CNF file at `path`, prints the answer, a verified model if there is one, and the cost.
+    """Decides the DIMACS CNF file at `path`, prints the answer, a verified model if there is one,
+    and the cost.
 
-    Returns 0 when decided, whatever the answer; 2, after one line on stderr, for a file that cannot be read, is no
-    DIMACS CNF, or has more than 24 variables in its clauses.
+    Returns 0 when decided, whatever the answer; 2, after one line on stderr, for a file that cannot
+    be read, is no DIMACS CNF, or has more than 24 variables in its clauses.
     """
     try:
         lines = _lines(dimacs.parse(Path(path).read_text(encoding="utf-8")))

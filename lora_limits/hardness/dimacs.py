@@ -1,4 +1,6 @@
-"""DIMACS CNF: `c` comments, a `p cnf VARIABLES CLAUSES` line, then clauses of integers that end with 0."""
+"""DIMACS CNF: `c` comments, a `p cnf VARIABLES CLAUSES` line, then clauses of integers that end
+with 0.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from typing import NoReturn
 
 @dataclasses.dataclass(frozen=True)
 class Formula:
-    """variables: as declared, 1..variables; clauses: lists of non-zero integers within that range."""
+    """variables: as declared, 1..variables; clauses: lists of non-zero integers within that
+    range.
+    """
 
     variables: int
     clauses: list[list[int]]
@@ -35,11 +39,15 @@ def _literal(line: int, word: str, variables: int) -> int:
 
 
 def parse(text: str) -> Formula:
-    """The formula of a DIMACS CNF text. A clause may span lines; a `%` line ends the file, as in SATLIB.
+    """The formula of a DIMACS CNF text. A clause may span lines; a `%` line ends the file, as in
+    SATLIB.
 
     Raises ValueError, with the line and what was expected there, for anything malformed.
     """
-    header, clauses, open_clause, number = None, [], [], 0
+    header = None
+    clauses = []
+    open_clause = []
+    number = 0
     for number, raw in enumerate(text.splitlines(), 1):
         words = raw.split()
         if not words or words[0].startswith("c"):

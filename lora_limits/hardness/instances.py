@@ -1,4 +1,6 @@
-"""Instances whose answers are known: drawn or planted, and every NO checked by brute force, O(n^2 d)."""
+"""Instances whose answers are known: drawn or planted, and every NO checked by brute force, O(n^2
+d).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ ATTEMPTS = 50
 
 def closest(a: np.ndarray, b: np.ndarray) -> int:
     """Smallest Hamming distance between the two sets, by brute force."""
-    x, y = 1 - 2 * np.asarray(a, np.int64), 1 - 2 * np.asarray(b, np.int64)
+    x = 1 - 2 * np.asarray(a, np.int64)
+    y = 1 - 2 * np.asarray(b, np.int64)
     return int((a.shape[1] - (x.astype(float) @ y.T.astype(float)).max()) / 2)
 
 
@@ -21,11 +24,14 @@ def has_orthogonal_pair(a: np.ndarray, b: np.ndarray) -> bool:
 def random_neighbours(
     rng: np.random.Generator, n: int, width: int, distance: int, gap: int, answer: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Uniform points, all pairs at `distance + gap` or beyond; for a YES one pair is then moved to exactly `distance`.
+    """Uniform points, all pairs at `distance + gap` or beyond; for a YES one pair is then moved to
+    exactly `distance`.
 
-    Points that come too near are drawn again. Raises ValueError if that does not end: the width is too small.
+    Points that come too near are drawn again. Raises ValueError if that does not end: the width is
+    too small.
     """
-    a, b = rng.integers(0, 2, (n, width)), rng.integers(0, 2, (n, width))
+    a = rng.integers(0, 2, (n, width))
+    b = rng.integers(0, 2, (n, width))
     for _ in range(ATTEMPTS):
         near = width - (1.0 - 2.0 * a) @ (1.0 - 2.0 * b).T < 2 * (distance + gap) - 0.5
         rows = np.flatnonzero(near.any(1))
@@ -33,7 +39,9 @@ def random_neighbours(
             break
         a[rows] = rng.integers(0, 2, (len(rows), width))
     else:
-        raise ValueError(f"width: got {width}, expected more: {n} points at distance {distance + gap} were not found")
+        raise ValueError(
+            f"width: got {width}, expected more: {n} points at distance {distance + gap} were not found"
+        )
     if answer:
         i, j = rng.integers(n, size=2)
         b[j] = a[i]
@@ -45,14 +53,16 @@ def random_neighbours(
 def clustered_neighbours(
     rng: np.random.Generator, n: int, width: int, distance: int, gap: int, answer: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The worst case: every pair at exactly `distance + gap`, so that a NO comes as near to YES as the promise allows.
+    """The worst case: every pair at exactly `distance + gap`, so that a NO comes as near to YES as
+    the promise allows.
 
     For a YES one a_i is moved `gap` nearer to one b_j, and is no nearer than distance to any other.
     """
     if distance + gap > width:
         raise ValueError(f"width: got {width}, expected at least distance + gap = {distance + gap}")
     centre = rng.integers(0, 2, width)
-    a, b = np.tile(centre, (n, 1)), np.tile(centre, (n, 1))
+    a = np.tile(centre, (n, 1))
+    b = np.tile(centre, (n, 1))
     for row in b:
         flipped = rng.choice(width, distance + gap, replace=False)
         row[flipped] = 1 - row[flipped]
@@ -66,9 +76,11 @@ def clustered_neighbours(
 def random_orthogonality(
     rng: np.random.Generator, n: int, width: int, answer: bool, density: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Binary vectors with an orthogonal pair planted, or with none (offending pairs are given a coordinate in common).
+    """Binary vectors with an orthogonal pair planted, or with none (offending pairs are given a
+    coordinate in common).
 
-    The planted pair shares no coordinate and covers all. Low density or width makes inner products of exactly 1 common.
+    The planted pair shares no coordinate and covers all. Low density or width makes inner products
+    of exactly 1 common.
     """
     a, b = ((rng.random((n, width)) < density).astype(np.int64) for _ in range(2))
     products = a @ b.T
@@ -82,7 +94,9 @@ def random_orthogonality(
 
 
 def random_3sat(rng: np.random.Generator, variables: int, ratio: float = 4.26) -> list[list[int]]:
-    """round(ratio variables) clauses on three distinct variables each; half are satisfiable near ratio 4.26."""
+    """round(ratio variables) clauses on three distinct variables each; half are satisfiable near
+    ratio 4.26.
+    """
     if variables < 3:
         raise ValueError(f"variables: got {variables}, expected at least 3")
     clauses = []

@@ -1,16 +1,17 @@
-"""One integral along the path of adapters, F(1) - F(0), from gradients: the sum in the proof behind Lemma E.1.
+"""One integral along the path of adapters, F(1) - F(0), from gradients: the sum in the proof behind
+Lemma E.1.
 
-Published: a left Riemann sum on log^4 n nodes. F' = O(n log n), so that leaves an error of order n polylog(n), far
-above the gap it must resolve. Gauss-Legendre closes this: F is analytic around [0, 1], and the error falls
-geometrically. With f(lambda) = softmax(lambda S), S of row range rho and centred row by row, and |Im lambda| <= y with
-theta = y rho / 2 < pi/2,
+Published: a left Riemann sum on log^4 n nodes. F' = O(n log n), so that leaves an error of order n
+polylog(n), far above the gap it must resolve. Gauss-Legendre closes this: F is analytic around [0,
+1], and the error falls geometrically. With f(lambda) = softmax(lambda S), S of row range rho and
+centred row by row, and |Im lambda| <= y with theta = y rho / 2 < pi/2,
 
     |D(lambda)| >= cos(theta) sum_j e^(Re lambda S_ij)       so   sum_j |f_ij| <= 1 / cos(theta)
     F' = 2 sum_i tau_i Cov_f(v, S_i.)                        so   |F'| <= 2 n rho / cos(theta)^3 = M
 
-on the Bernstein ellipse of parameter e^u whose half height over [0, 1] is y = sinh(u) / 2; m nodes then err by at most
-(32/15) M e^(-2 u (m-1)) / (1 - e^(-2u)) (Trefethen, Approximation Theory and Approximation Practice, Theorem 19.3).
-As rho = O(log L), O(log^2 L) nodes suffice.
+on the Bernstein ellipse of parameter e^u whose half height over [0, 1] is y = sinh(u) / 2; m nodes
+then err by at most (32/15) M e^(-2 u (m-1)) / (1 - e^(-2u)) (Trefethen, Approximation Theory and
+Approximation Practice, Theorem 19.3). As rho = O(log L), O(log^2 L) nodes suffice.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ Rule = Callable[[Callable[[float], float], int], float]
 def gauss_legendre(function: Callable[[float], float], nodes: int) -> float:
     """Integral of `function` over [0, 1] by Gauss-Legendre: `nodes` calls, none at the ends."""
     x, w = np.polynomial.legendre.leggauss(nodes)
-    return math.fsum(0.5 * wi * function(0.5 * (xi + 1.0)) for xi, wi in zip(x.tolist(), w.tolist(), strict=True))
+    return math.fsum(
+        0.5 * wi * function(0.5 * (xi + 1.0)) for xi, wi in zip(x.tolist(), w.tolist(), strict=True)
+    )
 
 
 def left_riemann(function: Callable[[float], float], nodes: int) -> float:
-    """The sum as published: mean of `function` at 0, 1/m, ..., (m-1)/m. Its error is about (f(1) - f(0)) / (2 m)."""
+    """The sum as published: mean of `function` at 0, 1/m, ..., (m-1)/m. Its error is about (f(1) -
+    f(0)) / (2 m).
+    """
     return math.fsum(function(i / nodes) for i in range(nodes)) / nodes
 
 
@@ -44,17 +49,26 @@ def path_derivative(problem: LoRAProblem, oracle: Oracle) -> float:
     return 2.0 * float(np.trace(grad[:, : grad.shape[0]]))
 
 
-def path_integral(problem_at: Callable[[float], LoRAProblem], oracle: Oracle, nodes: int, rule: Rule = gauss_legendre):
-    """F(1) - F(0) = int_0^1 2 tr(dl/dA[:, :r]) dlambda, touching the problem through `nodes` oracle calls only.
+def path_integral(
+    problem_at: Callable[[float], LoRAProblem],
+    oracle: Oracle,
+    nodes: int,
+    rule: Rule = gauss_legendre,
+):
+    """F(1) - F(0) = int_0^1 2 tr(dl/dA[:, :r]) dlambda, touching the problem through `nodes` oracle
+    calls only.
 
-    problem_at: lambda -> a problem whose query adapter is A = [lambda I, 0]. rule: gauss_legendre or left_riemann.
+    problem_at: lambda -> a problem whose query adapter is A = [lambda I, 0]. rule: gauss_legendre
+    or left_riemann.
     """
     with jax.enable_x64(True):
         return rule(lambda lam: path_derivative(problem_at(lam), oracle), nodes)
 
 
 def error_bound(rows: int, score_range: float, nodes: int) -> float:
-    """Largest error of Gauss-Legendre on F' of `rows` live queries whose scores have ranges up to `score_range`."""
+    """Largest error of Gauss-Legendre on F' of `rows` live queries whose scores have ranges up to
+    `score_range`.
+    """
     theta = np.linspace(0.02, 0.98, 193) * np.pi / 2
     u = np.arcsinh(4.0 * theta / score_range)
     log_error = (
@@ -67,11 +81,16 @@ def error_bound(rows: int, score_range: float, nodes: int) -> float:
 
 
 def nodes_needed(rows: int, score_range: float, error: float) -> int:
-    """Smallest node count whose error bound is at most `error`: O(score_range (log rows + log 1/error))."""
+    """Smallest node count whose error bound is at most `error`: O(score_range (log rows + log
+    1/error)).
+    """
     low, high = 1, 2
     while error_bound(rows, score_range, high) > error:
-        low, high = high, 2 * high
+        low = high
+        high = 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if error_bound(rows, score_range, middle) <= error else (middle, high)
+        low, high = (
+            (low, middle) if error_bound(rows, score_range, middle) <= error else (middle, high)
+        )
     return high

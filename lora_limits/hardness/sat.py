@@ -1,13 +1,15 @@
 """Satisfiability from attention gradients: split and list, then orthogonal vectors.
 
-Split the N variables in two halves. For each of the 2^(N/2) assignments of a half write one vector over the clauses,
-1 where the assignment does NOT satisfy the clause. An assignment of the left half and one of the right satisfy the
-formula together iff no clause is missed by both, that is, iff their vectors are orthogonal (Williams 2005). So a
-gradient in O(L^(2 - delta)) would decide k-SAT in O(2^((1 - delta/2) N)): against SETH (Hypothesis 1, Theorem 4.1).
-By this direct route R = Theta(log^2 L); R = Theta(log L) needs the gap of `nearest_neighbours` (distributed PCPs, not
-executed here).
+Split the N variables in two halves. For each of the 2^(N/2) assignments of a half write one vector
+over the clauses,
+1 where the assignment does NOT satisfy the clause. An assignment of the left half and one of the
+right satisfy the formula together iff no clause is missed by both, that is, iff their vectors are
+orthogonal (Williams 2005). So a gradient in O(L^(2 - delta)) would decide k-SAT in O(2^((1 -
+delta/2) N)): against SETH (Hypothesis 1, Theorem 4.1). By this direct route R = Theta(log^2 L); R =
+Theta(log L) needs the gap of `nearest_neighbours` (distributed PCPs, not executed here).
 
-Formulas are lists of clauses, clauses lists of non-zero integers as in DIMACS: 3 is a variable, -3 its negation.
+Formulas are lists of clauses, clauses lists of non-zero integers as in DIMACS: 3 is a variable, -3
+its negation.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ from lora_limits.hardness.vectors import Decider, orthogonal_vectors
 
 Clauses = Sequence[Sequence[int]]
 MAX_VARIABLES = 24
-# Widths are rounded up to a multiple of this, with coordinates that are zero, so that compiled oracles serve again.
+# Widths are rounded up to a multiple of this, with coordinates that are zero, so that compiled
+# oracles serve again.
 WIDTH_STEP = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a search spent. satisfiable: the first answer; decisions and calls made; tokens: summed over calls.
+    """What a search spent. satisfiable: the first answer; decisions and calls made; tokens: summed
+    over calls.
 
     largest: L of the largest call; score_bound: the largest R; score_ratio: the largest R / ln L.
     """
@@ -57,7 +61,9 @@ class Cost:
 
 
 def check_clauses(clauses: Iterable[Iterable[int]]) -> list[list[int]]:
-    """The clauses as lists of Python integers. ValueError for a literal that is zero or no integer."""
+    """The clauses as lists of Python integers. ValueError for a literal that is zero or no
+    integer.
+    """
     out = []
     for index, clause in enumerate(clauses):
         literals = list(clause)
@@ -75,12 +81,16 @@ def satisfies(model: Iterable[int], clauses: Clauses) -> bool:
 
 
 def assume(clauses: Clauses, literal: int) -> list[list[int]]:
-    """The formula given that `literal` is true: its clauses gone, its negation struck from the others."""
+    """The formula given that `literal` is true: its clauses gone, its negation struck from the
+    others.
+    """
     return [[x for x in clause if x != -literal] for clause in clauses if literal not in clause]
 
 
 def _half(clauses: Clauses, variables: Sequence[int]) -> np.ndarray:
-    """Vectors of one half, (assignments, clauses), without duplicates: 1 where no literal of the clause is true."""
+    """Vectors of one half, (assignments, clauses), without duplicates: 1 where no literal of the
+    clause is true.
+    """
     codes = np.arange(2 ** len(variables))
     bit = {variable: (codes >> i & 1).astype(bool) for i, variable in enumerate(variables)}
     missed = np.ones((len(codes), len(clauses)), bool)
@@ -93,7 +103,8 @@ def _half(clauses: Clauses, variables: Sequence[int]) -> np.ndarray:
 
 
 def split_and_list(clauses: Clauses) -> tuple[np.ndarray, np.ndarray]:
-    """(a, b) with an orthogonal pair iff the clauses can be satisfied; O(2^(N/2) m) for N variables, m clauses.
+    """(a, b) with an orthogonal pair iff the clauses can be satisfied; O(2^(N/2) m) for N
+    variables, m clauses.
 
     Raises ValueError above 24 variables.
     """
@@ -111,11 +122,14 @@ def split_and_list(clauses: Clauses) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def satisfiable(clauses: Iterable[Iterable[int]], oracle: Oracle, *, decider: Decider = "readout") -> Decision:
-    """Can the clauses (DIMACS integers) be satisfied? N/2 variables a side, 2^(N/2) tokens, O(N) calls.
+def satisfiable(
+    clauses: Iterable[Iterable[int]], oracle: Oracle, *, decider: Decider = "readout"
+) -> Decision:
+    """Can the clauses (DIMACS integers) be satisfied? N/2 variables a side, 2^(N/2) tokens, O(N)
+    calls.
 
-    No clauses: yes; an empty clause: no; neither calls the oracle. Raises ValueError for zero or non-integer literals,
-    and above 24 variables, naming the tokens that would take.
+    No clauses: yes; an empty clause: no; neither calls the oracle. Raises ValueError for zero or
+    non-integer literals, and above 24 variables, naming the tokens that would take.
     """
     formula = check_clauses(clauses)
     if not formula or not all(formula):
@@ -127,18 +141,20 @@ def satisfiable(clauses: Iterable[Iterable[int]], oracle: Oracle, *, decider: De
 def find_model(
     clauses: Iterable[Iterable[int]], oracle: Oracle, *, decider: Decider = "readout"
 ) -> tuple[list[int] | None, Cost]:
-    """(model, cost): literals that satisfy the clauses, one variable at a time, or None. N + 1 decisions at most.
+    """(model, cost): literals that satisfy the clauses, one variable at a time, or None. N + 1
+    decisions at most.
 
-    Variable x is true if the formula with x assumed is satisfiable, and false otherwise. The model is checked against
-    the clauses before it is returned, so an oracle beyond its tolerance yields None beside cost.satisfiable = True,
-    never a wrong model. Raises as `satisfiable` does.
+    Variable x is true if the formula with x assumed is satisfiable, and false otherwise. The model
+    is checked against the clauses before it is returned, so an oracle beyond its tolerance yields
+    None beside cost.satisfiable = True, never a wrong model. Raises as `satisfiable` does.
     """
     formula = check_clauses(clauses)
     first = satisfiable(formula, oracle, decider=decider)
     cost = Cost(satisfiable=bool(first)).add(first)
     if not first:
         return None, cost
-    model, rest = [], formula
+    model = []
+    rest = formula
     for variable in sorted({abs(x) for clause in formula for x in clause}):
         decision = satisfiable(assume(rest, variable), oracle, decider=decider)
         cost = cost.add(decision)

@@ -1,7 +1,8 @@
-"""Two problems on sets of binary vectors, answered by a gradient oracle that is all that ever sees them.
+"""Two problems on sets of binary vectors, answered by a gradient oracle that is all that ever sees
+them.
 
-Both are gadgets (gadgets.py) handed to a decider (deciders.py). Nearest neighbours with a gap is the problem the proof
-of Theorem 4.1 starts from; orthogonal vectors is the one SETH speaks about.
+Both are gadgets (gadgets.py) handed to a decider (deciders.py). Nearest neighbours with a gap is
+the problem the proof of Theorem 4.1 starts from; orthogonal vectors is the one SETH speaks about.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ def nearest_neighbours(
     decider: Decider = "readout",
     nodes: int | None = None,
 ) -> Decision:
-    """Is some Hamming distance between a_i and b_j at most `distance`? The promise: if not, all are >= distance + gap.
+    """Is some Hamming distance between a_i and b_j at most `distance`? The promise: if not, all are
+    >= distance + gap.
 
-    a: (n_a, d), b: (n_b, d), entries 0 or 1. beta0 = (ln(n_a)/2 + ln(n_b) + c) / (2 gap), R = beta0 d.
-    Readout: ceil(2 beta0 distance + ln n_b) calls at most, each on L = O(n) tokens of width 2 d + 1. Path: `nodes`
-    calls, by default O(log^2 n) that certify the integral. Where the promise is broken the answer may be either.
-    Raises ValueError for entries other than 0 and 1, widths that differ, empty sets, a distance outside 0..d, gap <= 0.
+    a: (n_a, d), b: (n_b, d), entries 0 or 1. beta0 = (ln(n_a)/2 + ln(n_b) + c) / (2 gap), R = beta0
+    d.
+    Readout: ceil(2 beta0 distance + ln n_b) calls at most, each on L = O(n) tokens of width 2 d +
+    1. Path: `nodes` calls, by default O(log^2 n) that certify the integral. Where the promise is
+    broken the answer may be either. Raises ValueError for entries other than 0 and 1, widths that
+    differ, empty sets, a distance outside 0..d, gap <= 0.
     """
     return _decide(hamming_gadget(a, b, distance, gap), oracle, decider, nodes)
 
@@ -50,10 +54,11 @@ def nearest_neighbours(
 def orthogonal_vectors(
     a: Any, b: Any, oracle: Oracle, *, decider: Decider = "readout", nodes: int | None = None
 ) -> Decision:
-    """Is some <a_i, b_j> = 0? Right for any oracle within the tolerance: the gap of 1 is no promise but a fact.
+    """Is some <a_i, b_j> = 0? Right for any oracle within the tolerance: the gap of 1 is no promise
+    but a fact.
 
-    a: (n_a, d), b: (n_b, d), entries 0 or 1. beta0 = ln(n_a)/2 + ln(n_b) + c; Gamma = sqrt(d beta0) at beta = 1/d.
-    Readout: ceil(ln n_b) calls at most, each on L = O(n) tokens of width d + 2.
+    a: (n_a, d), b: (n_b, d), entries 0 or 1. beta0 = ln(n_a)/2 + ln(n_b) + c; Gamma = sqrt(d beta0)
+    at beta = 1/d. Readout: ceil(ln n_b) calls at most, each on L = O(n) tokens of width d + 2.
     Raises ValueError for entries other than 0 and 1, widths that differ, and empty sets.
     """
     return _decide(orthogonal_gadget(a, b), oracle, decider, nodes)

@@ -10,4 +10,8 @@ import numpy as np
 
 def named(gradient: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """{"query.a": array, ...} in float64."""
-    return {f"{n}.{h}": np.asarray(getattr(x, h), np.float64) for n, x in gradient.items() for h in ("a", "b")}
+    return {
+        f"{n}.{h}": np.asarray(getattr(x, h), np.float64)
+        for n, x in gradient.items()
+        for h in ("a", "b")
+    }

@@ -1,4 +1,5 @@
-"""Quick compilation, for programs whose values are wanted once: a fifth of the compile time, slower code, same buffers.
+"""Quick compilation, for programs whose values are wanted once: a fifth of the compile time, slower
+code, same buffers.
 
 Never for what is timed.
 """
@@ -12,7 +13,9 @@ from typing import Any
 # Only for the CPU: other backends know other options and are left as they are.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if tuple(int(n) for n in version("jaxlib").split(".")[:2]) < (0, 11):
-    QUICK["xla_cpu_use_fusion_emitters"] = False  # half the compile time; later versions abort at its name
+    QUICK["xla_cpu_use_fusion_emitters"] = (
+        False  # half the compile time; later versions abort at its name
+    )
 
 
 def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Operations and memory read off a jaxpr, without running or compiling anything.
 
-`cost_analysis` of a compiled program counts the body of a loop once; here a scan counts as often as it runs.
+`cost_analysis` of a compiled program counts the body of a loop once; here a scan counts as often as
+it runs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ def count_operations(function: Callable[..., Any], *args: Any) -> dict[str, int]
     """What `function(*args)` would do, args being arrays or jax.ShapeDtypeStruct.
 
     flops: 2 n for every inner product of length n in a dot_general, loops multiplied out.
-    largest: elements of the largest array that any step produces, at any depth; arguments are not counted.
-    Of several branches the dearest counts. Raises ValueError for a while loop, whose length is not known.
+    largest: elements of the largest array that any step produces, at any depth; arguments are not
+    counted.
+    Of several branches the dearest counts. Raises ValueError for a while loop, whose length is not
+    known.
     """
     flops, largest = _count(jax.make_jaxpr(function)(*args).jaxpr)
     return {"flops": flops, "largest": largest}

@@ -1,4 +1,6 @@
-"""Timing under JAX's asynchronous dispatch: medians with their spread, compile time apart, memory without a run."""
+"""Timing under JAX's asynchronous dispatch: medians with their spread, compile time apart, memory
+without a run.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,25 @@ from typing import Any
 import numpy as np
 
 
-def median_time(function: Callable[..., Any], *args: Any, repeats: int, max_seconds: float) -> dict[str, float]:
+def median_time(
+    function: Callable[..., Any], *args: Any, repeats: int, max_seconds: float
+) -> dict[str, float]:
     """Time `function(*args)` as `interleaved` does, alone."""
-    return interleaved({"": functools.partial(function, *args)}, repeats=repeats, max_seconds=max_seconds)[""]
+    return interleaved(
+        {"": functools.partial(function, *args)}, repeats=repeats, max_seconds=max_seconds
+    )[""]
 
 
 def interleaved(
     functions: Mapping[str, Callable[[], Any]], *, repeats: int, max_seconds: float
 ) -> dict[str, dict[str, float]]:
-    """Time several contenders by turns in one run, so that whatever slows the machine slows them all.
+    """Time several contenders by turns in one run, so that whatever slows the machine slows them
+    all.
 
-    Each is called once to warm up (and compile), then in up to `repeats` rounds, until the rounds have taken
-    `max_seconds` in all; one round there is always. For each name: "seconds", the median; "spread", the
-    interquartile range in seconds; "repeats", the rounds there were. Raises ValueError for repeats below 1.
+    Each is called once to warm up (and compile), then in up to `repeats` rounds, until the rounds
+    have taken `max_seconds` in all; one round there is always. For each name: "seconds", the
+    median; "spread", the interquartile range in seconds; "repeats", the rounds there were. Raises
+    ValueError for repeats below 1.
     """
     import jax
 
@@ -49,7 +57,8 @@ def _summary(seconds: list[float]) -> dict[str, float]:
 
 
 def compile_seconds(jitted: Any, *args: Any) -> tuple[Any, float]:
-    """The compiled form of a jitted function for `args`, and the seconds that tracing and compiling it took.
+    """The compiled form of a jitted function for `args`, and the seconds that tracing and compiling
+    it took.
 
     A function traced or compiled for such arguments before may come out of JAX's caches in no time.
     """
@@ -59,6 +68,8 @@ def compile_seconds(jitted: Any, *args: Any) -> tuple[Any, float]:
 
 
 def temporary_bytes(compiled: Any) -> int | None:
-    """Bytes of working memory that a compiled function asks for beside inputs and outputs; None if unknown."""
+    """Bytes of working memory that a compiled function asks for beside inputs and outputs; None if
+    unknown.
+    """
     analysis = compiled.memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)

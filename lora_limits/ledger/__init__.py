@@ -1,4 +1,5 @@
-"""The ledger's entries: every statement of the paper beside a function that measures whether it holds.
+"""The ledger's entries: every statement of the paper beside a function that measures whether it
+holds.
 
 row              what an entry is, and the small problems that the checks run on
 definitions      Sections 1 to 3: notation, the tensor trick, the reduced problem

@@ -1,4 +1,6 @@
-"""The theorem ledger: every statement of the paper, its verdict, and the evidence measured on the spot."""
+"""The theorem ledger: every statement of the paper, its verdict, and the evidence measured on the
+spot.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,19 @@ LEDGER: tuple[Row, ...] = tuple(row for rows in SECTIONS.values() for row in row
 
 
 def examine(row: Row) -> Evidence:
-    """Runs the check of a row in float64, whatever the precision outside. About a second at most."""
+    """Runs the check of a row in float64, whatever the precision outside. About a second at
+    most.
+    """
     with jax.enable_x64(True):
         return row.check()
 
 
 def theorems_command() -> int:
-    """Prints the ledger, each row as soon as its section is measured; 1 if any row's check fails, else 0.
+    """Prints the ledger, each row as soon as its section is measured; 1 if any row's check fails,
+    else 0.
 
-    A check that raises counts as failed and shows its error. Takes 10 to 40 seconds, most of it compilation.
+    A check that raises counts as failed and shows its error. Takes 10 to 40 seconds, most of it
+    compilation.
     """
     from rich.console import Console
 
@@ -59,11 +65,25 @@ def _table(title: str, rows: tuple[Row, ...], found: list[Evidence]):
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, ratio in (("number", 3), ("statement", 6), ("verdict", 3), ("measured", 6), ("test", 6), ("figure", 2)):
+    for name, ratio in (
+        ("number", 3),
+        ("statement", 6),
+        ("verdict", 3),
+        ("measured", 6),
+        ("test", 6),
+        ("figure", 2),
+    ):
         table.add_column(name, ratio=ratio, overflow="fold")
     for row, evidence in zip(rows, found, strict=True):
         measured = Text(evidence.measured if evidence.holds else f"FAILS: {evidence.measured}")
         measured.stylize("" if evidence.holds else "bold red")
-        cells = (row.number, row.statement, row.verdict, measured, row.test.removeprefix("tests/"), row.figure)
+        cells = (
+            row.number,
+            row.statement,
+            row.verdict,
+            measured,
+            row.test.removeprefix("tests/"),
+            row.figure,
+        )
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
     return table

@@ -1,4 +1,6 @@
-"""What the printed text gives when it is taken literally, measured; and what Appendix G does not test."""
+"""What the printed text gives when it is taken literally, measured; and what Appendix G does not
+test.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,12 @@ def query_gradient(p: LoRAProblem, kernel: np.ndarray, k: np.ndarray) -> np.ndar
 
 def literal(wrong: np.ndarray, right: np.ndarray, want: np.ndarray) -> Evidence:
     """Frobenius errors, relative, of the printed and of the corrected form."""
-    printed, corrected = (float(np.linalg.norm(x - want) / np.linalg.norm(want)) for x in (wrong, right))
+    printed, corrected = (
+        float(np.linalg.norm(x - want) / np.linalg.norm(want)) for x in (wrong, right)
+    )
     return Evidence(
-        f"as printed {printed:.2f}, corrected {corrected:.0e} (relative)", printed > 0.1 and corrected < 1e-12
+        f"as printed {printed:.2f}, corrected {corrected:.0e} (relative)",
+        printed > 0.1 and corrected < 1e-12,
     )
 
 
@@ -43,13 +48,17 @@ def transposed_q() -> Evidence:
 def diagonal_on_the_right() -> Evidence:
     p = problem(gamma=4.0)
     t = terms(p)
-    pair = [query_gradient(p, t["p1"] - p2, t["K"]) for p2 in (t["f"] @ np.diag(t["rho"]), np.diag(t["rho"]) @ t["f"])]
+    pair = [
+        query_gradient(p, t["p1"] - p2, t["K"])
+        for p2 in (t["f"] @ np.diag(t["rho"]), np.diag(t["rho"]) @ t["f"])
+    ]
     return literal(pair[0], pair[1], exact_gradient(p)["query"].a)
 
 
 def order_of_factors() -> Evidence:
     p = problem()
-    t, a = terms(p), p.adapters["query"].a
+    t = terms(p)
+    a = p.adapters["query"].a
     try:
         _ = t["p"] @ a @ t["K"]
     except ValueError:
@@ -63,7 +72,8 @@ def order_of_factors() -> Evidence:
 def key_side() -> Evidence:
     """Printed: B_K^T C_K1^T p C_K2, which needs d_model = d even to be a product."""
     p = problem(square=True)
-    t, b = terms(p), p.adapters["key"].b
+    t = terms(p)
+    b = p.adapters["key"].b
     printed = p.scale * p.beta * b.T @ t["Q"].T @ t["p"] @ p.x_key
     right = p.scale * p.beta * b.T @ p.x_key.T @ t["p"].T @ t["Q"]
     return literal(printed, right, exact_gradient(p)["key"].a)
@@ -78,12 +88,15 @@ def swapped_sizes() -> Evidence:
 
 
 def width_of_q() -> Evidence:
-    rank, width = int(np.linalg.matrix_rank(terms(problem())["q"])), problem().target.shape[1]
+    rank = int(np.linalg.matrix_rank(terms(problem())["q"]))
+    width = problem().target.shape[1]
     return Evidence(f"rank of q: {rank} = d; printed width {2 * width}", rank == width)
 
 
 def max_norm_of_a_product() -> Evidence:
-    """max |A B| <= max |A| max |B| fails by a factor of the inner dimension; so in p C2, and again in C1^T (p C2)."""
+    """max |A B| <= max |A| max |B| fails by a factor of the inner dimension; so in p C2, and again
+    in C1^T (p C2).
+    """
     ones = np.ones((24, 24))
     factor = float((ones @ ones).max())
     p = problem()
@@ -94,18 +107,31 @@ def max_norm_of_a_product() -> Evidence:
 
 
 def table_1() -> Evidence:
-    """-5.2, -11.6, -25 % are time saved and 5.5, 13.1, 33.3 % speed-up, of the same minutes per epoch."""
-    before, after = np.array([58.0, 69.0, 84.0]), np.array([55.0, 61.0, 63.0])
-    saved, gained = 100 * (1 - after / before), 100 * (before / after - 1)
+    """-5.2, -11.6, -25 % are time saved and 5.5, 13.1, 33.3 % speed-up, of the same minutes per
+    epoch.
+    """
+    before = np.array([58.0, 69.0, 84.0])
+    after = np.array([55.0, 61.0, 63.0])
+    saved = 100 * (1 - after / before)
+    gained = 100 * (before / after - 1)
     text = (
-        "saved " + ", ".join(f"{x:.1f}" for x in saved) + " %; faster " + ", ".join(f"{x:.1f}" for x in gained) + " %"
+        "saved "
+        + ", ".join(f"{x:.1f}" for x in saved)
+        + " %; faster "
+        + ", ".join(f"{x:.1f}" for x in gained)
+        + " %"
     )
-    agree = np.abs(saved - [5.2, 11.6, 25.0]).max() < 0.1 and np.abs(gained - [5.5, 13.1, 33.3]).max() < 0.1
+    agree = (
+        np.abs(saved - [5.2, 11.6, 25.0]).max() < 0.1
+        and np.abs(gained - [5.5, 13.1, 33.3]).max() < 0.1
+    )
     return Evidence(text, bool(agree))
 
 
 def timed_exact_attention() -> Evidence:
-    """Appendix G times exact attention: shapes alone make its program, so no norm can shorten it."""
+    """Appendix G times exact attention: shapes alone make its program, so no norm can shorten
+    it.
+    """
     run = jax.jit(lambda p: exact.dense_gradient(p)[1])
     programs = {str(run.lower(problem(gamma=gamma)).as_text()) for gamma in (0.1, 10.0)}
     share = dense_operations(257) / dense_operations(256) - 1
@@ -116,10 +142,28 @@ def timed_exact_attention() -> Evidence:
 FAILS = "fails as printed"
 ROWS = (
     Row("Lemma 3.2, Def. D.5", "q = C3 c^T; right: q = c C3^T", FAILS, transposed_q, LITERAL),
-    Row("Lemma 3.7, C.6", "p2 = f diag(rho); right: p2 = diag(rho) f", FAILS, diagonal_on_the_right, LITERAL),
+    Row(
+        "Lemma 3.7, C.6",
+        "p2 = f diag(rho); right: p2 = diag(rho) f",
+        FAILS,
+        diagonal_on_the_right,
+        LITERAL,
+    ),
     Row("Lemma 3.2, order", "p A_Q C2; right: p C2 A_Q^T", FAILS, order_of_factors, EXACT),
-    Row("Lemma D.4, keys", "B_K^T C_K1^T p C_K2; right: B_K^T C_K2^T p^T C_K1", FAILS, key_side, LITERAL),
-    Row("Problems 1-3, sizes", "G^(A) in R^{d x r}, G^(B) in R^{r x d}; right: swapped", FAILS, swapped_sizes, EXACT),
+    Row(
+        "Lemma D.4, keys",
+        "B_K^T C_K1^T p C_K2; right: B_K^T C_K2^T p^T C_K1",
+        FAILS,
+        key_side,
+        LITERAL,
+    ),
+    Row(
+        "Problems 1-3, sizes",
+        "G^(A) in R^{d x r}, G^(B) in R^{r x d}; right: swapped",
+        FAILS,
+        swapped_sizes,
+        EXACT,
+    ),
     Row("Lemma 3.5, k2", "k2 = 2 d; right: k2 = d", FAILS, width_of_q, WIDTHS),
     Row(
         "C.7, max norm",

@@ -30,7 +30,9 @@ TRANSPOSED = "tests/ledger/test_theorems.py::test_the_transposition_is_a_permuta
 
 
 def kronecker_gradient(c1: Any, c2: Any, t: dict[str, np.ndarray]) -> np.ndarray:
-    """Lemma 3.1: sum_j C_j^T (diag f_j - f_j f_j^T) q_j, formed literally; reshaped to W. O(Lq Lk^2 d^2)."""
+    """Lemma 3.1: sum_j C_j^T (diag f_j - f_j f_j^T) q_j, formed literally; reshaped to W. O(Lq Lk^2
+    d^2).
+    """
     blocks = np.kron(c1, c2).reshape(len(c1), len(c2), -1)
     rows = zip(blocks, t["f"], t["q"], strict=True)
     parts = [c.T @ (np.diag(f) - np.outer(f, f)) @ q for c, f, q in rows]
@@ -46,23 +48,36 @@ def weight_gradients(p: LoRAProblem) -> tuple[np.ndarray, np.ndarray]:
 def lemma_3_1() -> Evidence:
     p = problem(length=8)
     t = terms(p)
-    return close(relative(kronecker_gradient(p.x_query, p.beta * t["K"], t), weight_gradients(p)[0]))
+    return close(
+        relative(kronecker_gradient(p.x_query, p.beta * t["K"], t), weight_gradients(p)[0])
+    )
 
 
 def lemma_3_2() -> Evidence:
     p = problem(PARTIAL)
-    t, a, want = terms(p), p.adapters["query"], exact_gradient(p)["query"]
+    t = terms(p)
+    a = p.adapters["query"]
+    want = exact_gradient(p)["query"]
     q = t["c"] @ t["V"].T
     kernel = t["f"] * q - np.diag((t["f"] * q).sum(1)) @ t["f"]
-    c1, c2 = p.scale * p.x_query, p.beta * t["K"]
-    return close(max(relative(a.b.T @ c1.T @ kernel @ c2, want.a), relative(c1.T @ kernel @ c2 @ a.a.T, want.b)))
+    c1 = p.scale * p.x_query
+    c2 = p.beta * t["K"]
+    return close(
+        max(
+            relative(a.b.T @ c1.T @ kernel @ c2, want.a),
+            relative(c1.T @ kernel @ c2 @ a.a.T, want.b),
+        )
+    )
 
 
 def lemma_c_1() -> Evidence:
     p = problem()
-    a, want, dw = p.adapters["query"], exact_gradient(p)["query"], weight_gradients(p)[0].reshape(-1)
+    a = p.adapters["query"]
+    want = exact_gradient(p)["query"]
+    dw = weight_gradients(p)[0].reshape(-1)
     (r, d), dm = a.a.shape, a.b.shape[0]
-    j_b, j_a = p.scale * np.kron(a.b, np.eye(d)), p.scale * np.kron(np.eye(dm), a.a.T)
+    j_b = p.scale * np.kron(a.b, np.eye(d))
+    j_a = p.scale * np.kron(np.eye(dm), a.a.T)
     update = (p.scale * a.b @ a.a).reshape(-1)
     errors = (
         relative(j_b @ a.a.reshape(-1), update),
@@ -74,16 +89,29 @@ def lemma_c_1() -> Evidence:
 
 
 def full_definitions() -> Evidence:
-    """C_Q1 = X_Q, C_Q2 = X_K W_K and C_K1 = Q, C_K2 = X_K give the same scores, hence the same u, alpha, f, c, q, p."""
+    """C_Q1 = X_Q, C_Q2 = X_K W_K and C_K1 = Q, C_K2 = X_K give the same scores, hence the same u,
+    alpha, f, c, q, p.
+    """
     p = problem()
     t = terms(p)
-    w = {n: getattr(p.weights, n) + p.scale * p.adapters[n].b @ p.adapters[n].a for n in ("query", "key")}
+    w = {
+        n: getattr(p.weights, n) + p.scale * p.adapters[n].b @ p.adapters[n].a
+        for n in ("query", "key")
+    }
     want = t["Q"] @ t["K"].T
-    error = max(relative(p.x_query @ w["query"] @ t["K"].T, want), relative(t["Q"] @ w["key"].T @ p.x_key.T, want))
+    error = max(
+        relative(p.x_query @ w["query"] @ t["K"].T, want),
+        relative(t["Q"] @ w["key"].T @ p.x_key.T, want),
+    )
     adapter = p.adapters["query"]
-    moved = dataclasses.replace(p, adapters=p.adapters | {"query": Adapter(3 * adapter.a, adapter.b)})
+    moved = dataclasses.replace(
+        p, adapters=p.adapters | {"query": Adapter(3 * adapter.a, adapter.b)}
+    )
     change = relative(terms(moved)["K"], t["K"])
-    return Evidence(f"relative error {error:.1e}; C_Q2 moves by {change:.0e} with A_Q", error < 1e-12 and change == 0)
+    return Evidence(
+        f"relative error {error:.1e}; C_Q2 moves by {change:.0e} with A_Q",
+        error < 1e-12 and change == 0,
+    )
 
 
 def lemma_d_1() -> Evidence:
@@ -105,13 +133,18 @@ def lemma_d_2() -> Evidence:
     w = np.random.default_rng(4).normal(size=(5, 3))
     t = transposition(5, 3)
     error = float(np.abs(t @ w.reshape(-1) - w.T.reshape(-1)).max())
-    return Evidence(f"difference {error:.0e}; {int(t.sum())} ones in {t.size} entries", error == 0 and t.sum() == 15)
+    return Evidence(
+        f"difference {error:.0e}; {int(t.sum())} ones in {t.size} entries",
+        error == 0 and t.sum() == 15,
+    )
 
 
 def lemma_d_3() -> Evidence:
     """vec(dA_K) = J_B^T T^T vec(dl/dW_K^T), and so for B_K."""
     p = problem()
-    a, want, dk = p.adapters["key"], exact_gradient(p)["key"], weight_gradients(p)[1]
+    a = p.adapters["key"]
+    want = exact_gradient(p)["key"]
+    dk = weight_gradients(p)[1]
     dm, d = dk.shape
     back = transposition(dm, d).T @ dk.T.reshape(-1)
     da = p.scale * np.kron(a.b, np.eye(d)).T @ back
@@ -121,9 +154,12 @@ def lemma_d_3() -> Evidence:
 
 def lemma_d_4() -> Evidence:
     p = problem()
-    t, want = terms(p), exact_gradient(p)
-    q, k = p.adapters["query"], p.adapters["key"]
-    left, right = p.scale * p.beta * p.x_query.T @ t["p"] @ t["K"], p.scale * p.beta * p.x_key.T @ t["p"].T @ t["Q"]
+    t = terms(p)
+    want = exact_gradient(p)
+    q = p.adapters["query"]
+    k = p.adapters["key"]
+    left = p.scale * p.beta * p.x_query.T @ t["p"] @ t["K"]
+    right = p.scale * p.beta * p.x_key.T @ t["p"].T @ t["Q"]
     pairs = ((q.b.T @ left, want["query"].a), (left @ q.a.T, want["query"].b))
     pairs += ((k.b.T @ right, want["key"].a), (right @ k.a.T, want["key"].b))
     return close(max(relative(got, wanted) for got, wanted in pairs))
@@ -176,28 +212,96 @@ def chain_operations(length: int, width: int = 15) -> float:
 
 
 def remark_f_1() -> Evidence:
-    cubic, square = exponent(naive_operations, 128), exponent(dense_operations)
-    return Evidence(f"operations ~ L^{cubic:.2f} literal, L^{square:.2f} reduced", cubic > 2.9 and 1.9 < square < 2.1)
+    cubic = exponent(naive_operations, 128)
+    square = exponent(dense_operations)
+    return Evidence(
+        f"operations ~ L^{cubic:.2f} literal, L^{square:.2f} reduced",
+        cubic > 2.9 and 1.9 < square < 2.1,
+    )
 
 
 def theorem_f_1() -> Evidence:
     square = exponent(dense_operations)
     ratio = dense_operations(1024) / 1024**2
-    return Evidence(f"{ratio:.0f} L^2 operations at d = 4, exponent {square:.2f}", 1.9 < square < 2.1)
+    return Evidence(
+        f"{ratio:.0f} L^2 operations at d = 4, exponent {square:.2f}", 1.9 < square < 2.1
+    )
 
 
 ROWS = (
-    Row("Lemma 3.1", "dl/dvec W = sum_j C_j^T (diag f_j - f_j f_j^T) q_j", "holds", lemma_3_1, TENSOR),
-    Row("Lemma 3.2", "dA = B^T C1^T p C2, dB = C1^T p C2 A^T, q = c C3^T", "holds as corrected", lemma_3_2, EXACT),
+    Row(
+        "Lemma 3.1",
+        "dl/dvec W = sum_j C_j^T (diag f_j - f_j f_j^T) q_j",
+        "holds",
+        lemma_3_1,
+        TENSOR,
+    ),
+    Row(
+        "Lemma 3.2",
+        "dA = B^T C1^T p C2, dB = C1^T p C2 A^T, q = c C3^T",
+        "holds as corrected",
+        lemma_3_2,
+        EXACT,
+    ),
     Row("Rem. 3.2", "exact computation is quadratic in L", "holds", theorem_f_1, COUNTED, "rates"),
-    Row("Def. A.1, Eq. A.1, A.2", "full adaptation: C_Q1 to C_K2, C3", "definition", full_definitions, IDENTITIES),
-    Row("Rem. A.1", "each pair is constant in the other adapter", "holds", full_definitions, IDENTITIES),
-    Row("Lemma C.1", "vec W = vec W* + J_B vec A = vec W* + J_A vec B, and gradients", "holds", lemma_c_1, TENSOR),
-    Row("Def. D.1-D.8", "u, alpha, f, c, q, p1, p2, p for Q and K", "definition", full_definitions, IDENTITIES),
+    Row(
+        "Def. A.1, Eq. A.1, A.2",
+        "full adaptation: C_Q1 to C_K2, C3",
+        "definition",
+        full_definitions,
+        IDENTITIES,
+    ),
+    Row(
+        "Rem. A.1",
+        "each pair is constant in the other adapter",
+        "holds",
+        full_definitions,
+        IDENTITIES,
+    ),
+    Row(
+        "Lemma C.1",
+        "vec W = vec W* + J_B vec A = vec W* + J_A vec B, and gradients",
+        "holds",
+        lemma_c_1,
+        TENSOR,
+    ),
+    Row(
+        "Def. D.1-D.8",
+        "u, alpha, f, c, q, p1, p2, p for Q and K",
+        "definition",
+        full_definitions,
+        IDENTITIES,
+    ),
     Row("Lemma D.1", "Lemma 3.1 for W_Q and for W_K^T", "holds", lemma_d_1, TENSOR),
     Row("Lemma D.2", "vec(W^T) = T vec(W), T a permutation", "holds", lemma_d_2, TRANSPOSED),
-    Row("Lemma D.3", "the four adapter gradients through J_A, J_B and T", "holds", lemma_d_3, TRANSPOSED),
-    Row("Lemma D.4", "the same through p; dA_K = s B_K^T C_K2^T p^T C_K1", "holds as corrected", lemma_d_4, EXACT),
-    Row("Rem. F.1", "read literally L^3; diagonal plus rank one makes it L^2", "holds", remark_f_1, COUNTED, "rates"),
-    Row("Theorem F.1", "exact adapter gradients in O(L^2 d + L d^2)", "holds", theorem_f_1, COUNTED, "rates"),
+    Row(
+        "Lemma D.3",
+        "the four adapter gradients through J_A, J_B and T",
+        "holds",
+        lemma_d_3,
+        TRANSPOSED,
+    ),
+    Row(
+        "Lemma D.4",
+        "the same through p; dA_K = s B_K^T C_K2^T p^T C_K1",
+        "holds as corrected",
+        lemma_d_4,
+        EXACT,
+    ),
+    Row(
+        "Rem. F.1",
+        "read literally L^3; diagonal plus rank one makes it L^2",
+        "holds",
+        remark_f_1,
+        COUNTED,
+        "rates",
+    ),
+    Row(
+        "Theorem F.1",
+        "exact adapter gradients in O(L^2 d + L d^2)",
+        "holds",
+        theorem_f_1,
+        COUNTED,
+        "rates",
+    ),
 )

@@ -1,4 +1,6 @@
-"""Hardness: Lemma 1.1, Hypothesis 1, Theorem 4.1 and Appendix E, as programs that ask a gradient oracle."""
+"""Hardness: Lemma 1.1, Hypothesis 1, Theorem 4.1 and Appendix E, as programs that ask a gradient
+oracle.
+"""
 
 from __future__ import annotations
 
@@ -40,29 +42,42 @@ def neighbours(answer: bool, clustered: bool = True) -> gadgets.Gadget:
 def forward() -> Evidence:
     """Entries of the attention output alone tell YES from NO, at scores of Theta(log L)."""
     yes, no = (float((tau(neighbours(answer))[0][:POINTS] ** 2).sum()) for answer in (True, False))
-    return Evidence(f"sum tau^2: YES {yes:.3f} >= 1/4, NO {no:.3f} <= 1/8", yes >= 0.25 and no <= 0.125 + 1e-12)
+    return Evidence(
+        f"sum tau^2: YES {yes:.3f} >= 1/4, NO {no:.3f} <= 1/8", yes >= 0.25 and no <= 0.125 + 1e-12
+    )
 
 
 def hypothesis() -> Evidence:
-    """Assumed, not tested. What is run is the reduction that makes it bite: k-SAT through 2^{N/2} vectors."""
+    """Assumed, not tested. What is run is the reduction that makes it bite: k-SAT through 2^{N/2}
+    vectors.
+    """
     oracle = hardness.gradient_oracle()
-    yes, no = [[1, 2], [-1, 3], [-2, -3]], [[1, 2], [-1, 2], [1, -2], [-1, -2, 3], [-3, -2, -1]]
+    yes = [[1, 2], [-1, 3], [-2, -3]]
+    no = [[1, 2], [-1, 2], [1, -2], [-1, -2, 3], [-3, -2, -1]]
     answers = [bool(hardness.satisfiable(clauses, oracle)) for clauses in (yes, no)]
     return Evidence(f"assumed; 2 formulas through gradients: {answers}", answers == [True, False])
 
 
 def theorem_4_1() -> Evidence:
-    oracle, right, calls = hardness.gradient_oracle(), 0, 0
+    oracle = hardness.gradient_oracle()
+    right = 0
+    calls = 0
     for trial in range(4):
-        a, b = instances.random_orthogonality(np.random.default_rng([6, trial]), 8, 10, trial % 2 == 0)
+        a, b = instances.random_orthogonality(
+            np.random.default_rng([6, trial]), 8, 10, trial % 2 == 0
+        )
         decision = hardness.orthogonal_vectors(a, b, oracle)
         right += bool(decision) == instances.has_orthogonal_pair(a, b)
         calls += decision.calls
-    return Evidence(f"orthogonal vectors through gradients: {right} of 4 right, {calls} calls", right == 4)
+    return Evidence(
+        f"orthogonal vectors through gradients: {right} of 4 right, {calls} calls", right == 4
+    )
 
 
 def lemma_e_1() -> Evidence:
-    """The published quadrature on log^4 n nodes against Gauss-Legendre on 24, both on the exact derivative."""
+    """The published quadrature on log^4 n nodes against Gauss-Legendre on 24, both on the exact
+    derivative.
+    """
     gadget = neighbours(False, clustered=False)
     exact = float((tau(gadget)[0] ** 2).sum() - (tau(gadget, 0.0)[0] ** 2).sum())
 
@@ -84,7 +99,9 @@ def attention_problem() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray,
 
 
 def attention_gradient() -> np.ndarray:
-    """Definition E.1: the gradient of 1/2 || D^-1 exp(A1 X A2^T / r) A3 - E ||^2 in X, by automatic differentiation."""
+    """Definition E.1: the gradient of 1/2 || D^-1 exp(A1 X A2^T / r) A3 - E ||^2 in X, by automatic
+    differentiation.
+    """
     a1, a2, a3, x, e = attention_problem()
 
     def value(x: jax.Array) -> jax.Array:
@@ -104,13 +121,18 @@ def definition_e_1() -> Evidence:
 
 
 def embedding() -> Evidence:
-    """C1 B = A1, A = [X, 0], C2 = [A2, 0] / r, C3 = A3, W*_Q = 0: the first r columns of dl/dA are that gradient."""
+    """C1 B = A1, A = [X, 0], C2 = [A2, 0] / r, C3 = A3, W*_Q = 0: the first r columns of dl/dA are
+    that gradient.
+    """
     a1, a2, a3, x, e = attention_problem()
-    no, eye = np.zeros((20, 1)), np.eye(4)
+    no = np.zeros((20, 1))
+    eye = np.eye(4)
     weights = AttentionWeights(np.zeros((4, 4)), eye, eye[:, :3])
     adapter = Adapter(np.pad(x, ((0, 0), (0, 1))), eye[:, :3])
     xq, xk, xv = (np.concatenate([a, no], 1) for a in (a1, a2, a3))
-    p = LoRAProblem(xq, xk, xv, e, weights=weights, adapters={"query": adapter}, scale=1.0, beta=1 / 3)
+    p = LoRAProblem(
+        xq, xk, xv, e, weights=weights, adapters={"query": adapter}, scale=1.0, beta=1 / 3
+    )
     return close(relative(exact_gradient(p)["query"].a[:, :3], attention_gradient()))
 
 
@@ -121,7 +143,12 @@ def free_weight() -> Evidence:
     uniform = gadget.tokens * (POINTS / gadget.tokens) ** 2
     out = []
     for query in (np.asarray(p.weights.query), np.eye(len(p.weights.query))):
-        scores = p.beta * np.asarray(p.x_query) @ query @ (np.asarray(p.x_key) @ np.asarray(p.weights.key)).T
+        scores = (
+            p.beta
+            * np.asarray(p.x_query)
+            @ query
+            @ (np.asarray(p.x_key) @ np.asarray(p.weights.key)).T
+        )
         value = softmax(scores) @ np.asarray(p.x_value) @ np.asarray(p.weights.value)
         out.append(abs(float((value**2).sum()) - uniform))
     text = f"F(0) off by {out[0]:.0e} at W*_Q = 0, by {out[1]:.2f} at W*_Q = I; {PATH_GAP:.3f} is allowed"
@@ -129,22 +156,30 @@ def free_weight() -> Evidence:
 
 
 def mini_batch() -> Evidence:
-    """The gradient of a batch is the sum over its data points, so one data point is already as hard."""
+    """The gradient of a batch is the sum over its data points, so one data point is already as
+    hard.
+    """
     points = [problem(), problem(gamma=2.0)]
     adapters = points[0].adapters
 
     def total(a: jax.Array) -> jax.Array:
         loss = jnp.zeros(())
         for p in points:
-            q = jnp.matmul(p.x_query, p.weights.query + p.scale * jnp.matmul(adapters["query"].b, a))
+            q = jnp.matmul(
+                p.x_query, p.weights.query + p.scale * jnp.matmul(adapters["query"].b, a)
+            )
             k = p.x_key @ (p.weights.key + p.scale * p.adapters["key"].b @ p.adapters["key"].a)
-            v = p.x_value @ (p.weights.value + p.scale * p.adapters["value"].b @ p.adapters["value"].a)
+            v = p.x_value @ (
+                p.weights.value + p.scale * p.adapters["value"].b @ p.adapters["value"].a
+            )
             f = jax.nn.softmax(p.beta * jnp.matmul(q, k.T), axis=-1)
             loss = loss + 0.5 * ((jnp.matmul(f, v) - p.target) ** 2).sum()
         return loss
 
     got = jax.grad(total)(jnp.asarray(adapters["query"].a))
-    shared = [dataclasses.replace(p, adapters=p.adapters | {"query": adapters["query"]}) for p in points]
+    shared = [
+        dataclasses.replace(p, adapters=p.adapters | {"query": adapters["query"]}) for p in points
+    ]
     return close(relative(sum(exact_gradient(p)["query"].a for p in shared), got))
 
 
@@ -165,9 +200,18 @@ ROWS = (
         hypothesis,
         "tests/hardness/test_hardness.py::test_random_3sat_of_12_variables",
     ),
-    Row("Theorem 4.1", "above sqrt(log L), no L^{2-delta} gradient", SETH, theorem_4_1, DECIDES, "hardness"),
+    Row(
+        "Theorem 4.1",
+        "above sqrt(log L), no L^{2-delta} gradient",
+        SETH,
+        theorem_4_1,
+        DECIDES,
+        "hardness",
+    ),
     Row("Theorem 1.1", "informal Theorem 4.1", SETH, theorem_4_1, DECIDES, "hardness"),
-    Row("Def. E.1", "AAttLGC: the gradient of attention in X", "definition", definition_e_1, EMBEDS),
+    Row(
+        "Def. E.1", "AAttLGC: the gradient of attention in X", "definition", definition_e_1, EMBEDS
+    ),
     Row(
         "Lemma E.1",
         "AAttLGC is hard; its published quadrature misses its own gap, Gauss-Legendre repairs it",

@@ -34,9 +34,11 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One statement. number: as in the paper (ICLR 2025). check: measures it, in float64, in about a second at most.
+    """One statement. number: as in the paper (ICLR 2025). check: measures it, in float64, in about
+    a second at most.
 
-    test: the pytest node that tries it harder. figure: the module of paper_figures that shows it, or "".
+    test: the pytest node that tries it harder. figure: the module of paper_figures that shows it,
+    or "".
     """
 
     number: str
@@ -49,7 +51,8 @@ class Row:
 
 def relative(got: Any, want: Any) -> float:
     """Max-norm error relative to the largest entry wanted."""
-    got, want = np.asarray(got), np.asarray(want)
+    got = np.asarray(got)
+    want = np.asarray(want)
     if got.shape != want.shape:
         raise ValueError(f"shape: got {got.shape}, expected {want.shape}")
     return float(np.abs(got - want).max() / np.abs(want).max())
@@ -68,19 +71,27 @@ def softmax(s: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def problem(
-    adapt: tuple[str, ...] = FULL, length: int = 24, keys: int = 0, gamma: float = 1.0, square: bool = False
+    adapt: tuple[str, ...] = FULL,
+    length: int = 24,
+    keys: int = 0,
+    gamma: float = 1.0,
+    square: bool = False,
 ) -> LoRAProblem:
-    """A gaussian problem in NumPy float64: d_model = 5, d = 3, d_value = 4, r = 2; all three widths 4 where `square`.
+    """A gaussian problem in NumPy float64: d_model = 5, d = 3, d_value = 4, r = 2; all three widths
+    4 where `square`.
 
-    keys: Lk, with inputs of their own (cross-attention); 0: self-attention. beta = 1/d and both Q and K have max norm
-    gamma, so |S| <= gamma^2. The same arguments give the same problem.
+    keys: Lk, with inputs of their own (cross-attention); 0: self-attention. beta = 1/d and both Q
+    and K have max norm gamma, so |S| <= gamma^2. The same arguments give the same problem.
     """
     rng = np.random.default_rng(7)
     dm, d, dv = (4, 4, 4) if square else (5, 3, 4)
     xq = rng.normal(size=(length, dm))
     xk, xv = (rng.normal(size=(keys, dm)), rng.normal(size=(keys, dm))) if keys else (xq, xq)
     w = {name: rng.normal(size=(dm, dv if name == "value" else d)) for name in FULL}
-    ab = {name: Adapter(rng.normal(size=(2, w[name].shape[1])) / 2, rng.normal(size=(dm, 2)) / 2) for name in FULL}
+    ab = {
+        name: Adapter(rng.normal(size=(2, w[name].shape[1])) / 2, rng.normal(size=(dm, 2)) / 2)
+        for name in FULL
+    }
     scale = 0.7
     for name, x in (("query", xq), ("key", xk)):
         full = w[name] + (scale * ab[name].b @ ab[name].a if name in adapt else 0)
@@ -99,4 +110,6 @@ def terms(p: LoRAProblem) -> dict[str, np.ndarray]:
 
 def exact_gradient(p: LoRAProblem) -> dict[str, Adapter]:
     """The dense gradient, as NumPy arrays."""
-    return {n: Adapter(np.asarray(g.a), np.asarray(g.b)) for n, g in exact.dense_gradient(p)[1].items()}
+    return {
+        n: Adapter(np.asarray(g.a), np.asarray(g.b)) for n, g in exact.dense_gradient(p)[1].items()
+    }

@@ -1,4 +1,6 @@
-"""Attention for a Flax model: laid out as jax.nn.dot_product_attention, computed by a method of the library."""
+"""Attention for a Flax model: laid out as jax.nn.dot_product_attention, computed by a method of the
+library.
+"""
 
 from __future__ import annotations
 
@@ -27,32 +29,38 @@ def attention(
     is_causal: bool = False,
     mask: Any = None,
 ) -> jax.Array:
-    """softmax(scale Q K^T) V for every batch and head, exactly, with a polynomial for exp, or with a factor of f.
+    """softmax(scale Q K^T) V for every batch and head, exactly, with a polynomial for exp, or with
+    a factor of f.
 
-    query: (B, T, N, H); key: (B, S, K, H); value: (B, S, K, Hv), one floating dtype; query head n reads key head
-    n // (N / K). scale: a scalar, 1/sqrt(H) by default. is_causal: query t sees keys s <= t, whatever T and S are.
-    mask: (B, S) booleans, True where a key exists; what stands elsewhere in key and value is never read.
-    Returns (B, T, N, Hv) in that dtype, computed in at least float32. jit with method and is_causal static; vmap and
-    reverse-mode derivatives in query, key, value (and scale).
+    query: (B, T, N, H); key: (B, S, K, H); value: (B, S, K, Hv), one floating dtype; query head n
+    reads key head
+    n // (N / K). scale: a scalar, 1/sqrt(H) by default. is_causal: query t sees keys s <= t,
+    whatever T and S are. mask: (B, S) booleans, True where a key exists; what stands elsewhere in
+    key and value is never read. Returns (B, T, N, Hv) in that dtype, computed in at least float32.
+    jit with method and is_causal static; vmap and reverse-mode derivatives in query, key, value
+    (and scale).
 
-    Costs are those of one batch entry; the entries, and the heads, are vmapped. Exact(): O(N T S (H + Hv)) time, memory
-    O(N T S); Exact(block_size): memory O(N block_size S), derivative included.
+    Costs are those of one batch entry; the entries, and the heads, are vmapped. Exact(): O(N T S (H
+    + Hv)) time, memory O(N T S); Exact(block_size): memory O(N block_size S), derivative included.
 
-    Polynomial(g): f_ij = w_j P(s_ij) / D_i, queries and keys centred head by head (queries that share keys share their
-    centre), k = binom(H + g, g). O((N T + K S) g k (1 + Hv)) time and, besides inputs and outputs, O(K k H (1 + Hv) +
-    K block_size (k + H Hv)) memory, derivative included: that of this forward, its centres and series held constant.
-    Causal: tokens come in blocks of block_size / (N / K); a query reads its own block exactly and the blocks before it
-    through P, Taylor's and not centred, so that nothing depends on tokens to come (finite ones), bit for bit.
-    Sequences whose keys fit in one such block are computed exactly, causal or not: block_size below S to prevent it.
-    Worth it while scores are small (o(log S), Theorem 3.1), the more so the higher the degree; no error is certified.
+    Polynomial(g): f_ij = w_j P(s_ij) / D_i, queries and keys centred head by head (queries that
+    share keys share their centre), k = binom(H + g, g). O((N T + K S) g k (1 + Hv)) time and,
+    besides inputs and outputs, O(K k H (1 + Hv) + K block_size (k + H Hv)) memory, derivative
+    included: that of this forward, its centres and series held constant. Causal: tokens come in
+    blocks of block_size / (N / K); a query reads its own block exactly and the blocks before it
+    through P, Taylor's and not centred, so that nothing depends on tokens to come (finite ones),
+    bit for bit. Sequences whose keys fit in one such block are computed exactly, causal or not:
+    block_size below S to prevent it. Worth it while scores are small (o(log S), Theorem 3.1), the
+    more so the higher the degree; no error is certified.
 
-    A factor (Skeleton, SparseLowRank, ...): not causal; O(N T rank H Hv) time beside that of the factor, O(N (T + S)
-    rank) memory. No error is estimated here: `gradient` does that.
+    A factor (Skeleton, SparseLowRank, ...): not causal; O(N T rank H Hv) time beside that of the
+    factor, O(N (T + S) rank) memory. No error is estimated here: `gradient` does that.
 
-    A normaliser D_i that is not positive (odd or low degree, large scores) makes the output of that query NaN, and NaN
-    every gradient that it enters; raise the degree, make it even, or use Exact. A query that sees no key gives 0.
-    Raises ValueError for shapes or dtypes that do not fit together, for Chain, and for causal factors and
-    series other than "taylor": they are fitted to all scores, the future's included.
+    A normaliser D_i that is not positive (odd or low degree, large scores) makes the output of that
+    query NaN, and NaN every gradient that it enters; raise the degree, make it even, or use Exact.
+    A query that sees no key gives 0. Raises ValueError for shapes or dtypes that do not fit
+    together, for Chain, and for causal factors and series other than "taylor": they are fitted to
+    all scores, the future's included.
     """
     query, key, value = (jnp.asarray(x) for x in (query, key, value))
     exists = jnp.ones(key.shape[:2], bool) if mask is None else jnp.asarray(mask)
@@ -71,7 +79,9 @@ def attention(
 
 
 def _as_long_as(x: jax.Array, length: int) -> jax.Array:
-    """Tokens behind `length` cut off (no query sees them), missing ones added as zeros: (B, S, ...) -> (B, T, ...)."""
+    """Tokens behind `length` cut off (no query sees them), missing ones added as zeros: (B, S, ...)
+    -> (B, T, ...).
+    """
     x = x[:, :length]
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
 
@@ -91,7 +101,9 @@ def _head(method: Exact | Polynomial | FactorMethod, is_causal: bool, q, k, v, e
 
 
 def _polynomial(method: Polynomial, group: int, q, k, v, exists) -> jax.Array:
-    """Outputs (n, Hv) of queries (n, H). group: queries to a token where attention is causal, 0 where it is not."""
+    """Outputs (n, Hv) of queries (n, H). group: queries to a token where attention is causal, 0
+    where it is not.
+    """
     block = method.block_size or _block_size(q.shape[1], v.shape[1], method.degree)
     keys = -(-block // group) if group else block
     if k.shape[0] <= keys:
@@ -103,13 +115,16 @@ def _polynomial(method: Polynomial, group: int, q, k, v, exists) -> jax.Array:
 
 
 def _block_size(width: int, value_width: int, degree: int) -> int:
-    """Tokens to a block: a power of two from 128 to 512 that keeps its largest array near 2^20 entries."""
+    """Tokens to a block: a power of two from 128 to 512 that keeps its largest array near 2^20
+    entries.
+    """
     entries = max(monomials.count(width, degree), width * (1 + value_width))
     return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 9)
 
 
 def _exact(block: int, group: int, q, k, v, exists) -> jax.Array:
-    """Softmax attention of queries (n, H), `block` of them at a time, each recomputed on the way back.
+    """Softmax attention of queries (n, H), `block` of them at a time, each recomputed on the way
+    back.
 
     group: queries to a token where attention is causal, 0 where it is not.
     """
@@ -123,7 +138,9 @@ def _exact(block: int, group: int, q, k, v, exists) -> jax.Array:
         if group:
             allowed = allowed & (i[:, None] // group >= jnp.arange(k.shape[0])[None])
         s = jnp.where(allowed, dot(q, k.T), -jnp.inf)
-        top = jax.lax.stop_gradient(jnp.max(s, axis=1, keepdims=True, initial=float(jnp.finfo(s.dtype).min)))
+        top = jax.lax.stop_gradient(
+            jnp.max(s, axis=1, keepdims=True, initial=float(jnp.finfo(s.dtype).min))
+        )
         e = jnp.exp(s - top)
         total = e.sum(1, keepdims=True)
         return dot(e, v) / jnp.where(total > 0, total, 1)
@@ -132,19 +149,29 @@ def _exact(block: int, group: int, q, k, v, exists) -> jax.Array:
         return rows((q, jnp.arange(n)))
     padded = jnp.pad(q, ((0, blocks * size - n), (0, 0))).reshape(blocks, size, -1)
     index = jnp.arange(blocks * size).reshape(blocks, size)
-    return jax.lax.map(jax.checkpoint(rows, prevent_cse=False), (padded, index)).reshape(blocks * size, -1)[:n]
+    return jax.lax.map(jax.checkpoint(rows, prevent_cse=False), (padded, index)).reshape(
+        blocks * size, -1
+    )[:n]
 
 
 def _check_method(method: Any, is_causal: bool) -> None:
     if not isinstance(method, Exact | Polynomial | FactorMethod):
         fail("method", repr(method), "Exact, Polynomial or a factor (Skeleton, SparseLowRank, ...)")
     if is_causal and isinstance(method, FactorMethod):
-        fail("method of causal attention", repr(method), "Exact or Polynomial: a factor looks ahead")
+        fail(
+            "method of causal attention", repr(method), "Exact or Polynomial: a factor looks ahead"
+        )
     if is_causal and isinstance(method, Polynomial) and method.series != "taylor":
-        fail("series of a causal Polynomial", repr(method.series), "'taylor', which does not look ahead")
+        fail(
+            "series of a causal Polynomial",
+            repr(method.series),
+            "'taylor', which does not look ahead",
+        )
 
 
-def _check_arrays(query: jax.Array, key: jax.Array, value: jax.Array, exists: jax.Array, scale: Any) -> None:
+def _check_arrays(
+    query: jax.Array, key: jax.Array, value: jax.Array, exists: jax.Array, scale: Any
+) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim != 4 or 0 in x.shape:
             fail(name, f"shape {x.shape}", "(batch, tokens, heads, width), none of them 0")

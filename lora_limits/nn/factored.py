@@ -1,4 +1,5 @@
-"""Attention in which every query sees every key, and its derivative, through any factor of f (factors/).
+"""Attention in which every query sees every key, and its derivative, through any factor of f
+(factors/).
 
 out = f~ V,  rho_i = <g_i, out_i>,  p~ = f~ o (g V^T - rho 1^T)      g: the cotangent of out
 dQ = p~ K,   dK = p~^T Q,   dV = f~^T g                              for scores Q K^T
@@ -24,11 +25,13 @@ def _forward(method, q, k, v, exists) -> tuple[jax.Array, Any]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def head(method: factors.FactorMethod, q: jax.Array, k: jax.Array, v: jax.Array, exists: jax.Array) -> jax.Array:
+def head(
+    method: factors.FactorMethod, q: jax.Array, k: jax.Array, v: jax.Array, exists: jax.Array
+) -> jax.Array:
     """f~ V for scores q k^T: (n, d), (S, d), (S, d_value), (S,) booleans -> (n, d_value).
 
-    O(L rank d d_value) time beside that of the factor, O(L (rank + d) + rank d d_value) memory, derivative included.
-    NaN where a row sum of the factor is not positive.
+    O(L rank d d_value) time beside that of the factor, O(L (rank + d) + rank d d_value) memory,
+    derivative included. NaN where a row sum of the factor is not positive.
     """
     return _forward(method, q, k, v, exists)[0]
 

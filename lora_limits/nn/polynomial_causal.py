@@ -1,14 +1,17 @@
-"""Causal attention in linear time: the block a query lies in exactly, all blocks before it through k features.
+"""Causal attention in linear time: the block a query lies in exactly, all blocks before it through
+k features.
 
-One key head: x (d, T G) queries, those of one token side by side, y (d, T) keys, w (T,) 1 where a key exists and 0
-where not, v (d_value, T); psi, C, phi and P (Taylor) as in moments.py. For a query i of block b:
+One key head: x (d, T G) queries, those of one token side by side, y (d, T) keys, w (T,) 1 where a
+key exists and 0 where not, v (d_value, T); psi, C, phi and P (Taylor) as in moments.py. For a query
+i of block b:
 
     [D_i, D_i out_i] = psi(x_i) C M_{<b} + sum_{j <= i in b} w_j exp(x_i . y_j) [1, v_j],
     M_{<b} = sum_{j in blocks before b} w_j phi(y_j) [1, v_j]
 
-Backward, with g_i = [-<gout_i, out_i>, gout_i] / D_i, M_{<b} is built again, in order, for dx; and then from the last
-block to the first T_{>b} = sum_{i in blocks after b} psi(x_i) g_i, for dy and dv. What is kept for the way back is the
-inputs, D and the output. Nothing is centred or fitted: centres would be made of tokens yet to come.
+Backward, with g_i = [-<gout_i, out_i>, gout_i] / D_i, M_{<b} is built again, in order, for dx; and
+then from the last block to the first T_{>b} = sum_{i in blocks after b} psi(x_i) g_i, for dy and
+dv. What is kept for the way back is the inputs, D and the output. Nothing is centred or fitted:
+centres would be made of tokens yet to come.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ from lora_limits.polynomial import evaluation, monomials, series
 
 
 def _diagonal(x: jax.Array, y: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(exp(x_i . y_j - m_i) w_j for j <= i else 0, (G n, n); exp(-m_i), (1, G n)), m_i >= 0 the largest exponent."""
+    """(exp(x_i . y_j - m_i) w_j for j <= i else 0, (G n, n); exp(-m_i), (1, G n)), m_i >= 0 the
+    largest exponent.
+    """
     token = np.arange(x.shape[1]) // (x.shape[1] // y.shape[1])
     allowed = jnp.asarray(token[:, None] >= np.arange(y.shape[1])[None]) & (w > 0)
     s = dot(x.T, y)
@@ -44,11 +49,13 @@ def _diagonal(x: jax.Array, y: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def attend(block: int, degree: int, x: jax.Array, y: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
+def attend(
+    block: int, degree: int, x: jax.Array, y: jax.Array, w: jax.Array, v: jax.Array
+) -> jax.Array:
     """Outputs (d_value, T G), blocks of `block` tokens. NaN where the normaliser is not positive.
 
-    O(T G (k (1 + d_value) + block (d + d_value))) time, O(k (1 + d_value) + G block (k + block)) memory besides inputs
-    and outputs. The derivative in w is taken to be 0.
+    O(T G (k (1 + d_value) + block (d + d_value))) time, O(k (1 + d_value) + G block (k + block))
+    memory besides inputs and outputs. The derivative in w is taken to be 0.
     """
     return _forward(block, degree, x, y, w, v)[0]
 
@@ -61,7 +68,8 @@ def _tiles(block: int, x: jax.Array, y: jax.Array, w: jax.Array, v: jax.Array):
 
 
 def _forward(block, degree, x, y, w, v):
-    width, columns = y.shape[0], 1 + v.shape[0]
+    width = y.shape[0]
+    columns = 1 + v.shape[0]
     c = coefficients(series.taylor(degree, x.dtype), width)
 
     def visit(m, tile):
@@ -78,7 +86,9 @@ def _forward(block, degree, x, y, w, v):
 
 def _backward(block, degree, saved, gout):
     x, y, w, v, normaliser, out = saved
-    width, columns, group = y.shape[0], 1 + v.shape[0], x.shape[1] // y.shape[1]
+    width = y.shape[0]
+    columns = 1 + v.shape[0]
+    group = x.shape[1] // y.shape[1]
     c = coefficients(series.taylor(degree, x.dtype), width)
     tiles = _tiles(block, x, y, w, v)
     start = jnp.zeros((c.shape[0], columns), x.dtype)

@@ -1,12 +1,15 @@
-"""Attention in which every query sees every key, and its derivative, through k features, block by block.
+"""Attention in which every query sees every key, and its derivative, through k features, block by
+block.
 
-One key head: x (d, n) queries, y (d, S) keys, w (S,) weights, v (d_value, S); psi, C, phi and P as in moments.py.
+One key head: x (d, n) queries, y (d, S) keys, w (S,) weights, v (d_value, S); psi, C, phi and P as
+in moments.py.
 
     forward     M = sum_j w_j phi(y_j) [1, v_j]          [D_i, D_i out_i] = psi(x_i) C M
     backward    g_i = [-<gout_i, out_i>, gout_i] / D_i    dx_i = grad_x (psi(x_i) C M g_i)      T = sum_i psi(x_i) g_i
                 u_j = phi(y_j) C T    dy_j = w_j grad_y (u_j . [1, v_j])    dw_j = u_j . [1, v_j]    dv_j = w_j u_j[1:]
 
-Two sweeps each way over blocks of tokens. What is kept for the way back is the inputs, M, D and the output.
+Two sweeps each way over blocks of tokens. What is kept for the way back is the inputs, M, D and the
+output.
 """
 
 from __future__ import annotations
@@ -71,15 +74,21 @@ def normalised(u: jax.Array) -> jax.Array:
 
 
 def cotangent(gout: jax.Array, out: jax.Array, normaliser: jax.Array) -> jax.Array:
-    """g (1 + d_value, n). A token that is not asked for gives 0; one that is, and has no normaliser, gives NaN."""
+    """g (1 + d_value, n). A token that is not asked for gives 0; one that is, and has no
+    normaliser, gives NaN.
+    """
     good = normaliser[None] > 0
     gout = jnp.where(good | (gout == 0), gout, jnp.nan)
     rho = (gout * jnp.where(good, out, 0)).sum(0, keepdims=True)
     return jnp.concatenate([-rho, gout]) / jnp.where(good, normaliser[None], 1)
 
 
-def slopes(lifted: evaluation.Lift, x: jax.Array, parts: list[jax.Array], z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(u (c, n), sum_c z_c grad u_c (d, n)) at tokens x (d, n), `parts` their features of degrees below the top one."""
+def slopes(
+    lifted: evaluation.Lift, x: jax.Array, parts: list[jax.Array], z: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(u (c, n), sum_c z_c grad u_c (d, n)) at tokens x (d, n), `parts` their features of degrees
+    below the top one.
+    """
     values = evaluation.evaluate(lifted, x, parts)
     return values.low + values.top, evaluation.slope(lifted, values, x, parts, z)
 
@@ -90,17 +99,20 @@ def lower(degree: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(block: int, c: jax.Array, x: jax.Array, y: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
+def attend(
+    block: int, c: jax.Array, x: jax.Array, y: jax.Array, w: jax.Array, v: jax.Array
+) -> jax.Array:
     """Outputs (d_value, n) of queries x (d, n) with P given by its coefficients c (degree + 1,).
 
-    O((n + S) k (1 + d_value)) time, O(k (1 + d_value) + block k) memory besides inputs and outputs. NaN where the
-    normaliser is not positive. The derivative in c is taken to be 0.
+    O((n + S) k (1 + d_value)) time, O(k (1 + d_value) + block k) memory besides inputs and outputs.
+    NaN where the normaliser is not positive. The derivative in c is taken to be 0.
     """
     return _forward(block, c, x, y, w, v)[0]
 
 
 def _forward(block, c, x, y, w, v):
-    degree, width = c.shape[0] - 1, y.shape[0]
+    degree = c.shape[0] - 1
+    width = y.shape[0]
 
     def keys(m, tile):
         y, z = tile
@@ -112,7 +124,8 @@ def _forward(block, c, x, y, w, v):
 
     z = with_ones(v) * w[None]
     start = jnp.zeros((monomials.count(width, degree), z.shape[0]), x.dtype)
-    by_key, by_query = min(block, y.shape[1]), min(block, x.shape[1])
+    by_key = min(block, y.shape[1])
+    by_query = min(block, x.shape[1])
     m = jax.lax.scan(keys, start, (split(y, by_key), split(z, by_key)))[0] * coefficients(c, width)
     both = join(jax.lax.map(queries, split(x, by_query)), x.shape[1])
     return both[1:], (c, x, y, w, v, m, both[0], both[1:])
@@ -120,7 +133,8 @@ def _forward(block, c, x, y, w, v):
 
 def _backward(block, saved, gout):
     c, x, y, w, v, m, normaliser, out = saved
-    degree, width = c.shape[0] - 1, y.shape[0]
+    degree = c.shape[0] - 1
+    width = y.shape[0]
     lifted = evaluation.make(m, m.shape[1], width, degree)
 
     def queries(total, tile):
@@ -134,7 +148,8 @@ def _backward(block, saved, gout):
         u, dy = slopes(back, y, monomials.by_degree(y, lower(degree) - 1), one_v * w)
         return jnp.concatenate([dy, (u * one_v).sum(0, keepdims=True), u[1:] * w])
 
-    by_key, by_query = min(block, y.shape[1]), min(block, x.shape[1])
+    by_key = min(block, y.shape[1])
+    by_query = min(block, x.shape[1])
     g = cotangent(gout, out, normaliser)
     total, dx = jax.lax.scan(queries, jnp.zeros_like(m), (split(x, by_query), split(g, by_query)))
     back = evaluation.make(total * coefficients(c, width), m.shape[1], width, degree)
@@ -147,14 +162,17 @@ attend.defvjp(_forward, _backward)
 
 
 def frame(q: jax.Array, k: jax.Array, v: jax.Array, exists: jax.Array, centred: bool) -> Frame:
-    """The frame of queries (n, d), keys (S, d) and values (S, d_value), of which `exists` (S,) count."""
+    """The frame of queries (n, d), keys (S, d) and values (S, d_value), of which `exists` (S,)
+    count.
+    """
     nu = q.mean(0) if centred else jnp.zeros_like(q[0])
     log_w = dot(k, nu)
     shift = jnp.max(log_w, where=exists, initial=float(jnp.finfo(q.dtype).min))
     w = _weights(log_w - shift, exists)
     shares = w / jnp.maximum(w.sum(), 1)  # the largest weight is 1, unless there is no key
     mu = dot(shares, k) if centred else jnp.zeros_like(k[0])
-    x, y = q - nu[None], k - mu[None]
+    x = q - nu[None]
+    y = k - mu[None]
     n, n_inverse = balance(dot(x.T, x), dot((y * w[:, None]).T, y))
     return Frame(nu, mu, dot(shares, v), shift, n_inverse, n)
 
@@ -170,16 +188,26 @@ def series(method, x: jax.Array, y: jax.Array, w: jax.Array) -> jax.Array:
     longest = jnp.sqrt((x**2).sum(0).max() * jnp.where(w > 0, (y**2).sum(0), 0).max())
     radius = jnp.maximum(longest * (1 + 64 * float(jnp.finfo(x.dtype).eps)), 0.05)
     scores = jnp.clip(dot(sample_rows(x.T, 64), sample_rows(y.T).T), -radius, radius)
-    weights = jnp.broadcast_to(sample_rows(w[:, None]).T, scores.shape) + float(jnp.finfo(x.dtype).tiny)
-    return polynomial.coefficients(method.series, method.degree, radius, (scores.reshape(-1), weights.reshape(-1)))
+    weights = jnp.broadcast_to(sample_rows(w[:, None]).T, scores.shape) + float(
+        jnp.finfo(x.dtype).tiny
+    )
+    return polynomial.coefficients(
+        method.series, method.degree, radius, (scores.reshape(-1), weights.reshape(-1))
+    )
 
 
-def head(method, block: int, q: jax.Array, k: jax.Array, v: jax.Array, exists: jax.Array) -> jax.Array:
-    """Outputs (n, d_value) of one key head: queries (n, d), keys (S, d), values (S, d_value), exists (S,)."""
+def head(
+    method, block: int, q: jax.Array, k: jax.Array, v: jax.Array, exists: jax.Array
+) -> jax.Array:
+    """Outputs (n, d_value) of one key head: queries (n, d), keys (S, d), values (S, d_value),
+    exists (S,).
+    """
     hold = jax.lax.stop_gradient
     f = frame(hold(q), hold(k), hold(v), exists, method.centred)
     x = dot(f.to_x, (q - f.nu[None]).T)
     y = dot(f.to_y, (k - f.mu[None]).T)
     w = _weights(dot(k, f.nu) - f.shift, exists)
-    out: Any = attend(block, series(method, hold(x), hold(y), hold(w)), x, y, w, (v - f.v_mean[None]).T)
+    out: Any = attend(
+        block, series(method, hold(x), hold(y), hold(w)), x, y, w, (v - f.v_mean[None]).T
+    )
     return out.T + f.v_mean[None]

@@ -1,4 +1,6 @@
-"""A small pre-norm transformer of LoRA attention layers: a classifier of sequences, or a decoder of next tokens."""
+"""A small pre-norm transformer of LoRA attention layers: a classifier of sequences, or a decoder of
+next tokens.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ from lora_limits.nn.lora import HeadMethod, LoRA, LoRAAttention, Norm, Projectio
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of a Transformer. classes: of a classifier; None: a causal decoder that predicts the next token.
+    """Sizes of a Transformer. classes: of a classifier; None: a causal decoder that predicts the
+    next token.
 
-    length: the longest sequence. heads x width need not be d_model. softmax_1, normalised: as LoRAAttention has them.
+    length: the longest sequence. heads x width need not be d_model. softmax_1, normalised: as
+    LoRAAttention has them.
     """
 
     vocabulary: int
@@ -55,7 +59,8 @@ class Block(nnx.Module):
 
 
 class Layered(nnx.Module):
-    """What models of LoRA attention layers share: `blocks`, each with its `attention`, and a method for each.
+    """What models of LoRA attention layers share: `blocks`, each with its `attention`, and a method
+    for each.
 
     trace: (tokens, probes) -> (output, what each layer's attention reads).
     """
@@ -72,7 +77,9 @@ class Layered(nnx.Module):
     def set_methods(self, methods: Sequence[HeadMethod]) -> None:
         """Gives each layer its method, in place. Raises ValueError unless there is one for each."""
         if len(methods) != len(self.blocks):
-            raise ValueError(f"methods: got {len(methods)}, expected {len(self.blocks)}, one for each layer")
+            raise ValueError(
+                f"methods: got {len(methods)}, expected {len(self.blocks)}, one for each layer"
+            )
         for block, method in zip(self.blocks, methods, strict=True):
             block.attention.method = method
 
@@ -83,8 +90,10 @@ class Layered(nnx.Module):
 class Transformer(Layered):
     """Embeddings, learnt positions, pre-norm blocks, a norm and a linear head.
 
-    tokens (B, L) integers -> logits: (B, classes) from the mean over tokens, or, without classes, (B, L, vocabulary)
-    of which entry t depends on tokens up to t alone. Every layer starts with Exact(); `set_methods` changes that.
+    tokens (B, L) integers -> logits: (B, classes) from the mean over tokens, or, without classes,
+    (B, L, vocabulary)
+    of which entry t depends on tokens up to t alone. Every layer starts with Exact(); `set_methods`
+    changes that.
     dtype follows the parameters. Time and memory: those of the layers' methods, else linear in L.
     Raises ValueError for tokens longer than shape.length, and as LoRAAttention does.
     """
@@ -92,18 +101,28 @@ class Transformer(Layered):
     def __init__(self, shape: Shape, lora: LoRA, *, rngs: nnx.Rngs):
         self.shape = shape
         normal = jax.random.normal
-        self.embedding = nnx.Param(normal(rngs.params(), (shape.vocabulary, shape.d_model), jnp.float32))
-        self.position = nnx.Param(normal(rngs.params(), (shape.length, shape.d_model), jnp.float32) / 2)
+        self.embedding = nnx.Param(
+            normal(rngs.params(), (shape.vocabulary, shape.d_model), jnp.float32)
+        )
+        self.position = nnx.Param(
+            normal(rngs.params(), (shape.length, shape.d_model), jnp.float32) / 2
+        )
         self.blocks = nnx.List([Block(shape, lora, rngs=rngs) for _ in range(shape.layers)])
         self.norm = Norm(shape.d_model)
-        self.head = Projection(shape.d_model, shape.classes or shape.vocabulary, bias=True, rngs=rngs)
+        self.head = Projection(
+            shape.d_model, shape.classes or shape.vocabulary, bias=True, rngs=rngs
+        )
 
     def trace(
         self, tokens: jax.Array, probes: Sequence[jax.Array] | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """(logits, what each layer's attention reads (B, L, d_model)). probes: added to the heads' outputs."""
+        """(logits, what each layer's attention reads (B, L, d_model)). probes: added to the heads'
+        outputs.
+        """
         if tokens.shape[1] > self.shape.length:
-            raise ValueError(f"tokens: got {tokens.shape[1]} of them, expected at most {self.shape.length}")
+            raise ValueError(
+                f"tokens: got {tokens.shape[1]} of them, expected at most {self.shape.length}"
+            )
         x = self.embedding[...][tokens] + self.position[...][None, : tokens.shape[1]]
         read = []
         for n, block in enumerate(self.blocks):

@@ -4,9 +4,10 @@ u_c(x) = sum_a N_ca phi_a(x) over |a| <= g. Its top part is homogeneous, so by E
 
     u_c^top = (1/g) sum_i x_i W_ci,     W_ci = d u_c^top / d x_i = sum_{|b| = g-1} (b_i + 1) N_{c, b + e_i} phi_b(x),
 
-and sum_c z_c W_ci is the gradient of any combination of the top parts. One product, (c d) x k_{g-1}, thus serves the
-value and the gradient, and the features of degree g, most of all k, are neither built nor differentiated. The lower
-degrees have a product each way of their own, binom(d + g - 1, g - 1) features wide.
+and sum_c z_c W_ci is the gradient of any combination of the top parts. One product, (c d) x
+k_{g-1}, thus serves the value and the gradient, and the features of degree g, most of all k, are
+neither built nor differentiated. The lower degrees have a product each way of their own, binom(d +
+g - 1, g - 1) features wide.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from lora_limits.polynomial import monomials
 
 
 class Lift(NamedTuple):
-    """Polynomials arranged for evaluation. low: (c, k_{g-1}); top: (c d, features of degree g - 1) or None at g = 0.
+    """Polynomials arranged for evaluation. low: (c, k_{g-1}); top: (c d, features of degree g - 1)
+    or None at g = 0.
 
-    slope: (s d, k_{g-2}), the derivatives of the lower parts of the first s polynomials; None below degree 2.
+    slope: (s d, k_{g-2}), the derivatives of the lower parts of the first s polynomials; None below
+    degree 2.
     """
 
     low: jax.Array
@@ -34,7 +37,9 @@ class Lift(NamedTuple):
 
 
 class Values(NamedTuple):
-    """Values at n points: the sums over degrees below g, and of degree g. low, top: (c, n); w: (c, d, n) or None."""
+    """Values at n points: the sums over degrees below g, and of degree g. low, top: (c, n); w: (c,
+    d, n) or None.
+    """
 
     low: jax.Array
     top: jax.Array | float
@@ -42,7 +47,9 @@ class Values(NamedTuple):
 
 
 def _raise(coefficients: jax.Array, width: int, degree: int) -> jax.Array:
-    """Derivatives of polynomials of exactly degree + 1: (k_{degree+1} of that degree, c) -> (c d, k of degree)."""
+    """Derivatives of polynomials of exactly degree + 1: (k_{degree+1} of that degree, c) -> (c d, k
+    of degree).
+    """
     index, multiplicity = monomials.raised(width, degree)
     raised = coefficients[index] * jnp.asarray(multiplicity, coefficients.dtype)[:, :, None]
     return raised.transpose(2, 0, 1).reshape(coefficients.shape[1] * width, -1)
@@ -79,8 +86,12 @@ def evaluate(lift: Lift, x: jax.Array, parts: list[jax.Array]) -> Values:
     return Values(low, dot(jnp.asarray(total, x.dtype), (x[None] * w).reshape(c * d, n)), w)
 
 
-def slope(lift: Lift, values: Values, x: jax.Array, parts: list[jax.Array], weights: jax.Array) -> jax.Array:
-    """sum_c weights_c grad u_c at x (d, n), over the first polynomials: values at x, weights (s, n) -> (d, n)."""
+def slope(
+    lift: Lift, values: Values, x: jax.Array, parts: list[jax.Array], weights: jax.Array
+) -> jax.Array:
+    """sum_c weights_c grad u_c at x (d, n), over the first polynomials: values at x, weights (s, n)
+    -> (d, n).
+    """
     if values.w is None:
         return jnp.zeros_like(x)
     d, (s, n) = x.shape[0], weights.shape

@@ -1,4 +1,6 @@
-"""One look for every figure: the ICLR text block, stix serif, colour-blind safe, the same bytes each time."""
+"""One look for every figure: the ICLR text block, stix serif, colour-blind safe, the same bytes
+each time.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ RC: dict[Any, Any] = {
 def figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, np.ndarray]:
     """A figure of the text width and `height` inches with a grid of axes, always a 2-d array."""
     plt.rcParams.update(RC)
-    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **kwargs)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **kwargs
+    )
     return fig, axes
 
 

@@ -1,6 +1,7 @@
 """The certificate: never below the true error, whatever the input, and not far above it.
 
-True errors are against gradients in extended precision, so the bounds are held to account for rounding as well.
+True errors are against gradients in extended precision, so the bounds are held to account for
+rounding as well.
 """
 
 import jax
@@ -15,13 +16,17 @@ from tests.support.compiled import BATCH, GRADIENT, batched, polynomial
 from tests.support.tools import later, quick_jit
 
 CONFIGS = [("taylor", 2), ("taylor", 3), ("chebyshev", 2)]
-SLOW = [(s, g) for s in ("taylor", "chebyshev", "fitted") for g in range(1, 7) if (s, g) not in CONFIGS]
+SLOW = [
+    (s, g) for s in ("taylor", "chebyshev", "fitted") for g in range(1, 7) if (s, g) not in CONFIGS
+]
 PAIRS = [pytest.param(*c, id=f"{c[0]} {c[1]}") for c in CONFIGS]
 PAIRS += [pytest.param(*c, id=f"{c[0]} {c[1]}", marks=pytest.mark.slow) for c in SLOW]
 
 
 def errors_and_bounds(series, degree, many):
-    """{"query.a": (true errors, bounds, largest entries)} of any number of problems, and the normalisers."""
+    """{"query.a": (true errors, bounds, largest entries)} of any number of problems, and the
+    normalisers.
+    """
     padded = many + [many[-1]] * (-len(many) % BATCH)
     parts, normalisers = [], []
     for first in range(0, len(padded), BATCH):
@@ -36,29 +41,39 @@ def errors_and_bounds(series, degree, many):
         parts.append(table)
         normalisers.append(np.asarray(got.normaliser))
     n = len(many)
-    joined = {k: tuple(np.concatenate([t[k][i] for t in parts])[:n] for i in range(3)) for k in parts[0]}
+    joined = {
+        k: tuple(np.concatenate([t[k][i] for t in parts])[:n] for i in range(3)) for k in parts[0]
+    }
     return joined, np.concatenate(normalisers)[:n]
 
 
 def violations(table, describe):
-    """A line for each array whose error is not within its bound. An infinite bound promises nothing."""
+    """A line for each array whose error is not within its bound. An infinite bound promises
+    nothing.
+    """
     out = []
     for name, (error, bound, top) in table.items():
         assert not np.isnan(bound).any()
         for i in np.flatnonzero(~(error <= bound) & ~np.isinf(bound)):
-            out.append(f"{name} of {describe(i)}: error {error[i]:.3e}, bound {bound[i]:.3e}, gradient {top[i]:.3e}")
+            out.append(
+                f"{name} of {describe(i)}: error {error[i]:.3e}, bound {bound[i]:.3e}, gradient {top[i]:.3e}"
+            )
     return out
 
 
 def sweep(seed, per_kind, *, dtype=np.float64, low=-4.0, high=1.0, kinds=problems.KINDS, **options):
-    """(problems, their kinds, their reaches): every kind, reach log-uniform, values over four orders."""
+    """(problems, their kinds, their reaches): every kind, reach log-uniform, values over four
+    orders.
+    """
     rng = np.random.default_rng(seed)
     many, names, reaches = [], [], []
     for kind in kinds:
         for _ in range(per_kind):
             reach, size = 10 ** rng.uniform(low, high), 10 ** rng.uniform(-2, 2)
             seed = int(rng.integers(2**31))
-            many.append(problems.make(seed, kind=kind, reach=reach, size=size, dtype=dtype, **options))
+            many.append(
+                problems.make(seed, kind=kind, reach=reach, size=size, dtype=dtype, **options)
+            )
             names.append(kind)
             reaches.append(reach)
     return many, np.array(names), np.array(reaches)
@@ -69,7 +84,8 @@ def test_no_error_exceeds_its_bound(series, degree):
     many, kinds, reaches = sweep(degree, 16)
     table, normalisers = errors_and_bounds(series, degree, many)
     assert violations(table, lambda i: f"{kinds[i]}, reach {reaches[i]:.3g}") == []
-    # a finite bound is never given to a row that may not be a distribution, and most problems get one
+    # a finite bound is never given to a row that may not be a distribution, and most problems get
+    # one
     finite = np.isfinite(np.stack([bound for _, bound, _ in table.values()])).all(0)
     assert (normalisers[finite] > 0).all()
     assert finite[reaches < 2].mean() > 0.9
@@ -85,13 +101,24 @@ LOOSENESS = {
 }
 
 
-@pytest.mark.parametrize(("series", "degree"), [*CONFIGS, *later(*(c for c in LOOSENESS if c not in CONFIGS))])
+@pytest.mark.parametrize(
+    ("series", "degree"), [*CONFIGS, *later(*(c for c in LOOSENESS if c not in CONFIGS))]
+)
 def test_bounds_are_within_a_small_factor_of_the_error(series, degree):
-    """Median over moderate inputs with reach 0.1 to 3 whose error is not rounding; and never below 1."""
+    """Median over moderate inputs with reach 0.1 to 3 whose error is not rounding; and never below
+    1.
+    """
     many, _, _ = sweep(100 + degree, 48, low=-1.0, high=0.5, kinds=problems.MODERATE)
     table, _ = errors_and_bounds(series, degree, many)
     query, key, value_a, value_b = LOOSENESS[series, degree]
-    limits = {"query.a": query, "query.b": query, "key.a": key, "key.b": key, "value.a": value_a, "value.b": value_b}
+    limits = {
+        "query.a": query,
+        "query.b": query,
+        "key.a": key,
+        "key.b": key,
+        "value.a": value_a,
+        "value.b": value_b,
+    }
     for name, (error, bound, top) in table.items():
         clear = np.isfinite(bound) & (error > 1e-10 * top)
         assert clear.mean() > 0.7
@@ -145,7 +172,9 @@ def test_a_search_for_violations_finds_none(series, degree):
         middle.append(np.median(score))
         parents = [pool[i] for i in np.argsort(-score)[: BATCH // 4]]
         step = 10 ** rng.uniform(-2, 0)
-        pool = parents + [_mutated(rng, parents[i % len(parents)], step) for i in range(BATCH - len(parents))]
+        pool = parents + [
+            _mutated(rng, parents[i % len(parents)], step) for i in range(BATCH - len(parents))
+        ]
     assert middle[-1] > 1.5 * middle[0]
     assert max(best) < 1
 
@@ -168,7 +197,9 @@ def _mutated(rng, problem, step):
 
 @pytest.mark.parametrize("degree", [8, pytest.param(2, marks=pytest.mark.slow)])
 def test_bounds_include_the_rounding_of_float32(degree):
-    """Against the exact gradient of the float32 inputs; at degree 8 and small reach rounding is all there is."""
+    """Against the exact gradient of the float32 inputs; at degree 8 and small reach rounding is all
+    there is.
+    """
     many, kinds, reaches = sweep(7, 16, dtype=np.float32, low=-4, high=0.0)
     table, _ = errors_and_bounds("taylor", degree, many)
     assert violations(table, lambda i: f"{kinds[i]}, reach {reaches[i]:.3g}") == []
@@ -179,7 +210,8 @@ def test_bounds_include_the_rounding_of_float32(degree):
 
 
 @pytest.mark.parametrize(
-    "kind", ["gaussian", "nearly equal tokens", *later("signs", "equal tokens", "equal keys", "one-hot")]
+    "kind",
+    ["gaussian", "nearly equal tokens", *later("signs", "equal tokens", "equal keys", "one-hot")],
 )
 def test_rounding_that_adds_up_over_2048_tokens_is_bounded(kind):
     """Equal tokens round alike, so their errors add up and do not cancel."""
@@ -196,12 +228,15 @@ def test_rounding_that_adds_up_over_2048_tokens_is_bounded(kind):
 LONG = quick_jit(lambda p: ll.gradient(p, ll.Polynomial(7)))
 
 
-# --------------------------------------------------------------------------------------------- what is not certified
+# --------------------------------------------------------------------------------------------- what
+# is not certified
 
 
 @pytest.mark.parametrize(("series", "degree"), [("chebyshev", 2), *later(("taylor", 1))])
 def test_rows_that_may_not_be_distributions_get_no_finite_bound(series, degree):
-    """Scores up to 100: whenever the dense row sums of P are not all positive, every bound is infinite."""
+    """Scores up to 100: whenever the dense row sums of P are not all positive, every bound is
+    infinite.
+    """
     many, _, _ = sweep(9, 8, low=1.0, high=2.0)
     table, normalisers = errors_and_bounds(series, degree, many)
     refused = ~(normalisers > 0)

@@ -13,9 +13,15 @@ GAMMA = 1e-12  # rounding, here of float64
 
 
 def draw(rng, width, centred):
-    """Weights (n,), keys (d, n), columns (2, n) and queries (d, m). Columns have a mean of 1 where not centred."""
+    """Weights (n,), keys (d, n), columns (2, n) and queries (d, m). Columns have a mean of 1 where
+    not centred.
+    """
     w = rng.uniform(0.5, 1.5, 12)
-    w, y, z = w / w.sum(), rng.normal(size=(width, 12)), rng.normal(size=(2, 12)) / np.array([[2], [20]])
+    w, y, z = (
+        w / w.sum(),
+        rng.normal(size=(width, 12)),
+        rng.normal(size=(2, 12)) / np.array([[2], [20]]),
+    )
     y, z = (u - (u @ w)[:, None] for u in (y, z))
     if not centred:
         y, z = y + 0.5, z + 1
@@ -23,7 +29,9 @@ def draw(rng, width, centred):
 
 
 def bounds(degree, centred):
-    """(weights, keys, columns, queries) -> Rows, its moments summed over keys as their comments say."""
+    """(weights, keys, columns, queries) -> Rows, its moments summed over keys as their comments
+    say.
+    """
 
     def run(w, y, z, x):
         width, t = y.shape[0], row_bounds.even_order(degree)
@@ -49,7 +57,9 @@ def bounds(degree, centred):
 
 @pytest.mark.parametrize(("degree", "centred"), [(1, True), (2, False), (3, True)])
 def test_every_row_bound_holds_of_the_dense_sums(degree, centred):
-    """Uncentred, |E_f[x]| is about 1 however small the scores; centred, it vanishes with them and so does its bound."""
+    """Uncentred, |E_f[x]| is about 1 however small the scores; centred, it vanishes with them and
+    so does its bound.
+    """
     width = 2
     w, y, z, x = draw(np.random.default_rng(degree), width, centred)
     got = jax.tree.map(np.asarray, bounds(degree, centred)(w, y, z, x))

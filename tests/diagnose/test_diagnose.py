@@ -22,7 +22,12 @@ def recording(*, factor=1.0, mask="full", turn=False, adapted=NAMES, scale=0.5):
     whole, rows = {}, {}
     for name in NAMES:
         count = HEADS if name == "query" else GROUPS
-        shapes = ((D_MODEL, count * WIDTH), (count * WIDTH,), (D_MODEL, RANK), (RANK, count * WIDTH))
+        shapes = (
+            (D_MODEL, count * WIDTH),
+            (count * WIDTH,),
+            (D_MODEL, RANK),
+            (RANK, count * WIDTH),
+        )
         w, bias, b, a = (random.standard_normal(s).astype(np.float32) for s in shapes)
         b, a = (b, a) if name in adapted else (None, None)
         whole[name] = Projection(w, bias, b, a, scale)
@@ -37,9 +42,13 @@ def recording(*, factor=1.0, mask="full", turn=False, adapted=NAMES, scale=0.5):
                 np.cos(angle) * u - np.sin(angle) * v,
                 np.sin(angle) * u + np.cos(angle) * v,
             )
-    layer = Layer("layer", {}, False, "out", dict.fromkeys(NAMES, x), **rows, mask=mask, scaling=0.4)
+    layer = Layer(
+        "layer", {}, False, "out", dict.fromkeys(NAMES, x), **rows, mask=mask, scaling=0.4
+    )
     scores = 0.4 * rows["query"] @ np.repeat(rows["key"], HEADS // GROUPS, 0).transpose(0, 2, 1)
-    scores = np.where(np.tri(LENGTH, dtype=bool)[None], scores, -1e30) if mask == "causal" else scores
+    scores = (
+        np.where(np.tri(LENGTH, dtype=bool)[None], scores, -1e30) if mask == "causal" else scores
+    )
     f = np.exp(scores - scores.max(-1, keepdims=True))
     output = (f / f.sum(-1, keepdims=True)) @ np.repeat(rows["value"], HEADS // GROUPS, 0)
     layer.output = output.transpose(1, 0, 2).reshape(LENGTH, -1)
@@ -47,13 +56,17 @@ def recording(*, factor=1.0, mask="full", turn=False, adapted=NAMES, scale=0.5):
 
 
 @pytest.mark.parametrize("head", range(HEADS))
-@pytest.mark.parametrize("options", [{}, {"factor": 0.7, "mask": "causal"}, {"adapted": ("value",)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"factor": 0.7, "mask": "causal"}, {"adapted": ("value",)}]
+)
 def test_a_problem_has_the_queries_keys_and_values_of_its_head(head, options):
     layer, whole = recording(**options)
     made = heads.make_head(layer, whole, head)
     q, k, v = projections(made.problem)
     group = head // (HEADS // GROUPS)
-    np.testing.assert_allclose(options.get("factor", 1.0) * q, layer.query[head], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        options.get("factor", 1.0) * q, layer.query[head], rtol=1e-4, atol=1e-4
+    )
     np.testing.assert_allclose(k, layer.key[group], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(v, layer.value[group], rtol=1e-4, atol=1e-4)
     assert float(made.problem.beta) == pytest.approx(0.4 * options.get("factor", 1.0), rel=1e-5)
@@ -77,7 +90,9 @@ def test_rotated_heads_keep_the_value_adapter_and_name_the_others():
 def test_the_target_is_the_frozen_output_and_a_tenth_of_noise():
     layer, whole = recording()
     with_adapters = heads.make_head(layer, whole, 0, seed=3).problem
-    q, k, v = (np.asarray(x) for x in projections(dataclasses.replace(with_adapters, scale=np.float32(0))))
+    q, k, v = (
+        np.asarray(x) for x in projections(dataclasses.replace(with_adapters, scale=np.float32(0)))
+    )
     output = heads.softmax_rows(0.4 * q @ k.T) @ v
     noise = np.asarray(with_adapters.target) - output
     assert np.sqrt(np.mean(noise**2) / np.mean(output**2)) == pytest.approx(0.1, rel=0.2)
@@ -121,7 +136,11 @@ def test_heads_join_to_the_adapter_of_their_projection():
 
 
 def test_the_error_is_the_largest_relative_frobenius_one():
-    exact = {"query.a": np.array([[3.0, 4.0]]), "query.b": np.array([[1.0]]), "value.a": np.zeros((1, 1))}
+    exact = {
+        "query.a": np.array([[3.0, 4.0]]),
+        "query.b": np.array([[1.0]]),
+        "value.a": np.zeros((1, 1)),
+    }
     assert measure.error(exact, exact) == 0
     assert measure.error(exact | {"query.a": np.array([[3.0, 5.0]])}, exact) == pytest.approx(0.2)
     assert measure.error(exact | {"value.a": np.ones((1, 1))}, exact) == np.inf
@@ -131,20 +150,34 @@ def test_the_error_is_the_largest_relative_frobenius_one():
 def test_noise_is_the_spread_over_the_root_mean_square():
     random = np.random.default_rng(0)
     mean, spread = random.standard_normal(4000), 0.5 * random.standard_normal((8, 4000))
-    assert measure.noise([{"a": mean + s} for s in spread]) == pytest.approx(0.5 / np.sqrt(1.25), rel=0.02)
+    assert measure.noise([{"a": mean + s} for s in spread]) == pytest.approx(
+        0.5 / np.sqrt(1.25), rel=0.02
+    )
     assert measure.noise([{"a": mean}]) is None
 
 
 def test_the_climb_stops_at_the_first_success_of_each_family(monkeypatch):
-    """Polynomial(2) fails on the windows laid end to end, Skeleton(4) pays now and is not asked, Skeleton(2) is NaN."""
+    """Polynomial(2) fails on the windows laid end to end, Skeleton(4) pays now and is not asked,
+    Skeleton(2) is NaN.
+    """
     rungs = {
         "Polynomial": tuple(ll.Polynomial(g) for g in (1, 2, 3, 4)),
         "Skeleton": (ll.Skeleton(2), ll.Skeleton(4)),
     }
-    off = dict(zip([*rungs["Polynomial"], *rungs["Skeleton"]], (3.0, 1.1, 1.1, 1.0, np.nan, 1.1), strict=True))
-    pays = SimpleNamespace(pays_from=lambda problem, method: 99 if isinstance(method, ll.Polynomial) else LENGTH)
+    off = dict(
+        zip(
+            [*rungs["Polynomial"], *rungs["Skeleton"]],
+            (3.0, 1.1, 1.1, 1.0, np.nan, 1.1),
+            strict=True,
+        )
+    )
+    pays = SimpleNamespace(
+        pays_from=lambda problem, method: 99 if isinstance(method, ll.Polynomial) else LENGTH
+    )
     monkeypatch.setattr(measure, "ladder", lambda width, length: rungs)
-    monkeypatch.setattr(measure, "arrays", lambda problem, method: ({"a": problem.gradients[method]}, 7))
+    monkeypatch.setattr(
+        measure, "arrays", lambda problem, method: ({"a": problem.gradients[method]}, 7)
+    )
     monkeypatch.setattr(measure, "exact_arrays", lambda problem: {"a": np.array(1.0)})
     problem = heads.make_head(*recording(), 0).problem
     window = SimpleNamespace(weights=problem.weights, x_query=problem.x_query, gradients=off)
@@ -153,7 +186,8 @@ def test_the_climb_stops_at_the_first_success_of_each_family(monkeypatch):
     tried = measure.climb([window] * 2, [{"a": np.array(1.0)}] * 2, 0.2, pays)
     near = pytest.approx
     assert [
-        (measure.label(t["method"]), t["error"], t["error_longer"], t["within"], t["pays_from"]) for t in tried
+        (measure.label(t["method"]), t["error"], t["error_longer"], t["within"], t["pays_from"])
+        for t in tried
     ] == [
         ("Polynomial(1)", 2.0, None, False, None),
         ("Polynomial(2)", near(0.1), near(0.3), False, 99),
@@ -169,7 +203,8 @@ def test_windows_laid_end_to_end_are_one_text_with_their_own_noise():
     long = measure.laid_end_to_end(problems)
     assert long.x_key.shape[0] == long.target.shape[0] == 2 * LENGTH
     np.testing.assert_array_equal(long.x_value[LENGTH:], problems[1].x_value)
-    # the same text twice: attention over both is attention over one, so output and noise stay what they are
+    # the same text twice: attention over both is attention over one, so output and noise stay what
+    # they are
     both = np.concatenate([p.target for p in problems])
     np.testing.assert_allclose(long.target, both, rtol=1e-4, atol=1e-4)
 
@@ -181,7 +216,10 @@ def test_the_norm_needed_is_where_the_error_crosses_the_tolerance():
     assert 1 / 16 < factor < 1
     for scale, within in ((factor, True), (1.1 * factor, False)):
         cool = measure.cooled(problem, np.float32(scale))
-        assert (measure.error(measure.arrays(cool, ll.Polynomial(1))[0], measure.exact_arrays(cool)) <= 0.1) == within
+        assert (
+            measure.error(measure.arrays(cool, ll.Polynomial(1))[0], measure.exact_arrays(cool))
+            <= 0.1
+        ) == within
 
 
 @pytest.mark.parametrize(("linear", "crossing"), [(1e-6, 512), (1e-5, 1000), (1e-3, 100_000)])
@@ -196,7 +234,9 @@ def test_break_even_is_where_the_two_times_cross(monkeypatch, linear, crossing):
 
 
 def test_a_method_as_slow_as_the_exact_one_pays_later_if_at_all(monkeypatch):
-    monkeypatch.setattr(times.Clock, "pair", lambda self, problem, method, length=None: (1.001, 1.0))
+    monkeypatch.setattr(
+        times.Clock, "pair", lambda self, problem, method, length=None: (1.001, 1.0)
+    )
     problem = SimpleNamespace(x_query=np.zeros((512, 1)))
     assert times.Clock().pays_from(problem, ll.Polynomial(1)) > 512
 
@@ -205,4 +245,6 @@ def test_tokens_repeat_where_longer_texts_are_timed():
     problem = heads.make_head(*recording(), 0).problem
     longer = times.stretched(problem, 60)
     np.testing.assert_array_equal(longer.x_key[LENGTH : 2 * LENGTH], problem.x_key)
-    assert {x.shape[0] for x in (longer.x_query, longer.x_key, longer.x_value, longer.target)} == {60}
+    assert {x.shape[0] for x in (longer.x_query, longer.x_key, longer.x_value, longer.target)} == {
+        60
+    }

@@ -1,4 +1,6 @@
-"""`lora-limits diagnose` without its extra: dials, what is written, what is refused, and the diagnosis that is kept."""
+"""`lora-limits diagnose` without its extra: dials, what is written, what is refused, and the
+diagnosis that is kept.
+"""
 
 import json
 import subprocess
@@ -26,7 +28,12 @@ def row(**changes):
 def test_the_dials_of_a_head_are_what_their_definitions_say():
     got = dials.head_dials(row(), 0.1)
     # room of 2 - 1 against an update of 0.5 at rank 4; noise over error, squared
-    assert got == {"gamma_needed": 2.0, "rank_allowed": 16, "batch_at_tolerance": 16, "batch_at_error": 4}
+    assert got == {
+        "gamma_needed": 2.0,
+        "rank_allowed": 16,
+        "batch_at_tolerance": 16,
+        "batch_at_error": 4,
+    }
     cold = dials.head_dials(row(dial={"scale": 0.2}, noise=None), 0.1)
     assert (cold["rank_allowed"], cold["batch_at_tolerance"]) == (0, None)
     assert dials.head_dials(row(dial={"scale": 1.0}), 0.1)["rank_allowed"] is None
@@ -34,7 +41,10 @@ def test_the_dials_of_a_head_are_what_their_definitions_say():
 
 
 def test_the_dials_speak_of_every_head():
-    rows = [r | {"dials": dials.head_dials(r, 0.1)} for r in (row(), row(dial=row()["dial"] | {"scale": None}))]
+    rows = [
+        r | {"dials": dials.head_dials(r, 0.1)}
+        for r in (row(), row(dial=row()["dial"] | {"scale": None}))
+    ]
     said = dials.dials(rows, tolerance=0.1, length=512)
     assert "would pay from 700 tokens" in said["norm"]["text"]
     assert "0 of 2 heads are there. 1 would not be" in said["norm"]["text"]
@@ -60,13 +70,23 @@ CONFIG = {"model_type": "bert"}
         ({"config.json": CONFIG, "pytorch_model.bin": ""}, (), "weights in pytorch_model.bin only"),
         ({"config.json": CONFIG | {"quantization_config": {"bits": 4}}}, (), "quantised weights"),
         ({"config.json": CONFIG | {"is_encoder_decoder": True}}, (), "encoder-decoder"),
-        ({"config.json": CONFIG, "model.safetensors": ""}, ("--tolerance", "2"), "--tolerance: got 2, expected 0.001"),
-        ({"config.json": CONFIG, "model.safetensors": ""}, ("--batch", "0"), "--batch: got 0, expected at least 1"),
+        (
+            {"config.json": CONFIG, "model.safetensors": ""},
+            ("--tolerance", "2"),
+            "--tolerance: got 2, expected 0.001",
+        ),
+        (
+            {"config.json": CONFIG, "model.safetensors": ""},
+            ("--batch", "0"),
+            "--batch: got 0, expected at least 1",
+        ),
         ({"config.json": CONFIG, "model.safetensors": ""}, ("--text", "nowhere"), "nowhere: "),
         ({"config.json": CONFIG, "model.safetensors": ""}, (), "pip install 'lora-limits[models]'"),
     ],
 )
-def test_what_cannot_be_diagnosed_is_refused_in_one_line(files, options, reason, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_diagnosed_is_refused_in_one_line(
+    files, options, reason, tmp_path, capsys, monkeypatch
+):
     for name in loading.EXTRA:
         monkeypatch.setitem(sys.modules, name, None)
     folder = tmp_path / "model"
@@ -97,13 +117,19 @@ def test_the_kept_diagnosis_says_one_thing_in_every_form():
     kept = json.loads((ROOT / "paper_figures" / "data" / "diagnose.json").read_text())
     assert len(kept["heads"]) == 72
     for row in kept["heads"]:
-        within = [t for t in row["tried"] if max(t["error"] or 1e9, t["error_longer"] or 0) <= kept["tolerance"]]
+        within = [
+            t
+            for t in row["tried"]
+            if max(t["error"] or 1e9, t["error_longer"] or 0) <= kept["tolerance"]
+        ]
         assert within == [t for t in row["tried"] if t["within"]]
         assert (row["verdict"] == "never") == (not within)
         assert row["pays_from"] == min((t["pays_from"] for t in within), default=None)
         assert row["dials"] == dials.head_dials(row, kept["tolerance"])
     first = report.words(kept)[0]
-    counts = [sum(row["verdict"] == name for row in kept["heads"]) for name in ("now", "later", "never")]
+    counts = [
+        sum(row["verdict"] == name for row in kept["heads"]) for name in ("now", "later", "never")
+    ]
     assert first.startswith(
         f"Of 72 heads, {counts[0]} pay now, {counts[1]} at longer lengths, {counts[2]} never at 10%"
     )

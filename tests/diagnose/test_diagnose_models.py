@@ -1,4 +1,6 @@
-"""`lora-limits diagnose` on models as transformers and peft make them: tiny ones of every kind, and a real one."""
+"""`lora-limits diagnose` on models as transformers and peft make them: tiny ones of every kind, and
+a real one.
+"""
 
 import json
 import warnings
@@ -15,7 +17,10 @@ from lora_limits.problem import projections
 from tests.support.tiny_models import KINDS, TEXT, tiny
 from tests.support.tools import extra
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # the libraries warn of their own future
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),
+]  # the libraries warn of their own future
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +42,16 @@ def adapted_and_recorded(folder, adapter=None):
     """(peft model, layers recorded on one window, their projections)."""
     model = loading.load_model(folder)
     ids = loading.windows(model, loading.load_tokenizer(folder), TEXT * 4, length=32, batch=1)
-    peft_model = adapters.load_adapter(model, adapter) if adapter else adapters.random_adapter(model)
+    peft_model = (
+        adapters.load_adapter(model, adapter) if adapter else adapters.random_adapter(model)
+    )
     base = peft_model.get_base_model()
     layers = record(base, ids[0])
-    return peft_model, layers, [{n: adapters.projection(base, layer, n) for n in NAMES} for layer in layers]
+    return (
+        peft_model,
+        layers,
+        [{n: adapters.projection(base, layer, n) for n in NAMES} for layer in layers],
+    )
 
 
 def outputs(peft_model, rows=16):
@@ -67,7 +78,9 @@ def test_attention_rebuilt_from_the_problem_is_the_models_own(kind, made):
             np.testing.assert_allclose(heads.softmax_rows(scores) @ v, own, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize(("kind", "adapted"), [("bert", ("query", "value")), ("gpt2", NAMES), ("llama", ("value",))])
+@pytest.mark.parametrize(
+    ("kind", "adapted"), [("bert", ("query", "value")), ("gpt2", NAMES), ("llama", ("value",))]
+)
 def test_each_kind_has_the_adapters_that_its_projections_allow(kind, adapted, made):
     _, layers, whole = adapted_and_recorded(made(kind))
     found = heads.make_head(layers[0], whole[0], 0)
@@ -84,7 +97,9 @@ def test_the_gradient_is_the_one_that_torch_differentiates(made):
     problems = [heads.make_head(layer, whole[0], h, seed=h).problem for h in range(4)]
     target = torch.as_tensor(np.concatenate([np.asarray(p.target) for p in problems], 1))
     kept = {}
-    hook = base.get_submodule(layer.out).register_forward_pre_hook(lambda _, given: kept.update(context=given[0][0]))
+    hook = base.get_submodule(layer.out).register_forward_pre_hook(
+        lambda _, given: kept.update(context=given[0][0])
+    )
     model = loading.load_tokenizer(made("bert"))
     ids = loading.windows(base, model, TEXT * 4, length=32, batch=1)
     peft_model(input_ids=torch.as_tensor(ids))
@@ -98,8 +113,12 @@ def test_the_gradient_is_the_one_that_torch_differentiates(made):
         want_a, want_b = torch.autograd.grad(loss, halves, retain_graph=True)
         joined = np.concatenate([np.asarray(g.gradient[name].a) for g in got], 1)
         summed = sum(np.asarray(g.gradient[name].b) for g in got)[:-1]
-        np.testing.assert_allclose(joined.T, want_b.numpy(), rtol=1e-3, atol=1e-3 * float(want_b.abs().max()))
-        np.testing.assert_allclose(summed.T, want_a.numpy(), rtol=1e-3, atol=1e-3 * float(want_a.abs().max()))
+        np.testing.assert_allclose(
+            joined.T, want_b.numpy(), rtol=1e-3, atol=1e-3 * float(want_b.abs().max())
+        )
+        np.testing.assert_allclose(
+            summed.T, want_a.numpy(), rtol=1e-3, atol=1e-3 * float(want_a.abs().max())
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +157,9 @@ def test_the_command_leaves_a_table_a_json_and_a_picture(kind, made, tmp_path, c
     diagnosis = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
     assert (len(diagnosis["heads"]), diagnosis["length"], diagnosis["windows"]) == (8, 20, 2)
     assert {row["verdict"] for row in diagnosis["heads"]} <= {"now", "later", "never"}
-    assert all(row["noise"] > 0 and row["norms"]["frozen"]["gamma"] > 0 for row in diagnosis["heads"])
+    assert all(
+        row["noise"] > 0 and row["norms"]["frozen"]["gamma"] > 0 for row in diagnosis["heads"]
+    )
     assert all(dial in printed for dial in ("Norm bound.", "LoRA rank.", "Mini-batch."))
     assert ("without a mask" in printed) == (kind != "bert")
     assert ("query and key adapters are refused" in printed) == (kind == "llama")
@@ -164,8 +185,12 @@ def test_models_that_cannot_be_read_are_refused(made, tmp_path, capsys):
     text.write_text(TEXT)
     assert "expected at least 40" in refusal(capsys, made("bert"), "--text", text, "--length", "40")
     assert "expected 16 to 64" in refusal(capsys, made("bert"), "--text", text, "--length", "65")
-    assert "expected 3" in refusal(capsys, made("bert"), "--text", text, "--length", "16", "--batch", "3")
-    assert "no attention projections" in refusal(capsys, made("bloom"), "--text", text, "--length", "16")
+    assert "expected 3" in refusal(
+        capsys, made("bert"), "--text", text, "--length", "16", "--batch", "3"
+    )
+    assert "no attention projections" in refusal(
+        capsys, made("bloom"), "--text", text, "--length", "16"
+    )
     corrupt = tiny("bert", tmp_path / "corrupt")
     (corrupt / "model.safetensors").write_bytes((corrupt / "model.safetensors").read_bytes()[:999])
     assert "corrupt" in refusal(capsys, corrupt, "--text", text)
@@ -184,8 +209,12 @@ def test_adapters_that_do_not_fit_are_refused(made, tmp_path, capsys):
     def save(kind, name, **options):
         model = loading.load_model(made(kind) if kind in KINDS else kind)
         config = peft.LoraConfig(**({"target_modules": ["query"]} | options))
-        peft.get_peft_model(model, config).save_pretrained(tmp_path / name, save_embedding_layers=False)
-        return refusal(capsys, made("bert"), "--text", text, "--length", "16", "--adapter", tmp_path / name)
+        peft.get_peft_model(model, config).save_pretrained(
+            tmp_path / name, save_embedding_layers=False
+        )
+        return refusal(
+            capsys, made("bert"), "--text", text, "--length", "16", "--adapter", tmp_path / name
+        )
 
     assert "use_dora" in save("bert", "dora", use_dora=True)
     assert "modules_to_save" in save("bert", "saved", modules_to_save=["pooler"])
@@ -193,11 +222,15 @@ def test_adapters_that_do_not_fit_are_refused(made, tmp_path, capsys):
     assert "another model" in save("opt", "opt", target_modules=["q_proj"])
     assert "another model" in save(tiny("bert", tmp_path / "wide", hidden_size=40), "wider")
     assert "other modules" in save("bert", "mlp", target_modules=["intermediate.dense"])
-    said = refusal(capsys, made("bert"), "--text", text, "--length", "16", "--adapter", tmp_path / "nowhere")
+    said = refusal(
+        capsys, made("bert"), "--text", text, "--length", "16", "--adapter", tmp_path / "nowhere"
+    )
     assert "no adapter_config.json" in said
     (tmp_path / "nowhere").mkdir()
     (tmp_path / "nowhere" / "adapter_config.json").write_text("[]")
-    said = refusal(capsys, made("bert"), "--text", text, "--length", "16", "--adapter", tmp_path / "nowhere")
+    said = refusal(
+        capsys, made("bert"), "--text", text, "--length", "16", "--adapter", tmp_path / "nowhere"
+    )
     assert "got list, expected an object" in said
 
 
@@ -221,4 +254,6 @@ def test_the_real_model_gives_the_heads_that_the_repository_holds():
 
 def test_every_layer_of_a_model_is_found(made):
     model = loading.load_model(made("bert"))
-    assert [layer.path for layer in find_layers(model)] == [f"encoder.layer.{n}.attention.self" for n in (0, 1)]
+    assert [layer.path for layer in find_layers(model)] == [
+        f"encoder.layer.{n}.attention.self" for n in (0, 1)
+    ]

@@ -1,4 +1,6 @@
-"""The sampled error estimate: unbiased, its intervals as good as they say, and never a matrix of rows by keys."""
+"""The sampled error estimate: unbiased, its intervals as good as they say, and never a matrix of
+rows by keys.
+"""
 
 import dataclasses
 import functools
@@ -54,13 +56,20 @@ def sampled(p, c, rows=64, block=BLOCK):
 def folded(p):
     """W* + s B A, by name."""
     w = {n: np.asarray(getattr(p.weights, n), np.float64) for n in problems.FULL}
-    return {n: w[n] + p.scale * p.adapters[n].b @ p.adapters[n].a if n in p.adapters else w[n] for n in w}
+    return {
+        n: w[n] + p.scale * p.adapters[n].b @ p.adapters[n].a if n in p.adapters else w[n]
+        for n in w
+    }
 
 
 def dense(p, factor, kernel, centred=True):
-    """Gradients with rows w factor(s) / D, and w kernel(s) / D where the softmax is differentiated, in NumPy."""
+    """Gradients with rows w factor(s) / D, and w kernel(s) / D where the softmax is differentiated,
+    in NumPy.
+    """
     w = folded(p)
-    x_query, x_key, x_value, target = (np.asarray(x, np.float64) for x in (p.x_query, p.x_key, p.x_value, p.target))
+    x_query, x_key, x_value, target = (
+        np.asarray(x, np.float64) for x in (p.x_query, p.x_key, p.x_value, p.target)
+    )
     q, v = x_query @ w["query"], x_value @ w["value"]
     nu = q.mean(0) * centred
     log_weights = p.beta * x_key @ w["key"] @ nu
@@ -79,7 +88,10 @@ def dense(p, factor, kernel, centred=True):
         "key": (x_key - centre[None]).T @ dk,
         "value": x_value.T @ (f.T @ c),
     }
-    return {n: ll.Adapter(p.scale * a.b.T @ dw[n], p.scale * dw[n] @ a.a.T) for n, a in p.adapters.items()}
+    return {
+        n: ll.Adapter(p.scale * a.b.T @ dw[n], p.scale * dw[n] @ a.a.T)
+        for n, a in p.adapters.items()
+    }
 
 
 def approximate(p, c, centred=True):
@@ -106,19 +118,26 @@ def test_the_dense_oracle_is_the_exact_gradient_and_that_of_a_series():
 @pytest.mark.parametrize("centred", [True, False])
 def test_the_dense_oracle_is_the_fast_gradient(centred):
     p = problems.make(1, shape=problems.CROSS, reach=1.5)
-    assert_close(approximate(p, TAYLOR, centred), GRADIENT(p, polynomial(3, centred=centred)).gradient, 1e-12)
+    assert_close(
+        approximate(p, TAYLOR, centred), GRADIENT(p, polynomial(3, centred=centred)).gradient, 1e-12
+    )
 
 
 def total(terms):
-    return {n: ll.Adapter(*(np.einsum("tmi,tmj->ij", *t) for t in (a.a, a.b))) for n, a in terms.items()}
+    return {
+        n: ll.Adapter(*(np.einsum("tmi,tmj->ij", *t) for t in (a.a, a.b))) for n, a in terms.items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("shape", "centred"), [("cross", True), ("self", False), ("one key", True), ("one query", False)]
+    ("shape", "centred"),
+    [("cross", True), ("self", False), ("one key", True), ("one query", False)],
 )
 @pytest.mark.parametrize("c", [TAYLOR, ANY], ids=["taylor", "any"])
 def test_the_rows_add_up_to_the_error(shape, centred, c):
-    """All rows at once: the expectation of the estimate, sum_i pi_i (E_i / pi_i), without chance."""
+    """All rows at once: the expectation of the estimate, sum_i pi_i (E_i / pi_i), without
+    chance.
+    """
     p = problems.make(1, shape=problems.SHAPES[shape], reach=1.5)
     got = total(every_row(p, FRAME(p, BLOCK, centred), c))
     assert_close(got, true_error(p, c, centred), 1e-13, scale=1 + largest(dense(p, np.exp, np.exp)))
@@ -129,14 +148,18 @@ def test_any_adapters_may_be_missing(adapt):
     """The others folded into the weights: the same scores, the same frame, the same errors."""
     p = problems.make(1, shape=problems.CROSS, reach=1.5)
     w = {n: getattr(p.weights, n) if n in adapt else x for n, x in folded(p).items()}
-    part = dataclasses.replace(p, weights=ll.AttentionWeights(**w), adapters={n: p.adapters[n] for n in adapt})
+    part = dataclasses.replace(
+        p, weights=ll.AttentionWeights(**w), adapters={n: p.adapters[n] for n in adapt}
+    )
     got = total(every_row(part, FRAME(p, BLOCK, True), ANY))
     want = true_error(p, ANY)
     assert_close(got, {n: want[n] for n in adapt}, 1e-12)
 
 
 def check(got, want):
-    """Unbiased to 4.5 of its own deviations; the share of intervals, at 95 %, that hold, per array."""
+    """Unbiased to 4.5 of its own deviations; the share of intervals, at 95 %, that hold, per
+    array.
+    """
     for name, e in got.items():
         gap, deviation = np.abs(e.error.mean(0) - want[name]), e.error.std(0) / KEYS**0.5
         assert (gap <= 4.5 * deviation).all(), f"{name}: biased"
@@ -146,7 +169,9 @@ def check(got, want):
         assert ((e.low <= size) & (size <= e.high)).mean() >= 0.93, f"{name}: max norm"
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "clustered", "outlier tokens", "hidden direction", "far value"])
+@pytest.mark.parametrize(
+    "kind", ["gaussian", "clustered", "outlier tokens", "hidden direction", "far value"]
+)
 def test_unbiased_and_covered(kind):
     p = problems.make(3, shape=problems.CROSS, kind=kind, reach=1.5)
     got, want = sampled(p, TAYLOR), arrays(true_error(p, TAYLOR))
@@ -158,20 +183,27 @@ def test_unbiased_and_covered(kind):
 
 def test_unbiased_and_covered_in_float32_at_512_tokens():
     """Strong attention, 32 rows of 512: few enough that Student's quantile matters."""
-    p = ll.random_problem(jax.random.key(1), length=512, width=2, rank=2, gamma=2.0, adapt=problems.FULL)
+    p = ll.random_problem(
+        jax.random.key(1), length=512, width=2, rank=2, gamma=2.0, adapt=problems.FULL
+    )
     p = jax.tree.map(lambda x: np.asarray(x, np.float32), p)
     check(sampled(p, TAYLOR.astype(np.float32), 32, 512), arrays(true_error(p, TAYLOR)))
 
 
 def test_equal_rows_have_no_variance_and_no_nan():
-    """Every X_s is the error itself: what is left of the interval is the rounding of the sample variance."""
+    """Every X_s is the error itself: what is left of the interval is the rounding of the sample
+    variance.
+    """
     p = problems.make(3, shape=problems.CROSS, reach=1.5)
-    p = dataclasses.replace(p, x_query=np.tile(p.x_query[:1], (11, 1)), target=np.tile(p.target[:1], (11, 1)))
+    p = dataclasses.replace(
+        p, x_query=np.tile(p.x_query[:1], (11, 1)), target=np.tile(p.target[:1], (11, 1))
+    )
     want = arrays(true_error(p, ANY))
     for name, e in sampled(p, ANY).items():
         size = np.abs(want[name]).max()
         assert all(np.isfinite(x).all() for x in e)
-        # all scores are 0, where this polynomial is wrong in its derivative alone: errors in the query adapter alone
+        # all scores are 0, where this polynomial is wrong in its derivative alone: errors in the
+        # query adapter alone
         assert (size > 1e-3) == name.startswith("query")
         assert (np.abs(e.error - want[name][None]) <= e.half_width + 1e-14).all()
         assert (e.high - e.low <= 1e-6 * size + 1e-13).all()
@@ -186,18 +218,26 @@ def test_fresh_adapters_have_no_error_where_they_have_no_gradient():
 
 
 def test_one_token_and_two_rows():
-    """One query: every sample is the error, and the quantile of one degree of freedom, 12.7, is finite."""
+    """One query: every sample is the error, and the quantile of one degree of freedom, 12.7, is
+    finite.
+    """
     p = problems.make(3, shape=problems.SMALLEST, adapt=("query",))
     want = arrays(true_error(p, ANY))
     for name, e in sampled(p, ANY, 2).items():
-        np.testing.assert_allclose(e.error, np.broadcast_to(want[name][None], e.error.shape), atol=1e-14)
+        np.testing.assert_allclose(
+            e.error, np.broadcast_to(want[name][None], e.error.shape), atol=1e-14
+        )
         assert all(np.isfinite(x).all() for x in e)
 
 
 def test_the_interval_is_that_of_the_textbook():
     """Mean, Student quantile and standard error from the samples written out, at another level."""
     rng = np.random.default_rng(0)
-    left, right, weights = rng.normal(size=(2, 9, 3)), rng.normal(size=(2, 9, 4)), rng.uniform(1, 5, 9)
+    left, right, weights = (
+        rng.normal(size=(2, 9, 3)),
+        rng.normal(size=(2, 9, 4)),
+        rng.uniform(1, 5, 9),
+    )
     x = np.einsum("tmi,tmj,m->mij", left, right, weights)
     deviation = x.std(0, ddof=1) / 9**0.5
     interval = quick_jit(estimate.interval, static_argnums=2)
@@ -206,7 +246,9 @@ def test_the_interval_is_that_of_the_textbook():
     np.testing.assert_allclose(got.half_width, 1e-180 * stdtrit(8, 0.9) * deviation, rtol=1e-10)
     margin = stdtrit(8, 1 - 0.1 / 12) * deviation
     np.testing.assert_allclose(got.high, 1e-180 * (np.abs(x.mean(0)) + margin).max(), rtol=1e-10)
-    np.testing.assert_allclose(got.low, 1e-180 * max(0, (np.abs(x.mean(0)) - margin).max()), rtol=1e-10)
+    np.testing.assert_allclose(
+        got.low, 1e-180 * max(0, (np.abs(x.mean(0)) - margin).max()), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize(("length", "dtype"), [(13, np.float64), (1000, np.float32)])
@@ -236,7 +278,9 @@ def sizes(jaxpr):
 
 
 def test_no_array_of_rows_by_keys():
-    """64 rows and 8192 keys in blocks of 512: nothing larger than a block, or than what comes in."""
+    """64 rows and 8192 keys in blocks of 512: nothing larger than a block, or than what comes
+    in.
+    """
     p = problems.make(0, shape=problems.Shape(lq=500, lk=8192))
 
     def run(p):
@@ -254,8 +298,12 @@ def test_rows_that_are_no_count_are_refused(rows):
 
 @pytest.mark.parametrize("level", [0, 1.0, 95])
 def test_levels_that_are_no_probability_are_refused(level):
-    with pytest.raises(ValueError, match=f"level: got {level!r}, expected a number between 0 and 1"):
-        estimate.error_estimate(problems.make(0), None, TAYLOR, rows=8, key=jax.random.key(0), level=level)
+    with pytest.raises(
+        ValueError, match=f"level: got {level!r}, expected a number between 0 and 1"
+    ):
+        estimate.error_estimate(
+            problems.make(0), None, TAYLOR, rows=8, key=jax.random.key(0), level=level
+        )
 
 
 def test_a_gradient_carries_its_estimate_when_asked():
@@ -266,7 +314,9 @@ def test_a_gradient_carries_its_estimate_when_asked():
         p, FRAME(p, BLOCK, True), jnp.asarray(TAYLOR), key=key
     )
     assert result.estimate is not None
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-14), result.estimate, want)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-14), result.estimate, want
+    )
     exact = ll.gradient(p, ll.Exact()).gradient
     for name, pair in result.estimate.items():
         for half in ("a", "b"):

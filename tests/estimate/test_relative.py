@@ -14,7 +14,9 @@ from tests.support.tools import arrays, quick_jit
 
 
 def rows(count, seed):
-    """The shares of `count` rows in an error: two outer products each, (2, count, 3) and (2, count, 4)."""
+    """The shares of `count` rows in an error: two outer products each, (2, count, 3) and (2, count,
+    4).
+    """
     rng = np.random.default_rng(seed)
     return Terms(*(jnp.asarray(rng.normal(size=(2, count, n))) for n in (3, 4)))
 
@@ -32,16 +34,23 @@ def test_certain_rows_alone_give_the_error_itself():
 
 
 def test_certain_and_sampled_rows_add_up():
-    """The mean over many draws of 16 of 40 even rows, beside 2 that are certain, is the error of all 42."""
+    """The mean over many draws of 16 of 40 even rows, beside 2 that are certain, is the error of
+    all 42.
+    """
     certain, others = rows(2, 0), rows(40, 2)
     error = total(certain) + total(others)
-    approximate = 100 * np.random.default_rng(1).normal(size=(3, 4))  # large: its norm is known, the ratio unbiased
+    approximate = 100 * np.random.default_rng(1).normal(
+        size=(3, 4)
+    )  # large: its norm is known, the ratio unbiased
 
     @quick_jit
     def one(key):
         index = jax.random.randint(key, (16,), 0, 40)
         terms = Terms(*(z[:, index] for z in others))
-        return relative.relative_error(terms, jnp.full(16, 40.0), certain, jnp.asarray(approximate)) ** 2
+        return (
+            relative.relative_error(terms, jnp.full(16, 40.0), certain, jnp.asarray(approximate))
+            ** 2
+        )
 
     squares = jax.vmap(one)(jax.random.split(jax.random.key(0), 4000))
     want = (np.linalg.norm(error) / np.linalg.norm(approximate + error)) ** 2
@@ -49,11 +58,16 @@ def test_certain_and_sampled_rows_add_up():
 
 
 def test_an_error_that_one_row_makes_is_seen():
-    """82 % of this error lie in one query of 512, which 64 draws meet once or so: pairs of draws put it at 9 %."""
+    """82 % of this error lie in one query of 512, which 64 draws meet once or so: pairs of draws
+    put it at 9 %.
+    """
     p = minilm.problem(0, 9, noise=1.0)
     result = GRADIENT(p, ll.Nystrom(256))
     true = arrays(GRADIENT(p, ll.Exact()).gradient)
-    error = max(np.linalg.norm(x - true[n]) / np.linalg.norm(true[n]) for n, x in arrays(result.gradient).items())
+    error = max(
+        np.linalg.norm(x - true[n]) / np.linalg.norm(true[n])
+        for n, x in arrays(result.gradient).items()
+    )
     said = max(float(x) for x in arrays(result.relative_error).values())
     assert error > 3
     assert said > 1

@@ -1,4 +1,6 @@
-"""The accelerator experiment where there is none: kernels step by step, limits and reasons, the figure."""
+"""The accelerator experiment where there is none: kernels step by step, limits and reasons, the
+figure.
+"""
 
 import functools
 
@@ -17,7 +19,9 @@ from tests.support import problems
 from tests.support.tools import assert_close, quick_jit
 
 SHAPE = problems.Shape(lq=32, lk=32, inputs=(3, 3, 3), width=3, value_width=2, rank=1)
-CONFIG = accelerator.Config(lengths=(32,), degrees=(1,), blocks=(16,), tiles=(32,), width=2, rank=1, gamma=0.5)
+CONFIG = accelerator.Config(
+    lengths=(32,), degrees=(1,), blocks=(16,), tiles=(32,), width=2, rank=1, gamma=0.5
+)
 
 
 def dots(jaxpr):
@@ -41,7 +45,10 @@ def test_the_pallas_kernel_padded_and_cut_again_has_the_exact_gradient():
 @pytest.mark.parametrize(("name", "lowest"), [("XLA", "HIGHEST"), ("XLA, TF32", "HIGH")])
 def test_every_product_has_the_precision_its_row_states(name, lowest):
     """Backwards too, and TF32 in the attention alone."""
-    contender, problem = accelerator.contenders(CONFIG)[name], problems.make(0, shape=SHAPE, dtype=np.float32)
+    contender, problem = (
+        accelerator.contenders(CONFIG)[name],
+        problems.make(0, shape=SHAPE, dtype=np.float32),
+    )
     found = []
 
     def traced(problem):
@@ -49,7 +56,10 @@ def test_every_product_has_the_precision_its_row_states(name, lowest):
         return problem.target
 
     kernels.attempt(contender._replace(function=traced, kernel=False), problem, 1e9)
-    assert {p for pair in found for p in pair} == {jax.lax.Precision.HIGHEST, getattr(jax.lax.Precision, lowest)}
+    assert {p for pair in found for p in pair} == {
+        jax.lax.Precision.HIGHEST,
+        getattr(jax.lax.Precision, lowest),
+    }
     assert sum(pair[0].name == lowest for pair in found) >= 6
 
 
@@ -61,7 +71,11 @@ def test_what_cannot_be_run_says_why_and_stops_nothing():
     for contender, most, said in (
         (kernels.Contender("exact", refuse), 1e9, "NotImplementedError: no such head"),
         (kernels.Contender("exact", refuse, kernel=True), 1e9, "needs a GPU, and this is cpu"),
-        (kernels.Contender("exact", lambda p: (p.target @ p.target.T @ p.target,)), 100.0, "of working memory"),
+        (
+            kernels.Contender("exact", lambda p: (p.target @ p.target.T @ p.target,)),
+            100.0,
+            "of working memory",
+        ),
     ):
         metrics, program, value = kernels.attempt(contender, problem, most)
         assert said in metrics["left_out"]
@@ -75,8 +89,12 @@ def test_longer_inputs_are_left_out_by_the_time_of_shorter_ones(monkeypatch):
     assert reasons == [None, None, "would take about 4 s"]
 
 
-def test_on_an_accelerator_a_block_is_an_equal_part_of_the_input_and_as_long_as_memory_allows(monkeypatch):
-    problem = jax.eval_shape(lambda: accelerator.make_problem(300_000, accelerator.Config(lengths=(1,))))
+def test_on_an_accelerator_a_block_is_an_equal_part_of_the_input_and_as_long_as_memory_allows(
+    monkeypatch,
+):
+    problem = jax.eval_shape(
+        lambda: accelerator.make_problem(300_000, accelerator.Config(lengths=(1,)))
+    )
     assert blocks.block_size(problem, 3) == 2048
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert blocks.block_size(problem, 3) == 150_000  # of at most 2^25 / 165
@@ -85,15 +103,22 @@ def test_on_an_accelerator_a_block_is_an_equal_part_of_the_input_and_as_long_as_
 
 def test_no_contender_is_held_against_itself(monkeypatch):
     monkeypatch.setattr(truth, "FLOAT64_LENGTH", 16)
-    monkeypatch.setattr(accelerator, "contenders", lambda config: kernels.contenders(config.tiles, {}, config.width))
+    monkeypatch.setattr(
+        accelerator, "contenders", lambda config: kernels.contenders(config.tiles, {}, config.width)
+    )
     metrics = accelerator.measure({"length": 32}, CONFIG.model_copy(update={"repeats": 1}))
     assert metrics["reference"] == "tiled 32"
-    assert [n for n, m in metrics["methods"].items() if "seconds" in m and "error" not in m] == ["tiled 32"]
+    assert [n for n, m in metrics["methods"].items() if "seconds" in m and "error" not in m] == [
+        "tiled 32"
+    ]
 
 
 def test_every_length_is_a_point_of_this_device_and_a_cpu_is_announced_in_one_line(capsys):
     config = CONFIG.model_copy(update={"lengths": (64, 32, 64)})
-    assert accelerator.points(config) == [{"length": 32, "device": "cpu"}, {"length": 64, "device": "cpu"}]
+    assert accelerator.points(config) == [
+        {"length": 32, "device": "cpu"},
+        {"length": 64, "device": "cpu"},
+    ]
     said = capsys.readouterr().err
     assert said.startswith("no accelerator found: Pallas, cuDNN and TF32 are left out")
     assert said.count("\n") == 1
@@ -105,8 +130,12 @@ def test_an_error_estimated_where_no_exact_gradient_fits_is_near_the_true_one(mo
     problem = accelerator.make_problem(32, CONFIG)
     got = accelerator.estimates(problem, CONFIG)
     method = accelerator.polynomials(CONFIG)["degree 1"]
-    true = truth.Reference(truth.named(ll.gradient(problem, ll.Exact()).gradient), np.arange(0), np.empty(0))
-    error = truth.errors(quick_jit(lambda p: ll.gradient(p, method).gradient)(problem), true)["max_error"]
+    true = truth.Reference(
+        truth.named(ll.gradient(problem, ll.Exact()).gradient), np.arange(0), np.empty(0)
+    )
+    error = truth.errors(quick_jit(lambda p: ll.gradient(p, method).gradient)(problem), true)[
+        "max_error"
+    ]
     assert error < got["degree 1"] < 2 * error
 
 
@@ -116,14 +145,25 @@ def test_an_error_estimated_where_no_exact_gradient_fits_is_near_the_true_one(mo
 def row(length, device="fast", platform="gpu", **methods):
     plain = {"family": "exact", "dtype": "float32", "precision": "highest"}
     metrics = {"device": device, "platform": platform}
-    return {"point": {"length": length}, "metrics": metrics | {"methods": {n: plain | m for n, m in methods.items()}}}
+    return {
+        "point": {"length": length},
+        "metrics": metrics | {"methods": {n: plain | m for n, m in methods.items()}},
+    }
 
 
 def test_the_figure_is_of_one_device_and_draws_what_its_rows_hold():
     ours = {"family": "polynomial", "seconds": 1.0}
     rows = [
-        row(8, cudnn={"dtype": "bfloat16", "seconds": 2.0, "max_error": 0.01}, ours=ours | {"max_error": 1e-4}),
-        row(16, cudnn={"dtype": "bfloat16", "left_out": "too long"}, ours=ours | {"estimated_error": 2e-4}),
+        row(
+            8,
+            cudnn={"dtype": "bfloat16", "seconds": 2.0, "max_error": 0.01},
+            ours=ours | {"max_error": 1e-4},
+        ),
+        row(
+            16,
+            cudnn={"dtype": "bfloat16", "left_out": "too long"},
+            ours=ours | {"estimated_error": 2e-4},
+        ),
         row(4, "slow", "cpu", dense={"seconds": 3.0, "max_error": 1e-6}),
     ]
     drawn = figure.draw([rows[2], rows[1], rows[0]])
@@ -134,7 +174,10 @@ def test_the_figure_is_of_one_device_and_draws_what_its_rows_hold():
         "cudnn (bfloat16)": [[8, 2]],
         "ours": [[8, 1], [16, 1]],
     }
-    assert [text.get_text() for text in error.texts] == ["bfloat16", "hollow: upper end of an estimate"]
+    assert [text.get_text() for text in error.texts] == [
+        "bfloat16",
+        "hollow: upper end of an estimate",
+    ]
     assert error.lines[0].get_ydata() == [0.01, 0.01]
     assert error.lines[1].get_xydata().tolist() == [[8, 1e-4], [16, 2e-4]]
     assert error.lines[2].get_xydata().tolist() == [[16, 2e-4]]  # hollow: estimated

@@ -78,7 +78,9 @@ def test_a_bad_flag_is_refused_in_one_line(toy, capsys, flags, said):
 
 def test_an_unknown_flag_is_refused_with_the_known_ones(toy, capsys):
     said = refusal(capsys, "toy.toml", "--length", "3")
-    assert said.startswith("--length: got an unknown flag, expected one of --lengths, --gamma, --series")
+    assert said.startswith(
+        "--length: got an unknown flag, expected one of --lengths, --gamma, --series"
+    )
     assert "--shard" in said
 
 
@@ -90,10 +92,22 @@ def test_an_unknown_flag_is_refused_with_the_known_ones(toy, capsys):
             "lengths = 'abc'",
             "default.lengths: got 'abc', expected a list of integers",
         ),
-        ("lengths = [1]", "lengths = [1, 'x']", "smoke.lengths: got 'x', expected a list of integers"),
+        (
+            "lengths = [1]",
+            "lengths = [1, 'x']",
+            "smoke.lengths: got 'x', expected a list of integers",
+        ),
         ("lengths = [1]", "lengths = []", "smoke.lengths: got [], expected at least 1 item"),
-        ("lengths = [1]", "lengths = [1001]", "smoke: got lengths up to 1001, expected at most 1000"),
-        ("lengths = [1, 2, 3, 4, 5, 6, 7]\n", "", "default.lengths: got nothing, expected a list of integers"),
+        (
+            "lengths = [1]",
+            "lengths = [1001]",
+            "smoke: got lengths up to 1001, expected at most 1000",
+        ),
+        (
+            "lengths = [1, 2, 3, 4, 5, 6, 7]\n",
+            "",
+            "default.lengths: got nothing, expected a list of integers",
+        ),
         ("gamma = 2", "gamma = nan", "full.gamma: got nan, expected a finite number"),
         ("gamma = 2", "gamma = -inf", "full.gamma: got -inf, expected a finite number"),
         ("gamma = 2", "gamma = '2'", "full.gamma: got '2', expected a number"),
@@ -105,8 +119,16 @@ def test_an_unknown_flag_is_refused_with_the_known_ones(toy, capsys):
         ("default = 1,", "", "minutes.default: got nothing, expected a number"),
         ("minutes = {", "minutes = 3 #", "minutes: got 3, expected a table"),
         ("[default]", "[default", "got text that is not TOML"),
-        ("tests.support.toy_experiment", "no_such_thing", "experiment: got 'no_such_thing', expected a module"),
-        ("tests.support.toy_experiment", "../toy", "experiment: got '../toy', expected the name of a module"),
+        (
+            "tests.support.toy_experiment",
+            "no_such_thing",
+            "experiment: got 'no_such_thing', expected a module",
+        ),
+        (
+            "tests.support.toy_experiment",
+            "../toy",
+            "experiment: got '../toy', expected the name of a module",
+        ),
         ("tests.support.toy_experiment", "runner", "experiment: got 'runner', which has no Config"),
     ],
 )
@@ -116,7 +138,10 @@ def test_a_bad_config_is_refused_in_one_line(toy, capsys, old, new, said):
 
 
 def test_a_config_that_cannot_be_read_is_refused(toy, capsys):
-    assert refusal(capsys, "none.toml") == "none.toml: No such file or directory, expected a config file"
+    assert (
+        refusal(capsys, "none.toml")
+        == "none.toml: No such file or directory, expected a config file"
+    )
     Path("binary.toml").write_bytes(b"\xff\xfe")
     assert refusal(capsys, "binary.toml").startswith("binary.toml: got text that is not TOML")
     assert refusal(capsys).startswith("got no config file, expected one")
@@ -133,9 +158,17 @@ def test_load_gives_the_experiment_and_its_config(toy):
     ("make", "said"),
     [
         (lambda: crossing.Config(rates=(), ranks=(1,), alphas=(1.0,)), "rates"),
-        (lambda: batch_and_rank.Config(degrees=(0,), ranks=(), batches=(1,), norms=("free",), seeds=1), "ranks"),
+        (
+            lambda: batch_and_rank.Config(
+                degrees=(0,), ranks=(), batches=(1,), norms=("free",), seeds=1
+            ),
+            "ranks",
+        ),
         (lambda: outlier_free.Config(ranks=()), "ranks"),
-        (lambda: case(tasks={"which_module": 256}, base_length=64), "expected squares, of digits alone"),
+        (
+            lambda: case(tasks={"which_module": 256}, base_length=64),
+            "expected squares, of digits alone",
+        ),
         (lambda: case(tasks={"digits": 256}, base_length=65), "expected squares, of digits alone"),
     ],
 )

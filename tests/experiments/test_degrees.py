@@ -1,4 +1,6 @@
-"""The dense scan over degrees, on which every measured k* rests, against the fast route and the exact gradient."""
+"""The dense scan over degrees, on which every measured k* rests, against the fast route and the
+exact gradient.
+"""
 
 import jax.numpy as jnp
 import pytest

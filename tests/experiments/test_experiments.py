@@ -1,4 +1,6 @@
-"""Every experiment at smoke size, through its own command, and the figures drawn from what it leaves."""
+"""Every experiment at smoke size, through its own command, and the figures drawn from what it
+leaves.
+"""
 
 import contextlib
 import importlib
@@ -25,8 +27,13 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def children():
-    """Processes as a user's are, with no strictness, that run one command after the other: {64 bits or not: pool}."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as narrow, ProcessPoolExecutor(1, get_context("spawn")) as wide:
+    """Processes as a user's are, with no strictness, that run one command after the other: {64 bits
+    or not: pool}.
+    """
+    with (
+        ProcessPoolExecutor(1, get_context("spawn")) as narrow,
+        ProcessPoolExecutor(1, get_context("spawn")) as wide,
+    ):
         yield {False: narrow, True: wide}
 
 
@@ -46,16 +53,22 @@ def drawn(monkeypatch):
 
 
 def smoke(name, out):
-    """The status and what is printed by `python -m experiments configs/NAME.toml --smoke --out OUT`."""
+    """The status and what is printed by `python -m experiments configs/NAME.toml --smoke --out
+    OUT`.
+    """
     from experiments.__main__ import main
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        return main([str(ROOT / "configs" / f"{name}.toml"), "--smoke", "--out", out]), printed.getvalue()
+        return main(
+            [str(ROOT / "configs" / f"{name}.toml"), "--smoke", "--out", out]
+        ), printed.getvalue()
 
 
 def script(code):
-    """What a script prints, run from top to bottom; its figures go nowhere. Raises what it raises."""
+    """What a script prints, run from top to bottom; its figures go nowhere. Raises what it
+    raises.
+    """
     os.environ["MPLBACKEND"] = "Agg"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -71,7 +84,9 @@ def run_script(code, children):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_smoke_size_runs_and_its_figure_is_drawn(name, children, results, drawn, tmp_path):
     wide = getattr(importlib.import_module(f"experiments.{name}"), "X64", False)
-    status, printed = children[bool(wide)].submit(smoke, name, str(results / name)).result(timeout=600)
+    status, printed = (
+        children[bool(wide)].submit(smoke, name, str(results / name)).result(timeout=600)
+    )
     assert status == 0, printed
     assert printed.splitlines()[-1].startswith(f"results: {results / name}")
     if not (ROOT / "paper_figures" / f"{name}.py").exists():
@@ -88,7 +103,9 @@ def test_a_missing_result_names_the_command_that_makes_it(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name, children):
-    """To its last line, which the sentence below marks: an exception on the way is the child's, and raised here."""
+    """To its last line, which the sentence below marks: an exception on the way is the child's, and
+    raised here.
+    """
     code = (ROOT / "notebooks" / f"{name}.py").read_text()
     printed = run_script(code + "\nprint('to the end')\n", children).splitlines()
     assert len(printed) > 1
@@ -108,7 +125,12 @@ def test_the_readme_code_runs(children):
 def test_a_figure_is_drawn_alike_twice(tmp_path, children):
     """Here and in another process."""
     assert draw(["scaling", "--out", str(tmp_path / "here")]) == 0
-    assert children[False].submit(draw, ["scaling", "--out", str(tmp_path / "there")]).result(timeout=600) == 0
+    assert (
+        children[False]
+        .submit(draw, ["scaling", "--out", str(tmp_path / "there")])
+        .result(timeout=600)
+        == 0
+    )
     assert len(list((tmp_path / "there").iterdir())) == 2
     for path in (tmp_path / "there").iterdir():
         assert path.read_bytes() == (tmp_path / "here" / path.name).read_bytes()

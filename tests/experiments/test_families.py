@@ -1,4 +1,6 @@
-"""The families of inputs of the certificates experiment: every one meets the reach it is asked for."""
+"""The families of inputs of the certificates experiment: every one meets the reach it is asked
+for.
+"""
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from lora_limits.problem import projections
 @pytest.mark.parametrize("reach", [0.2, 8.0])
 def test_the_largest_centred_score_is_the_reach(kind, reach):
     """In the library's own frame, whose centre of the keys moves with the queries."""
-    problem = families.problem(np.random.default_rng(0), kind, length=40, width=3, rank=2, reach=reach)
+    problem = families.problem(
+        np.random.default_rng(0), kind, length=40, width=3, rank=2, reach=reach
+    )
     q, k, _ = projections(problem)
     centres = frame.make(problem, 16, centred=True)
     scores = problem.beta * (q - centres.nu[None]) @ (k - centres.mu[None]).T

@@ -1,4 +1,6 @@
-"""Gradients example by example: their mean, their moments, and the batch at which error and noise are equal."""
+"""Gradients example by example: their mean, their moments, and the batch at which error and noise
+are equal.
+"""
 
 import jax
 import numpy as np
@@ -25,14 +27,18 @@ def test_the_mean_over_examples_is_the_gradient_of_their_batch(model, data):
     model = loop.with_methods(model, [loop.EXACT])
     rows = gradient_noise.per_example(model, data)
     leaves = jax.tree.leaves(loop.gradients(*nnx.split(model, loop.ADAPTERS, ...), *data))
-    np.testing.assert_allclose(rows.mean(0), np.concatenate([np.ravel(x) for x in leaves]), atol=1e-12)
+    np.testing.assert_allclose(
+        rows.mean(0), np.concatenate([np.ravel(x) for x in leaves]), atol=1e-12
+    )
     assert rows.std(0).max() > 1e-3
 
 
 def test_chunks_of_examples_are_put_together_and_what_is_left_is_dropped(model, data, monkeypatch):
     whole = gradient_noise.per_example(model, data)
     monkeypatch.setattr(gradient_noise, "CHUNK", 2)
-    np.testing.assert_allclose(gradient_noise.per_example(model, Data(*(x[:5] for x in data))), whole[:4], atol=1e-12)
+    np.testing.assert_allclose(
+        gradient_noise.per_example(model, Data(*(x[:5] for x in data))), whole[:4], atol=1e-12
+    )
 
 
 def test_an_error_is_that_of_the_whole_batch_and_none_for_the_exact_method(model, data):

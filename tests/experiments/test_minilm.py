@@ -22,14 +22,20 @@ def test_the_file_holds_what_its_readme_says():
     for layer in (0, 2, 5):
         assert arrays[f"layer{layer}_x"].shape == (512, 384)
         for name in minilm.NAMES:
-            weight, bias = arrays[f"layer{layer}_{name}_weight"], arrays[f"layer{layer}_{name}_bias"]
+            weight, bias = (
+                arrays[f"layer{layer}_{name}_weight"],
+                arrays[f"layer{layer}_{name}_bias"],
+            )
             assert (weight.shape, bias.shape) == ((8, 384, 32), (8, 32))
             assert np.isfinite(weight).all()
     readme = minilm.PATH.with_name("README.md").read_text(encoding="utf-8")
     for layer in (0, 2, 5):
         kept = arrays[f"layer{layer}_heads"].tolist()
         ranges = arrays[f"layer{layer}_score_range"]
-        assert f"| {layer} | {', '.join(map(str, kept))} | {', '.join(f'{r:.1f}' for r in ranges)} |" in readme
+        assert (
+            f"| {layer} | {', '.join(map(str, kept))} | {', '.join(f'{r:.1f}' for r in ranges)} |"
+            in readme
+        )
 
 
 def test_loaded_arrays_are_read_only():
@@ -64,11 +70,18 @@ def test_rows_of_attention_are_distributions(layer, head):
 def test_the_key_bias_cancels_in_the_softmax(layer, head):
     x, weights = minilm.inputs(layer, head, length=64)
     query = x @ weights["query"] * minilm.WIDTH**-0.5
-    softmax = [jax.nn.softmax(query @ (x @ key).T) for key in (weights["key"], without_bias(weights["key"]))]
+    softmax = [
+        jax.nn.softmax(query @ (x @ key).T)
+        for key in (weights["key"], without_bias(weights["key"]))
+    ]
     np.testing.assert_allclose(softmax[0], softmax[1], rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(minilm.attention_rows(layer, head, length=64), softmax[0], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        minilm.attention_rows(layer, head, length=64), softmax[0], rtol=1e-3, atol=1e-6
+    )
     # The query's does not.
-    other = jax.nn.softmax(x @ without_bias(weights["query"]) * minilm.WIDTH**-0.5 @ (x @ weights["key"]).T)
+    other = jax.nn.softmax(
+        x @ without_bias(weights["query"]) * minilm.WIDTH**-0.5 @ (x @ weights["key"]).T
+    )
     assert np.abs(other - softmax[0]).max() > 1e-3
 
 
@@ -88,7 +101,9 @@ def test_problem_has_the_shapes_and_sizes_it_promises():
         assert (adapter.a.shape, adapter.b.shape) == ((3, 32), (385, 3))
         weight, update = getattr(problem.weights, name), adapter.b @ adapter.a
         assert np.linalg.norm(update) == pytest.approx(0.02 * np.linalg.norm(weight), rel=1e-4)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(problem) if hasattr(leaf, "dtype")} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(problem) if hasattr(leaf, "dtype")} == {
+        "float32"
+    }
 
 
 def test_target_is_the_frozen_output_with_a_tenth_of_noise():

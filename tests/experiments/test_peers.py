@@ -1,4 +1,6 @@
-"""The peers: exact baselines agree with the library, approximations close in, and what is read off a run is right."""
+"""The peers: exact baselines agree with the library, approximations close in, and what is read off
+a run is right.
+"""
 
 import jax
 import numpy as np
@@ -20,17 +22,21 @@ def gradient(problem, attention):
     return quick_jit(lambda p: baselines.gradient(p, attention))(problem)
 
 
-# --------------------------------------------------------------------------------------------- exact baselines
+# ---------------------------------------------------------------------------------------------
+# exact baselines
 
 
 @pytest.mark.parametrize(
-    ("block", "adapt"), [(16, problems.FULL), (64, ("query",)), *later((1, problems.FULL), (37, problems.FULL))]
+    ("block", "adapt"),
+    [(16, problems.FULL), (64, ("query",)), *later((1, problems.FULL), (37, problems.FULL))],
 )
 def test_the_row_blocked_gradient_is_exact(block, adapt):
     problem = problems.make(3, shape=SHAPE, adapt=adapt)
     want = ll.gradient(problem, ll.Exact())
     assert_close(gradient(problem, baselines.row_blocked(block)), want.gradient, 1e-12)
-    assert baselines.loss(problem, baselines.row_blocked(block)) == pytest.approx(float(want.loss), rel=1e-12)
+    assert baselines.loss(problem, baselines.row_blocked(block)) == pytest.approx(
+        float(want.loss), rel=1e-12
+    )
 
 
 def test_the_dense_gradient_of_xla_is_exact_to_its_float32_softmax():
@@ -45,10 +51,13 @@ def test_every_exact_contender_has_the_gradient_and_the_loss(name):
     problem, contender = problems.make(5, shape=SHAPE), race.exact_contenders(37, tuned=True)[name]
     want = ll.gradient(problem, ll.Exact())
     assert_close(quick_jit(contender.parts["gradient"])(problem), want.gradient, 1e-12)
-    assert float(quick_jit(contender.parts["loss"])(problem)) == pytest.approx(float(want.loss), rel=1e-12)
+    assert float(quick_jit(contender.parts["loss"])(problem)) == pytest.approx(
+        float(want.loss), rel=1e-12
+    )
 
 
-# ---------------------------------------------------------------------------------------------- approximations
+# ----------------------------------------------------------------------------------------------
+# approximations
 
 
 def output_error(problem, attention):
@@ -63,12 +72,16 @@ def worst(problem, attention):
 
 @pytest.mark.slow
 def test_favor_converges_as_features_are_added():
-    """Error falls like the inverse root of their number: 64 times as many, an eighth, within a factor of 2."""
+    """Error falls like the inverse root of their number: 64 times as many, an eighth, within a
+    factor of 2.
+    """
     problem = problems.make(1, shape=SHAPE)
 
     def mean(features):
         keys = jax.random.split(jax.random.key(0), 3)
-        drawn = [baselines.favor(random_features.orthogonal_frequencies(k, features, 3)) for k in keys]
+        drawn = [
+            baselines.favor(random_features.orthogonal_frequencies(k, features, 3)) for k in keys
+        ]
         return np.mean([(output_error(problem, a), worst(problem, a)) for a in drawn], axis=0)
 
     few, many = mean(64), mean(64 * 64)
@@ -103,7 +116,8 @@ def test_frequencies_are_orthogonal_in_blocks_and_gaussian_in_length():
     assert np.abs(w.mean(0)).max() < 0.1
 
 
-# ------------------------------------------------------------------------------------------------ measurements
+# ------------------------------------------------------------------------------------------------
+# measurements
 
 
 def test_the_factor_behind_the_forward_error_is_that_of_the_polynomial_gradient():
@@ -124,7 +138,11 @@ def test_multilayers_queries_keys_and_values_are_those_it_draws():
 
 def test_the_best_exact_is_named_and_speed_ups_are_over_it():
     def entry(family, **seconds):
-        return {"family": family, "features": None, **{part: {"seconds": t} for part, t in seconds.items()}}
+        return {
+            "family": family,
+            "features": None,
+            **{part: {"seconds": t} for part, t in seconds.items()},
+        }
 
     methods = {
         "rows 128": entry("exact", gradient=3.0, loss=1.0),
@@ -145,7 +163,8 @@ def test_equal_time_takes_the_most_features_that_are_no_slower():
     assert got == {"polynomial 2": {"favor": None}, "polynomial 3": {"favor": runs[1]}}
 
 
-# ------------------------------------------------------------------------------------------- figure and table
+# ------------------------------------------------------------------------------------------- figure
+# and table
 
 
 def test_crossovers():
@@ -161,12 +180,25 @@ def test_crossovers():
 def test_the_table_has_a_line_for_every_method_and_says_where_it_loses():
     def method(family, seconds, error):
         cost = {"seconds": seconds, "temporary": 2e6, "compile": 0.5}
-        return {"family": family, "features": 15, "gradient": cost, "error": error, "max_error": 0.2}
+        return {
+            "family": family,
+            "features": 15,
+            "gradient": cost,
+            "error": error,
+            "max_error": 0.2,
+        }
 
     def row(point, methods, **metrics):
-        speed_up = {"gradient": {n: 0.004 / m["gradient"]["seconds"] for n, m in methods.items() if n != "dense"}}
+        speed_up = {
+            "gradient": {
+                n: 0.004 / m["gradient"]["seconds"] for n, m in methods.items() if n != "dense"
+            }
+        }
         best = {"gradient": "dense"}
-        return {"point": point, "metrics": {"methods": methods, "speed_up": speed_up, "best": best, **metrics}}
+        return {
+            "point": point,
+            "metrics": {"methods": methods, "speed_up": speed_up, "best": best, **metrics},
+        }
 
     exact = {"family": "exact", "gradient": {"seconds": 0.004}}
     rows = [
@@ -185,7 +217,11 @@ def test_the_table_has_a_line_for_every_method_and_says_where_it_loses():
             },
         ),
     ]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in figure.table(rows).splitlines() if line]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in figure.table(rows).splitlines()
+        if line
+    ]
     assert lines[2][:6] == ["4", "160", "dense: 4", "2 (15)", "1", "4"]
     assert lines[2][-3:] == ["", "50%", "1.01 / 0.71 = 1.42"]
     assert [line[1:5] + line[-1:] for line in lines[6:8]] == [

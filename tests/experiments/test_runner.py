@@ -20,11 +20,16 @@ from tests.support.toy_experiment import NOTE
 
 
 def outcome(row):
-    return {name: row.get(name) for name in ("key", "experiment", "version", "point", "status", "metrics", "error")}
+    return {
+        name: row.get(name)
+        for name in ("key", "experiment", "version", "point", "status", "metrics", "error")
+    }
 
 
 def outcomes(folder):
-    """Everything in a folder's rows but the seconds; through JSON, for NaN is not equal to itself."""
+    """Everything in a folder's rows but the seconds; through JSON, for NaN is not equal to
+    itself.
+    """
     return sorted(json.dumps(outcome(row)) for row in store.read(folder))
 
 
@@ -34,9 +39,14 @@ def lines(path):
 
 def test_a_sweep_writes_rows_and_a_manifest(toy, capsys):
     assert main(["toy.toml"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "results: results/toy/rows.jsonl (7 ok, 0 failed)"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "results: results/toy/rows.jsonl (7 ok, 0 failed)"
+    )
     rows = store.read("results/toy")
-    assert [row["point"] for row in rows] == [{"length": length, "gamma": 1.0} for length in range(1, 8)]
+    assert [row["point"] for row in rows] == [
+        {"length": length, "gamma": 1.0} for length in range(1, 8)
+    ]
     assert {(row["experiment"], row["version"], row["status"]) for row in rows} == {
         ("tests.support.toy_experiment", 1, "ok")
     }
@@ -64,10 +74,16 @@ def test_the_manifest_keeps_the_runs_before(toy):
 def test_failed_points_are_recorded_and_retried_only_on_demand(toy, capsys):
     flags = ["toy.toml", "--out", "out", "--failing", "2", "6"]
     assert main(flags) == 1
-    assert "6/7] length=6 gamma=1.0: failed, MemoryError: length 6 is too much, " in capsys.readouterr().out
+    assert (
+        "6/7] length=6 gamma=1.0: failed, MemoryError: length 6 is too much, "
+        in capsys.readouterr().out
+    )
     failed = [row for row in store.read("out") if row["status"] == "failed"]
     assert [row["point"]["length"] for row in failed] == [2, 6]
-    assert failed[0]["error"] == {"type": "MemoryError", "message": "length 2 is too much\nfor the toy"}
+    assert failed[0]["error"] == {
+        "type": "MemoryError",
+        "message": "length 2 is too much\nfor the toy",
+    }
     # `failing` is not SHARED: the same points, which can now be measured.
     assert main(["toy.toml", "--out", "out"]) == 1
     assert len(lines("out/rows.jsonl")) == 7
@@ -89,7 +105,9 @@ def test_rows_that_are_there_are_skipped_and_other_configs_rows_stay(toy, capsys
     assert len(lines("out/rows.jsonl")) == len(store.read("out")) == 15
 
 
-@pytest.mark.parametrize("torn", ['{"key": "ab', '{"key": "ab", "status": "ok"}', '{"key": "a\n', "\0\0\0\n"])
+@pytest.mark.parametrize(
+    "torn", ['{"key": "ab', '{"key": "ab", "status": "ok"}', '{"key": "a\n', "\0\0\0\n"]
+)
 def test_a_torn_last_line_is_dropped(toy, torn):
     main(["toy.toml", "--out", "out"])
     whole = outcomes("out")
@@ -140,7 +158,9 @@ def test_two_writers_of_one_file_are_refused(toy, capsys):
     Path("out").mkdir()
     with open("out/rows.jsonl", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert refusal(capsys, "toy.toml", "--out", "out").startswith("out/rows.jsonl: got a file that another process")
+        assert refusal(capsys, "toy.toml", "--out", "out").startswith(
+            "out/rows.jsonl: got a file that another process"
+        )
         assert main(["toy.toml", "--out", "out", "--shard", "1/2"]) == 0
     assert main(["toy.toml", "--out", "out"]) == 0
 
@@ -148,7 +168,9 @@ def test_two_writers_of_one_file_are_refused(toy, capsys):
 def test_metrics_that_are_not_json_make_a_failed_row(toy, monkeypatch):
     from tests import toy_experiment
 
-    monkeypatch.setattr(toy_experiment, "measure", lambda point, config: {"value": {1, 2}} if config.seed else 3)
+    monkeypatch.setattr(
+        toy_experiment, "measure", lambda point, config: {"value": {1, 2}} if config.seed else 3
+    )
     assert main(["toy.toml", "--smoke", "--out", "out"]) == 1
     assert main(["toy.toml", "--smoke", "--out", "out", "--seed", "1"]) == 1
     assert [row["error"]["type"] for row in store.read("out")] == ["TypeError", "TypeError"]
@@ -156,7 +178,10 @@ def test_metrics_that_are_not_json_make_a_failed_row(toy, monkeypatch):
 
 def test_an_interrupted_sweep_says_that_it_can_go_on(toy, capsys):
     assert main(["toy.toml", "--out", "out", "--lengths", "1", "999", "2"]) == 130
-    assert capsys.readouterr().err == "interrupted: the same command goes on with the points that are left\n"
+    assert (
+        capsys.readouterr().err
+        == "interrupted: the same command goes on with the points that are left\n"
+    )
     assert [row["point"]["length"] for row in store.read("out")] == [1]
 
 
@@ -175,27 +200,37 @@ def test_the_key_is_that_of_the_point_the_version_and_what_is_shared():
     base = store.key("toy", 1, {"seed": 0}, {"a": 1, "b": 2.5})
     assert base == store.key("toy", 1, {"seed": 0}, {"b": 2.5, "a": 1})
     assert len(base) == 16
-    others = [("yot", 1, {"seed": 0}, 1), ("toy", 2, {"seed": 0}, 1), ("toy", 1, {"seed": 1}, 1), ("toy", 1, {}, 2)]
-    keys = {store.key(name, version, shared, {"a": a, "b": 2.5}) for name, version, shared, a in others}
+    others = [
+        ("yot", 1, {"seed": 0}, 1),
+        ("toy", 2, {"seed": 0}, 1),
+        ("toy", 1, {"seed": 1}, 1),
+        ("toy", 1, {}, 2),
+    ]
+    keys = {
+        store.key(name, version, shared, {"a": a, "b": 2.5}) for name, version, shared, a in others
+    }
     assert len(keys | {base}) == 5
 
 
 def python(*argv, cwd=ROOT):
-    return subprocess.run([sys.executable, *argv], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, *argv], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def program(*argv):
     """The runner's main as a program that can be run from any folder."""
-    return (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from experiments.__main__ import main; status = main({argv!r})"
-    )
+    return f"import sys; sys.path.insert(0, {str(ROOT)!r}); from experiments.__main__ import main; status = main({argv!r})"
 
 
 @pytest.mark.parametrize(
-    ("argv", "status"), [(["--help"], 0), (["toy.toml", "--lengths", "x"], 2), (["toy.toml", "--smoke"], 0)]
+    ("argv", "status"),
+    [(["--help"], 0), (["toy.toml", "--lengths", "x"], 2), (["toy.toml", "--smoke"], 0)],
 )
 def test_jax_is_not_imported_needlessly(toy, argv, status):
-    done = python("-c", program(*argv) + "; assert 'jax' not in sys.modules; sys.exit(status)", cwd=Path.cwd())
+    done = python(
+        "-c", program(*argv) + "; assert 'jax' not in sys.modules; sys.exit(status)", cwd=Path.cwd()
+    )
     assert done.returncode == status, done.stderr
 
 
@@ -240,9 +275,14 @@ def test_a_sweep_killed_twenty_times_ends_like_one_left_alone(toy):
     for _ in range(20):
         count = len(lines(rows)) if rows.exists() else 0
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        # A moment by the rows written, which a slow machine does not shift out of the sweep, and then any time on.
+        # A moment by the rows written, which a slow machine does not shift out of the sweep, and
+        # then any time on.
         more = draw.randrange(3)
-        while more and process.poll() is None and (not rows.exists() or len(lines(rows)) < count + more):
+        while (
+            more
+            and process.poll() is None
+            and (not rows.exists() or len(lines(rows)) < count + more)
+        ):
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.03 if more else 0.15))
         process.kill()

@@ -1,4 +1,6 @@
-"""Theorems 3.1 and A.1 as counts: operations, the largest array, memory, all without running anything long."""
+"""Theorems 3.1 and A.1 as counts: operations, the largest array, memory, all without running
+anything long.
+"""
 
 import functools
 
@@ -49,7 +51,8 @@ def exponent(method, adapt=problems.FULL):
     return np.polyfit(np.log(lengths), np.log(flops), 1)[0]
 
 
-# ------------------------------------------------------------------------------------------------- the counter
+# -------------------------------------------------------------------------------------------------
+# the counter
 
 
 def test_the_counter_multiplies_scans_out_and_takes_the_dearest_branch():
@@ -62,7 +65,10 @@ def test_the_counter_multiplies_scans_out_and_takes_the_dearest_branch():
     assert count_operations(lambda x, y: x @ y, a, b) == {"flops": 2 * 3 * 5 * 7, "largest": 21}
     assert count_operations(loop, a, b) == {"flops": 11 * 2 * 3 * 5 * 7, "largest": 21}
     assert count_operations(jax.jit(loop), a, b)["flops"] == 11 * 2 * 3 * 5 * 7
-    assert count_operations(lambda x, y: jax.lax.map(lambda r: r @ y, x), a, b)["flops"] == 2 * 3 * 5 * 7
+    assert (
+        count_operations(lambda x, y: jax.lax.map(lambda r: r @ y, x), a, b)["flops"]
+        == 2 * 3 * 5 * 7
+    )
 
     def branch(x, y, flag):
         return jax.lax.cond(flag, lambda: (x @ y).sum(), lambda: (x @ y).sum() + (x.T @ x).sum())
@@ -72,7 +78,8 @@ def test_the_counter_multiplies_scans_out_and_takes_the_dearest_branch():
         count_operations(lambda x: jax.lax.while_loop(lambda v: v.sum() < 9, lambda v: v + 1, x), a)
 
 
-# -------------------------------------------------------------------------------------------------- operations
+# --------------------------------------------------------------------------------------------------
+# operations
 
 
 def test_the_exact_gradient_takes_quadratic_time():
@@ -81,13 +88,17 @@ def test_the_exact_gradient_takes_quadratic_time():
 
 
 @pytest.mark.parametrize("series", ["taylor", *later("chebyshev", "fitted")])
-@pytest.mark.parametrize("adapt", [problems.PARTIAL, problems.FULL], ids=["Theorem 3.1", "Theorem A.1"])
+@pytest.mark.parametrize(
+    "adapt", [problems.PARTIAL, problems.FULL], ids=["Theorem 3.1", "Theorem A.1"]
+)
 def test_the_polynomial_gradient_takes_almost_linear_time(series, adapt):
     assert exponent(ll.Polynomial(3, series), adapt) <= 1.05
 
 
 def test_the_gradient_itself_costs_a_few_times_k_and_d_a_token():
-    """O(L k (1 + d + r)) with a constant below 20, and the break-even with exact attention is at a length near k."""
+    """O(L k (1 + d + r)) with a constant below 20, and the break-even with exact attention is at a
+    length near k.
+    """
     k = monomials.count(WIDTH, 3)
     length = 2**13
     flops = counted(ll.Polynomial(3), length)["flops"]
@@ -99,14 +110,17 @@ def test_the_gradient_itself_costs_a_few_times_k_and_d_a_token():
 
 
 @pytest.mark.parametrize(
-    "method", [ll.Polynomial(3), *later(ll.Polynomial(3, "fitted"), ll.Polynomial(2, block_size=64))]
+    "method",
+    [ll.Polynomial(3), *later(ll.Polynomial(3, "fitted"), ll.Polynomial(2, block_size=64))],
 )
 def test_no_intermediate_grows_with_the_length(method):
     """Not L x L, not L x k^2, not even L x k or L x d: k columns, or a block of features."""
     k = monomials.count(WIDTH, method.degree)
     largest = counted(method, 4096)["largest"]
     assert largest == counted(method, 8 * 4096)["largest"]
-    derivatives = WIDTH * max(1 + WIDTH + RANK, 11)  # of what is evaluated (11: the certificate), by every variable
+    derivatives = WIDTH * max(
+        1 + WIDTH + RANK, 11
+    )  # of what is evaluated (11: the certificate), by every variable
     below = monomials.count(WIDTH, method.degree - 1)
     sweeps = max(k * (INPUTS + 1 + RANK), derivatives * below) + (method.block_size or 2048) * max(
         k + INPUTS, derivatives
@@ -132,17 +146,25 @@ def test_the_tiled_gradient_holds_no_more_than_rows_and_tiles():
 def temporary_bytes(function, length, **options):
     """What the compiled program allocates besides arguments and results."""
     lowered = jax.jit(function).lower(specification(length, **options))
-    return lowered.compile(QUICK if jax.default_backend() == "cpu" else None).memory_analysis().temp_size_in_bytes
+    return (
+        lowered.compile(QUICK if jax.default_backend() == "cpu" else None)
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
 
 
 def test_memory_of_the_polynomial_gradient_does_not_depend_on_the_length():
-    short, long = (temporary_bytes(lambda p: ll.gradient(p, ll.Polynomial(3)), 2**n) for n in (15, 17))
+    short, long = (
+        temporary_bytes(lambda p: ll.gradient(p, ll.Polynomial(3)), 2**n) for n in (15, 17)
+    )
     assert long <= 1.1 * short
     assert long < 8e6  # two blocks of 2048 tokens and their features, in float64
 
 
 def test_memory_of_the_tiled_gradient_is_linear_in_the_length():
-    """Four times the tokens, four times the memory less the tiles; the dense one would need sixteen times."""
+    """Four times the tokens, four times the memory less the tiles; the dense one would need sixteen
+    times.
+    """
     short, long = (temporary_bytes(lambda p: exact.tiled_gradient(p, 256), 2**n) for n in (13, 15))
     assert 2 < long / short < 4.2
     assert long < 2**15 * 4 * 8 * (INPUTS + WIDTH) + 4 * 4 * 256**2

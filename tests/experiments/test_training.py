@@ -28,19 +28,24 @@ RECIPE = Recipe(steps=6, batch=4, rate=0.05, every=2, tests=8)
 
 def params(model):
     return {
-        jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(nnx.state(model))
+        jax.tree_util.keystr(path): np.asarray(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(nnx.state(model))
     }
 
 
 def test_training_with_exact_is_a_plain_optax_loop_on_the_plain_definition(task):
-    """Losses of every step, and the adapters at the end; softmax written out, adapters as W + s B A."""
+    """Losses of every step, and the adapters at the end; softmax written out, adapters as W + s B
+    A.
+    """
     model, other = make(2), make(2)
     shape, state = other.shape, nnx.state(other)
     history = loop.train(model, task, RECIPE)
 
     def loss(adapters, rest, data):
         p = nnx.to_pure_dict(nnx.merge_state(adapters, rest))
-        return optax.softmax_cross_entropy_with_integer_labels(logits(p, data.tokens, shape, 1.5), data.labels).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits(p, data.tokens, shape, 1.5), data.labels
+        ).mean()
 
     adapters, rest = nnx.split_state(state, nnx.LoRAParam, ...)
     optimiser = loop.optimiser(RECIPE)
@@ -58,12 +63,16 @@ def test_training_with_exact_is_a_plain_optax_loop_on_the_plain_definition(task)
         adapters, moments, value = advance(adapters, moments, data)
         losses.append(float(value))
     np.testing.assert_allclose(history["loss"], losses, rtol=1e-10)
-    for got, want in zip(jax.tree.leaves(nnx.state(model, nnx.LoRAParam)), jax.tree.leaves(adapters), strict=True):
+    for got, want in zip(
+        jax.tree.leaves(nnx.state(model, nnx.LoRAParam)), jax.tree.leaves(adapters), strict=True
+    ):
         np.testing.assert_allclose(got, want, atol=1e-9)
 
 
 def test_a_killed_run_goes_on_to_the_same_losses(task, tmp_path, monkeypatch):
-    """Killed between two evaluations, and asked again when it is over; methods change on the way."""
+    """Killed between two evaluations, and asked again when it is over; methods change on the
+    way.
+    """
     ladder = [ll.Exact(), ll.Exact(5)]
 
     def run(folder):
@@ -73,7 +82,9 @@ def test_a_killed_run_goes_on_to_the_same_losses(task, tmp_path, monkeypatch):
             return [ladder[data.tokens.sum() % 2]]
 
         history = loop.train(model, task, RECIPE, rechoose=rechoose, folder=folder)
-        return {k: v for k, v in history.items() if k not in ("seconds", "temporary")}, params(model)
+        return {k: v for k, v in history.items() if k not in ("seconds", "temporary")}, params(
+            model
+        )
 
     whole = run(None)
     batch, calls = tasks.batch, iter([False] * 5 + [True])
@@ -121,10 +132,17 @@ def test_a_gradient_by_the_exact_method_compares_as_equal_and_another_by_its_dis
     model.set_methods([average])
     result = loop.compare(model, data)
     parts = [
-        np.concatenate([np.ravel(x) for x in jax.tree.leaves(loop.gradients(*nnx.split(m, nnx.LoRAParam, ...), *data))])
+        np.concatenate(
+            [
+                np.ravel(x)
+                for x in jax.tree.leaves(loop.gradients(*nnx.split(m, nnx.LoRAParam, ...), *data))
+            ]
+        )
         for m in (model, loop.with_methods(model, [loop.EXACT]))
     ]
-    assert result["error"] == pytest.approx(np.linalg.norm(parts[0] - parts[1]) / np.linalg.norm(parts[1]))
+    assert result["error"] == pytest.approx(
+        np.linalg.norm(parts[0] - parts[1]) / np.linalg.norm(parts[1])
+    )
     assert 1 - result["cosine"] <= result["error"] ** 2
     assert result["error"] > 1e-3
 
@@ -136,7 +154,9 @@ def test_a_base_is_trained_once_and_its_adapters_are_fresh(tmp_path, monkeypatch
     monkeypatch.setattr(loop, "train", None)
     second = loop.pretrained(base, LoRA(rank=2), tmp_path, seed=2)
     one, two = (nnx.state(m, loop.BASE) for m in (first, second))
-    assert all((a == b).all() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+    assert all(
+        (a == b).all() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
     assert second.blocks[0].attention.query.a.shape == (2, 2)
     assert not (second.blocks[0].attention.query.b[...] != 0).any()
     assert [p.name for p in tmp_path.iterdir()] == [next(tmp_path.iterdir()).name]
@@ -146,7 +166,8 @@ def test_a_base_is_trained_once_and_its_adapters_are_fresh(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("name", "length", "words"), [("digits", 256, 0), ("which_module", 64, 0), ("next_byte", 64, 256)]
+    ("name", "length", "words"),
+    [("digits", 256, 0), ("which_module", 64, 0), ("next_byte", 64, 256)],
 )
 def test_a_task_holds_out_whole_documents_and_balances_its_classes(name, length, words):
     parts = [tasks.load(name, length, part, words) for part in tasks.PARTS]
@@ -187,7 +208,9 @@ def test_words_and_bytes_spell_the_same_text():
 
 
 def test_a_batch_is_a_function_of_seed_and_step(task):
-    same, again, later, other = (tasks.batch(task.train, 8, *s).tokens for s in ((0, 3), (0, 3), (0, 4), (1, 3)))
+    same, again, later, other = (
+        tasks.batch(task.train, 8, *s).tokens for s in ((0, 3), (0, 3), (0, 4), (1, 3))
+    )
     assert (same == again).all()
     assert (same != later).any()
     assert (same != other).any()

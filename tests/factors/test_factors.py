@@ -1,4 +1,6 @@
-"""Factors of f: the gradient that takes any of them, what each is on its own, and failures that say so."""
+"""Factors of f: the gradient that takes any of them, what each is on its own, and failures that say
+so.
+"""
 
 import dataclasses
 import functools
@@ -22,7 +24,9 @@ from tests.support.compiled import GRADIENT
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
 GRADIENT_OF = quick_jit(factor.gradient)
-FACTOR = quick_jit(lambda p, method: factors.factorise(*scores.coordinates(p), method), static_argnums=1)
+FACTOR = quick_jit(
+    lambda p, method: factors.factorise(*scores.coordinates(p), method), static_argnums=1
+)
 
 
 def exact_rows(p):
@@ -42,12 +46,16 @@ def dense(p, f):
     x = {"query": p.x_query, "key": p.x_key, "value": p.x_value}
     got = {}
     for n, (a, b) in ((n, (z.a, z.b)) for n, z in p.adapters.items()):
-        got[n] = ll.Adapter(p.scale * (x[n] @ b).T @ rows[n], p.scale * x[n].T @ (rows[n] @ np.asarray(a).T))
+        got[n] = ll.Adapter(
+            p.scale * (x[n] @ b).T @ rows[n], p.scale * x[n].T @ (rows[n] @ np.asarray(a).T)
+        )
     return got
 
 
 def any_factor(lq, lk, rng):
-    """Low rank, entries in blocks of 3 with padding among them, and two rows: a Factor and its dense form."""
+    """Low rank, entries in blocks of 3 with padding among them, and two rows: a Factor and its
+    dense form.
+    """
     blocks = -(-lq // 3)
     query = np.concatenate([rng.permutation(lq), np.full(blocks * 3 - lq, lq)]).reshape(blocks, 3)
     key = np.stack([rng.permutation(lk + 1)[:4] for _ in range(blocks)])
@@ -67,7 +75,9 @@ def any_factor(lq, lk, rng):
     return factor.Factor(jnp.asarray(left), jnp.asarray(right), entries, rows), f
 
 
-@pytest.mark.parametrize("rank", [1, 3], ids="rank {}".format)  # fewer and more than half the columns of Q
+@pytest.mark.parametrize(
+    "rank", [1, 3], ids="rank {}".format
+)  # fewer and more than half the columns of Q
 @pytest.mark.parametrize("adapt", [("query",), ("key", "value"), problems.FULL], ids="+".join)
 def test_the_gradient_of_a_factor_is_that_of_its_dense_form(adapt, rank):
     p = problems.make(0, shape=dataclasses.replace(problems.CROSS, rank=rank), adapt=adapt)
@@ -76,7 +86,9 @@ def test_the_gradient_of_a_factor_is_that_of_its_dense_form(adapt, rank):
     normalised, total = factor.normalise(given)
     loss, got = GRADIENT_OF(p, normalised)
     assert_close(got, dense(p, f), 1e-12)
-    assert float(loss) == pytest.approx(0.5 * ((f @ np.asarray(projections(p)[2]) - p.target) ** 2).sum())
+    assert float(loss) == pytest.approx(
+        0.5 * ((f @ np.asarray(projections(p)[2]) - p.target) ** 2).sum()
+    )
     index = jnp.asarray([0, 2, 7, 10, 7])
     assert np.asarray(factor.rows_of(normalised, index)) == pytest.approx(f[np.asarray(index)])
     assert total.shape == (11,)
@@ -116,7 +128,11 @@ def factor_of(x, y):
 
 @pytest.mark.parametrize(
     ("method", "shape"),
-    [(ll.Svd(50), "cross"), (ll.SparseLowRank(50, 3), "cross"), *later((ll.SparseLowRank(50, 3), "one key"))],
+    [
+        (ll.Svd(50), "cross"),
+        (ll.SparseLowRank(50, 3), "cross"),
+        *later((ll.SparseLowRank(50, 3), "one key")),
+    ],
     ids=str,
 )
 def test_a_factor_wide_enough_gives_the_exact_gradient(method, shape):
@@ -130,7 +146,9 @@ def test_a_factor_wide_enough_gives_the_exact_gradient(method, shape):
 
 @functools.cache
 def tame(length=96):
-    return ll.random_problem(jax.random.key(0), length=length, width=4, rank=2, gamma=1.2, adapt=problems.FULL)
+    return ll.random_problem(
+        jax.random.key(0), length=length, width=4, rank=2, gamma=1.2, adapt=problems.FULL
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +191,9 @@ def test_all_monomials_of_a_degree_make_the_polynomial_factor():
     p = tame()
     got, _, _ = FACTOR(p, ll.AdaptedMonomials(math.comb(4 + 3, 3), degree=3))
     u, v = quick_jit(chain.polynomial_factor, static_argnums=1)(p, 3)
-    assert np.asarray(got.left @ got.right.T) == pytest.approx(np.asarray(u @ v.T), rel=1e-8, abs=1e-12)
+    assert np.asarray(got.left @ got.right.T) == pytest.approx(
+        np.asarray(u @ v.T), rel=1e-8, abs=1e-12
+    )
 
 
 def test_the_largest_terms_are_found_in_order():
@@ -196,7 +216,10 @@ def test_random_features_are_unbiased_for_exp():
 
 def error(p, result):
     true = arrays(GRADIENT(p, ll.Exact()).gradient)
-    return {n: np.linalg.norm(x - true[n]) / np.linalg.norm(true[n]) for n, x in arrays(result.gradient).items()}
+    return {
+        n: np.linalg.norm(x - true[n]) / np.linalg.norm(true[n])
+        for n, x in arrays(result.gradient).items()
+    }
 
 
 @pytest.mark.parametrize("method", [ll.SparseLowRank(64, 64), *later(ll.Skeleton(24))], ids=str)
@@ -205,7 +228,10 @@ def test_a_lost_head_is_never_returned_as_if_it_were_fine(method):
     for layer, head in minilm.heads()[::2]:
         p = minilm.problem(layer, head, length=256, dtype="float64")
         result = GRADIENT(p, method)
-        true, said = error(p, result), {n: float(x) for n, x in arrays(result.relative_error).items()}
+        true, said = (
+            error(p, result),
+            {n: float(x) for n, x in arrays(result.relative_error).items()},
+        )
         if max(true.values()) > 1.5:
             lost += 1
             assert bool(result.failed), (layer, head, true, said)
@@ -216,7 +242,9 @@ def test_a_lost_head_is_never_returned_as_if_it_were_fine(method):
 
 
 def test_a_row_sum_that_is_not_positive_is_a_failure():
-    p = ll.random_problem(jax.random.key(0), length=96, width=4, rank=2, gamma=8.0, adapt=problems.FULL)
+    p = ll.random_problem(
+        jax.random.key(0), length=96, width=4, rank=2, gamma=8.0, adapt=problems.FULL
+    )
     result = GRADIENT(p, ll.AdaptedMonomials(math.comb(4 + 3, 3), degree=3))
     assert float(result.normaliser) <= 0
     assert bool(result.failed)
@@ -225,7 +253,9 @@ def test_a_row_sum_that_is_not_positive_is_a_failure():
 def test_attention_by_a_factor_wide_enough_is_exact():
     """Grouped heads and masked keys, with the derivative in all three inputs."""
     arrays = dense_attention.inputs(3, value_width=dense_attention.H)
-    want = dense_attention.compiled(None, False, dense_attention.peer)(*arrays, dense_attention.HOLES)
+    want = dense_attention.compiled(None, False, dense_attention.peer)(
+        *arrays, dense_attention.HOLES
+    )
     got = dense_attention.compiled(ll.SparseLowRank(50, 3))(*arrays, dense_attention.HOLES)
     dense_attention.assert_near(got, want, 2e-5)
 
@@ -249,8 +279,15 @@ def test_sparse_plus_low_rank_reaches_most_real_heads(adapt):
 
 def test_no_array_of_length_by_length_is_formed():
     n = 4096
-    shape = jax.eval_shape(lambda: ll.random_problem(jax.random.key(0), length=n, width=4, rank=2, gamma=1.0))
-    for method in (ll.SparseLowRank(16, 16), ll.Skeleton(16), ll.AdaptedMonomials(16), ll.RandomFeatures(16)):
+    shape = jax.eval_shape(
+        lambda: ll.random_problem(jax.random.key(0), length=n, width=4, rank=2, gamma=1.0)
+    )
+    for method in (
+        ll.SparseLowRank(16, 16),
+        ll.Skeleton(16),
+        ll.AdaptedMonomials(16),
+        ll.RandomFeatures(16),
+    ):
         jaxpr = jax.make_jaxpr(lambda p, method=method: ll.gradient(p, method))(shape)
         assert max(sizes(jaxpr.jaxpr)) <= n * 256 * 4
 
@@ -263,10 +300,14 @@ def sizes(jaxpr):
             yield from sizes(sub)
 
 
-@pytest.mark.parametrize("name", ["Svd", "Skeleton", "Nystrom", "RandomFeatures", "AdaptedMonomials"])
+@pytest.mark.parametrize(
+    "name", ["Svd", "Skeleton", "Nystrom", "RandomFeatures", "AdaptedMonomials"]
+)
 @pytest.mark.parametrize("rank", [0, 2.5, True])
 def test_a_rank_must_be_a_positive_integer(name, rank):
-    with pytest.raises(ValueError, match=f"{name} rank: got {rank!r}, expected an integer of at least 1"):
+    with pytest.raises(
+        ValueError, match=f"{name} rank: got {rank!r}, expected an integer of at least 1"
+    ):
         getattr(ll, name)(rank)
 
 

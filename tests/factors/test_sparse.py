@@ -1,4 +1,6 @@
-"""What sparse plus low rank is made of: trees of like points, the search for large entries, systematic samples."""
+"""What sparse plus low rank is made of: trees of like points, the search for large entries,
+systematic samples.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,9 @@ def test_a_tree_puts_like_points_together():
     rng = np.random.default_rng(0)
     centres = 10 * rng.normal(size=(8, 5))
     kinds = rng.permutation(np.repeat(np.arange(8), 16))
-    order = np.asarray(sparse.tree(jnp.asarray(centres[kinds] + 0.1 * rng.normal(size=(128, 5))), 16))
+    order = np.asarray(
+        sparse.tree(jnp.asarray(centres[kinds] + 0.1 * rng.normal(size=(128, 5))), 16)
+    )
     assert (kinds[order] == kinds[order[:, :1]]).all()
 
 
@@ -37,7 +41,9 @@ def test_the_search_finds_the_keys_that_matter():
     mass = sum(f[np.ix_(q[q < 200], k)].sum() for q, k in zip(query, key, strict=True)) / 200
     assert mass > 0.9 * best
     s = np.asarray(x @ y.T)
-    for q, k, score, cap in zip(query, key, np.asarray(found.score), np.asarray(found.cap), strict=True):
+    for q, k, score, cap in zip(
+        query, key, np.asarray(found.score), np.asarray(found.cap), strict=True
+    ):
         live = q < 200
         assert score[live] == pytest.approx(s[np.ix_(q[live], k)])
         assert (cap[live] <= s[q[live]].max(1)).all()

@@ -1,4 +1,6 @@
-"""The paper's chain: each lemma against its bound, the gradient against the exact one and against the fast route."""
+"""The paper's chain: each lemma against its bound, the gradient against the exact one and against
+the fast route.
+"""
 
 import dataclasses
 import functools
@@ -32,16 +34,22 @@ def svd_factor(problem, rank):
 
 
 def perturbed_factor(problem, size, seed=0):
-    """f itself with an error in every entry: a factor of full width whose entries need not be positive."""
+    """f itself with an error in every entry: a factor of full width whose entries need not be
+    positive.
+    """
     f = np.asarray(exact.dense_terms(problem)["f"])
-    return f + size * np.random.default_rng(seed).normal(size=f.shape) / f.shape[1], np.eye(f.shape[1])
+    return f + size * np.random.default_rng(seed).normal(size=f.shape) / f.shape[1], np.eye(
+        f.shape[1]
+    )
 
 
-# ------------------------------------------------------------------------------------------------- the chain itself
+# -------------------------------------------------------------------------------------------------
+# the chain itself
 
 
 @pytest.mark.parametrize(
-    ("shape", "adapt"), [*(("cross", a) for a in problems.SUBSETS), *later(*(("self", a) for a in problems.SUBSETS))]
+    ("shape", "adapt"),
+    [*(("cross", a) for a in problems.SUBSETS), *later(*(("self", a) for a in problems.SUBSETS))],
 )
 def test_the_exact_factor_gives_the_exact_gradient(adapt, shape):
     """U1 = f, V1 = 1: the lemmas as corrected lose nothing."""
@@ -53,7 +61,9 @@ def test_the_exact_factor_gives_the_exact_gradient(adapt, shape):
     assert_close(got, want, 1e-12)
 
 
-@pytest.mark.parametrize(("shape", "series"), [("cross", "taylor"), *later(("self", "chebyshev"), ("self", "fitted"))])
+@pytest.mark.parametrize(
+    ("shape", "series"), [("cross", "taylor"), *later(("self", "chebyshev"), ("self", "fitted"))]
+)
 def test_the_error_falls_with_the_degree(shape, series):
     p = problems.make(2, shape=problems.SHAPES[shape], reach=1.0)
     want = arrays(DENSE(p)[1])
@@ -122,14 +132,17 @@ def test_what_is_wrong_is_refused(call, message):
 
 
 def within_bounds(p, u1, v1):
-    table = {name: (float(error), float(bound)) for name, (error, bound) in ERRORS(p, u1, v1).items()}
+    table = {
+        name: (float(error), float(bound)) for name, (error, bound) in ERRORS(p, u1, v1).items()
+    }
     assert set(LEMMAS) < set(table)
     for name, (error, bound) in table.items():
         assert error <= bound * (1 + 1e-9) + 1e-12 * (1 + table["q"][1]), name
     return table
 
 
-# among vast biases rounding outweighs the smallest of the errors below, and the bounds do not include it
+# among vast biases rounding outweighs the smallest of the errors below, and the bounds do not
+# include it
 @pytest.mark.parametrize("kind", [kind for kind in problems.KINDS if kind != "vast biases"])
 def test_every_lemma_holds_within_its_bound(kind):
     """Lemmas 3.3 to 3.7 and Theorem A.1 with their constants, on factors good and bad."""
@@ -172,20 +185,29 @@ def test_the_row_error_of_lemma_3_3_holds(series, reach):
 def test_the_remainder_is_the_largest_error_of_the_series():
     s = np.linspace(-3, 3, 2001)
     for degree in (1, 4, 9):
-        taylor = np.polynomial.Polynomial([1 / float(np.prod(np.arange(1, n + 1))) for n in range(degree + 1)])
-        assert np.abs(np.exp(s) - taylor(s)).max() == pytest.approx(needed.remainder(degree, 3.0), rel=1e-10)
+        taylor = np.polynomial.Polynomial(
+            [1 / float(np.prod(np.arange(1, n + 1))) for n in range(degree + 1)]
+        )
+        assert np.abs(np.exp(s) - taylor(s)).max() == pytest.approx(
+            needed.remainder(degree, 3.0), rel=1e-10
+        )
         best = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(3 * x), 40).truncate(degree + 1)
-        error, bound = np.abs(np.exp(s) - best(s / 3)).max(), needed.remainder(degree, 3.0, "chebyshev")
+        error, bound = (
+            np.abs(np.exp(s) - best(s / 3)).max(),
+            needed.remainder(degree, 3.0, "chebyshev"),
+        )
         assert bound == pytest.approx(error, rel=1e-10)
     assert needed.row_error(0, 5.0) == np.inf
     assert needed.remainder(3, 1e3) == np.inf
 
 
-# ---------------------------------------------------------------------------------------- against the fast gradient
+# ---------------------------------------------------------------------------------------- against
+# the fast gradient
 
 
 def two_factor_gradient(p, degree):
-    """What `Polynomial(degree)` computes, from two factors of the chain: P_g in residual and mean, P_{g-1} in p.
+    """What `Polynomial(degree)` computes, from two factors of the chain: P_g in residual and mean,
+    P_{g-1} in p.
 
     h = diag(D_{g-1} / D_g) f~_{g-1};  p^ = h o (q~_g - rho~_g 1^T);  dl/dQ = beta p^ (K - 1 mu^T);
     dl/dW_K = beta (X_K - 1 m^T)^T (p^^T (Q - 1 nu^T) + p~_g^T 1 nu^T);  dl/dV = f~_g^T c~_g.
@@ -194,8 +216,11 @@ def two_factor_gradient(p, degree):
     q, k, _ = projections(p)
     high, low = (FACTOR(p, g, "taylor") for g in (degree, degree - 1))
     t = chain.chain_terms(p, *high)
-    # the first column of U1 is 1 / D times that of ones, so the normalisers can be read from the factors
-    kernel = (high[0][:, :1] / low[0][:, :1]) * (low[0] @ low[1].T) * (t.u2 @ t.v2.T - t.rho[:, None])
+    # the first column of U1 is 1 / D times that of ones, so the normalisers can be read from the
+    # factors
+    kernel = (
+        (high[0][:, :1] / low[0][:, :1]) * (low[0] @ low[1].T) * (t.u2 @ t.v2.T - t.rho[:, None])
+    )
     own = t.u3 @ t.v3.T - t.u4 @ t.v4.T
     rows = {
         "query": beta * kernel @ (k - frame.mu[None]),
@@ -203,12 +228,15 @@ def two_factor_gradient(p, degree):
         "value": t.v1 @ (t.u1.T @ t.c),
     }
     centred = dataclasses.replace(p, x_key=p.x_key - np.asarray(frame.xk_mean)[None])
-    return {n: pull_back(centred if n == "key" else p, n, rows[n]) for n in p.adapters}, 0.5 * (t.c**2).sum()
+    return {n: pull_back(centred if n == "key" else p, n, rows[n]) for n in p.adapters}, 0.5 * (
+        t.c**2
+    ).sum()
 
 
 @pytest.mark.parametrize(("shape", "degree"), [("cross", 2)])
 def test_the_fast_gradient_is_a_chain_of_two_factors(shape, degree):
-    """Exactly: normaliser, mean and residual of degree g; kernel of the gradient of degree g - 1, as P' = P_{g-1}.
+    """Exactly: normaliser, mean and residual of degree g; kernel of the gradient of degree g - 1,
+    as P' = P_{g-1}.
 
     For values alone nothing is differentiated, and `Polynomial(g)` is `Chain(g)` to rounding.
     """
@@ -222,7 +250,9 @@ def test_the_fast_gradient_is_a_chain_of_two_factors(shape, degree):
 
 
 def test_chain_and_fast_gradient_one_degree_higher_agree_to_the_order_of_the_remainder():
-    """Not equal: they differ by what one more degree adds to the residual, of the order of the error itself."""
+    """Not equal: they differ by what one more degree adds to the residual, of the order of the
+    error itself.
+    """
     gaps, errors = [], []
     for reach in (0.4, 0.2):
         p = problems.make(12, reach=reach, shape=problems.CROSS)
@@ -241,5 +271,7 @@ def test_vmap_over_a_batch_equals_one_by_one():
         jax.vmap(functools.partial(chain.run, method=chain.Chain(2))),
     )(problems.stack(many))
     for i, p in enumerate(many):
-        assert_close(jax.tree.map(lambda x, i=i: x[i], batched[1]), RUN(p, chain.Chain(2))[1], 1e-11)
+        assert_close(
+            jax.tree.map(lambda x, i=i: x[i], batched[1]), RUN(p, chain.Chain(2))[1], 1e-11
+        )
     assert jnp.shape(batched[0]) == (2,)

@@ -1,4 +1,6 @@
-"""choose: what it returns is certified, exact where nothing cheaper is, and near what an oracle would pick."""
+"""choose: what it returns is certified, exact where nothing cheaper is, and near what an oracle
+would pick.
+"""
 
 import importlib
 
@@ -18,7 +20,9 @@ MAKE = jax.jit(lambda key, gamma: ll.random_problem(key, length=1024, width=3, r
 
 def largest(problem):
     """The largest entry of the exact gradient."""
-    return max(float(abs(x).max()) for x in jax.tree.leaves(GRADIENT(problem, method=ll.Exact()).gradient))
+    return max(
+        float(abs(x).max()) for x in jax.tree.leaves(GRADIENT(problem, method=ll.Exact()).gradient)
+    )
 
 
 @pytest.mark.parametrize(("gamma", "relative"), [(1.0, 1e-2), *later((0.5, 1e-1), (0.5, 1e-4))])
@@ -53,7 +57,10 @@ def test_the_cost_model_is_quadratic_against_linear():
     costs = {}
     for length in (1024, 2048):
         problem = ll.random_problem(jax.random.key(0), length=length, width=3, rank=2, gamma=1.0)
-        costs[length] = choosing.exact_operations(problem), choosing.polynomial_operations(problem, 4)
+        costs[length] = (
+            choosing.exact_operations(problem),
+            choosing.polynomial_operations(problem, 4),
+        )
     assert costs[2048][0] == 4 * costs[1024][0]
     assert costs[2048][1] == 2 * costs[1024][1]
     degree = choosing.affordable(problem)

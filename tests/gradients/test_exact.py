@@ -1,4 +1,6 @@
-"""Exact gradients: dense and tiled against the definitions, automatic differentiation and finite differences."""
+"""Exact gradients: dense and tiled against the definitions, automatic differentiation and finite
+differences.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +23,20 @@ def definition(problem):
 
 def with_adapters(p, adapters):
     return ll.LoRAProblem(
-        p.x_query, p.x_key, p.x_value, p.target, weights=p.weights, adapters=adapters, scale=p.scale, beta=p.beta
+        p.x_query,
+        p.x_key,
+        p.x_value,
+        p.target,
+        weights=p.weights,
+        adapters=adapters,
+        scale=p.scale,
+        beta=p.beta,
     )
 
 
 @pytest.mark.parametrize(
-    ("shape", "adapt"), [*(("cross", a) for a in problems.SUBSETS), *later(*(("self", a) for a in problems.SUBSETS))]
+    ("shape", "adapt"),
+    [*(("cross", a) for a in problems.SUBSETS), *later(*(("self", a) for a in problems.SUBSETS))],
 )
 def test_dense_and_tiled_equal_the_definitions(adapt, shape):
     p = problems.make(1, shape=problems.SHAPES[shape], adapt=adapt, reach=3.0)
@@ -69,11 +79,15 @@ def test_dense_and_tiled_equal_the_definitions_on_smallest_shapes(shape):
 @pytest.mark.parametrize("block_size", [1, 4, 13, 100])
 def test_the_block_changes_only_rounding(block_size):
     p = problems.make(4, reach=5.0)
-    assert_close(EXACT(p, ll.Exact(block_size=block_size)).gradient, EXACT(p, ll.Exact()).gradient, 1e-13)
+    assert_close(
+        EXACT(p, ll.Exact(block_size=block_size)).gradient, EXACT(p, ll.Exact()).gradient, 1e-13
+    )
 
 
 def test_the_gradient_is_the_derivative_of_the_loss():
-    """jax.grad of `loss` in all six arrays, and central differences of the definition along random directions."""
+    """jax.grad of `loss` in all six arrays, and central differences of the definition along random
+    directions.
+    """
     p = problems.make(5, shape=problems.CROSS, reach=2.0)
 
     def loss_of(adapters):
@@ -88,12 +102,17 @@ def test_the_gradient_is_the_derivative_of_the_loss():
         for sign in (1, -1):
             moved = jax.tree.map(lambda v, s, sign=sign: v + sign * s, p.adapters, step)
             ends.append(reference.loss_and_gradient(with_adapters(p, moved))[0])
-        slope = sum(np.sum(np.asarray(g) * s) for g, s in zip(jax.tree.leaves(got), jax.tree.leaves(step), strict=True))
+        slope = sum(
+            np.sum(np.asarray(g) * s)
+            for g, s in zip(jax.tree.leaves(got), jax.tree.leaves(step), strict=True)
+        )
         np.testing.assert_allclose((ends[0] - ends[1]) / 2, slope, rtol=1e-6, atol=1e-9)
 
 
 def test_dense_terms_obey_the_identities_of_the_paper():
-    """Definitions 3.2 to 3.6: rows of f sum to 1, rho = <f, q> = <c, f V>, p = p1 - p2 = f o (q - rho), p 1 = 0."""
+    """Definitions 3.2 to 3.6: rows of f sum to 1, rho = <f, q> = <c, f V>, p = p1 - p2 = f o (q -
+    rho), p 1 = 0.
+    """
     p = problems.make(7, shape=problems.CROSS, reach=3.0)
     t = {n: np.asarray(v) for n, v in exact.dense_terms(p).items()}
     s = reference.scores(p)

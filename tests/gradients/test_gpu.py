@@ -1,4 +1,6 @@
-"""On an accelerator: the same gradients as on a CPU, its own kernels right to their precision, nothing of size L x L."""
+"""On an accelerator: the same gradients as on a CPU, its own kernels right to their precision,
+nothing of size L x L.
+"""
 
 import jax
 import numpy as np
@@ -28,7 +30,9 @@ def on_the_host(function, problem):
         return jax.jit(function)(jax.tree.map(lambda x: np.asarray(x, np.float64), problem))
 
 
-@pytest.mark.parametrize("method", [ll.Polynomial(2), ll.Polynomial(3, block_size=100), ll.Exact(128)], ids=str)
+@pytest.mark.parametrize(
+    "method", [ll.Polynomial(2), ll.Polynomial(3, block_size=100), ll.Exact(128)], ids=str
+)
 def test_a_gradient_of_the_library_is_that_of_the_cpu_to_the_rounding_of_float32(method, problem):
     """A product that dropped to TF32 or bfloat16 would be off by 1e-3."""
     got = jax.jit(lambda p: ll.gradient(p, method).gradient)(problem)
@@ -39,7 +43,9 @@ def test_the_certificate_holds_on_the_accelerator(problem):
     result = jax.jit(lambda p: ll.gradient(p, ll.Polynomial(3)))(problem)
     exact = on_the_host(lambda p: ll.gradient(p, ll.Exact()).gradient, problem)
     assert result.bound is not None
-    for bound, got, want in zip(*(jax.tree.leaves(x) for x in (result.bound, result.gradient, exact)), strict=True):
+    for bound, got, want in zip(
+        *(jax.tree.leaves(x) for x in (result.bound, result.gradient, exact)), strict=True
+    ):
         assert np.abs(np.asarray(got, np.float64) - np.asarray(want)).max() <= float(bound)
 
 
@@ -53,16 +59,22 @@ def test_the_certificate_holds_on_the_accelerator(problem):
     ],
     ids=["XLA", "TF32", "Pallas", "cuDNN"],
 )
-def test_the_kernels_agree_with_the_exact_gradient_to_their_precision(attention, precision, tolerance, problem):
+def test_the_kernels_agree_with_the_exact_gradient_to_their_precision(
+    attention, precision, tolerance, problem
+):
     if attention is not kernels.xla and jax.default_backend() != "gpu":
         pytest.skip("a kernel of GPUs")
     with jax.default_matmul_precision(precision), jax.numpy_dtype_promotion("standard"):
         got = jax.jit(lambda p: baselines.gradient(p, attention))(problem)
-    assert_close(got, on_the_host(lambda p: ll.gradient(p, ll.Exact()).gradient, problem), tolerance)
+    assert_close(
+        got, on_the_host(lambda p: ll.gradient(p, ll.Exact()).gradient, problem), tolerance
+    )
 
 
 def test_the_polynomial_gradient_needs_no_array_that_grows_with_the_length():
-    """Two blocks or eight of them, the same working memory; a single L x L array would take 600 GB and up."""
+    """Two blocks or eight of them, the same working memory; a single L x L array would take 600 GB
+    and up.
+    """
     config, block = accelerator.Config(lengths=(1,)), 200_000
     sizes = []
     for length in (2 * block, 8 * block):

@@ -1,4 +1,6 @@
-"""The verb: the polynomial gradient against automatic differentiation of the forward it claims to derive."""
+"""The verb: the polynomial gradient against automatic differentiation of the forward it claims to
+derive.
+"""
 
 import dataclasses
 import math
@@ -14,7 +16,15 @@ from lora_limits.coordinates import blocks
 from lora_limits.coordinates import frame as frames
 from lora_limits.gradients import sweeps
 from tests.support import problems, reference
-from tests.support.compiled import BATCH, BLOCK, GRADIENT, UNBOUNDED, UNCERTIFIED, batched, polynomial
+from tests.support.compiled import (
+    BATCH,
+    BLOCK,
+    GRADIENT,
+    UNBOUNDED,
+    UNCERTIFIED,
+    batched,
+    polynomial,
+)
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
 
@@ -75,13 +85,17 @@ CASES = [
     ("self", problems.FULL, polynomial(3, "chebyshev")),
     ("self", problems.PARTIAL, polynomial(2, centred=False)),
     *later(*(("cross", adapt, polynomial(3)) for adapt in problems.SUBSETS[1:-1])),
-    *later(("self", problems.FULL, polynomial(3)), ("self", problems.FULL, polynomial(2, "fitted"))),
+    *later(
+        ("self", problems.FULL, polynomial(3)), ("self", problems.FULL, polynomial(2, "fitted"))
+    ),
 ]
 
 
 @pytest.mark.parametrize(("shape", "adapt", "m"), CASES)
 def test_polynomial_is_the_derivative_of_the_factored_forward(shape, adapt, m):
-    p = problems.make(1, shape=problems.SHAPES[shape], adapt=adapt, reach=1.5, kind="self attention")
+    p = problems.make(
+        1, shape=problems.SHAPES[shape], adapt=adapt, reach=1.5, kind="self attention"
+    )
     loss, want = FACTORED(p, jax.tree.map(jnp.asarray, p.adapters), coefficients(p, m), m.centred)
     got = UNBOUNDED(p, m)
     np.testing.assert_allclose(got.loss, loss, rtol=1e-12)
@@ -93,29 +107,44 @@ def test_polynomial_is_the_derivative_of_the_factored_forward(shape, adapt, m):
 
 @pytest.mark.parametrize(("degrees", "factor"), later(((1, 3), 6), ((3, 6), 120)))
 def test_the_error_falls_with_the_degree_as_fast_as_the_series(degrees, factor):
-    """Degree g leaves about R^g / g! of the gradient: at R = 1, 6 from degree 1 to 3 and 120 from 3 to 6, at least."""
+    """Degree g leaves about R^g / g! of the gradient: at R = 1, 6 from degree 1 to 3 and 120 from 3
+    to 6, at least.
+    """
     many = [problems.make(seed, reach=1.0) for seed in range(BATCH)]
     errors = []
     for degree in degrees:
         batch = batched("taylor", degree)(problems.stack(many)).gradient
-        each = [worst(jax.tree.map(lambda v, i=i: v[i], batch), exact(p)) for i, p in enumerate(many[:6])]
+        each = [
+            worst(jax.tree.map(lambda v, i=i: v[i], batch), exact(p))
+            for i, p in enumerate(many[:6])
+        ]
         errors.append(np.median(each))
     assert errors[0] > factor * errors[1]
     assert errors[1] < {3: 0.02, 6: 1e-4}[degrees[1]]
 
 
 def shifted(problem, query, key):
-    """The problem with one more input column, of ones, whose weights add `query` and `key` to every Q and K."""
+    """The problem with one more input column, of ones, whose weights add `query` and `key` to every
+    Q and K.
+    """
     width = problem.weights.query.shape[1]
-    extra = {"query": np.full(width, query), "key": np.full(width, key), "value": np.zeros(problem.target.shape[1])}
+    extra = {
+        "query": np.full(width, query),
+        "key": np.full(width, key),
+        "value": np.zeros(problem.target.shape[1]),
+    }
 
     def wider(x):
         return np.concatenate([x, np.ones_like(x[:, :1])], 1)
 
     weights = {
-        n: np.concatenate([getattr(problem.weights, n), v[None].astype(problem.dtype)]) for n, v in extra.items()
+        n: np.concatenate([getattr(problem.weights, n), v[None].astype(problem.dtype)])
+        for n, v in extra.items()
     }
-    adapters = {n: ll.Adapter(a.a, np.concatenate([a.b, np.zeros_like(a.b[:1])])) for n, a in problem.adapters.items()}
+    adapters = {
+        n: ll.Adapter(a.a, np.concatenate([a.b, np.zeros_like(a.b[:1])]))
+        for n, a in problem.adapters.items()
+    }
     return ll.LoRAProblem(
         *(wider(getattr(problem, f"x_{n}")) for n in problems.FULL),
         problem.target,
@@ -127,9 +156,14 @@ def shifted(problem, query, key):
 
 
 def test_a_common_key_changes_nothing():
-    """K - 1 mu^T: exactly the same polynomial gradient, however large mu is; uncentred it would be worthless."""
+    """K - 1 mu^T: exactly the same polynomial gradient, however large mu is; uncentred it would be
+    worthless.
+    """
     p = problems.make(2, reach=1.0)
-    plain, moved = GRADIENT(shifted(p, 0.0, 0.0), polynomial(3)), GRADIENT(shifted(p, 0.0, 40.0), polynomial(3))
+    plain, moved = (
+        GRADIENT(shifted(p, 0.0, 0.0), polynomial(3)),
+        GRADIENT(shifted(p, 0.0, 40.0), polynomial(3)),
+    )
     assert_close(moved.gradient, plain.gradient, 1e-10)
     np.testing.assert_allclose(moved.loss, plain.loss, rtol=1e-11)
     for name, bound in arrays(plain.bound).items():
@@ -137,7 +171,9 @@ def test_a_common_key_changes_nothing():
 
 
 def test_a_common_query_reweights_the_keys_and_is_otherwise_centred_away():
-    """Q + 1 nu^T is other attention (nu re-weights the keys), as well approximated as before; uncentred it is not."""
+    """Q + 1 nu^T is other attention (nu re-weights the keys), as well approximated as before;
+    uncentred it is not.
+    """
     plain = problems.make(2, reach=0.5)
     p = shifted(plain, 6.0, 3.0)
     want = exact(p)
@@ -150,18 +186,27 @@ def test_a_common_query_reweights_the_keys_and_is_otherwise_centred_away():
 @pytest.mark.slow
 def test_the_block_changes_only_rounding():
     p = problems.make(3)
-    assert_close(GRADIENT(p, ll.Polynomial(3, block_size=64)).gradient, GRADIENT(p, polynomial(3)).gradient, 1e-12)
+    assert_close(
+        GRADIENT(p, ll.Polynomial(3, block_size=64)).gradient,
+        GRADIENT(p, polynomial(3)).gradient,
+        1e-12,
+    )
 
 
 @pytest.mark.parametrize(
-    "shape", ["one query", *(pytest.param(s, marks=pytest.mark.slow) for s in ("one key", "smallest"))]
+    "shape",
+    ["one query", *(pytest.param(s, marks=pytest.mark.slow) for s in ("one key", "smallest"))],
 )
 def test_smallest_shapes(shape):
-    """One key: softmax is 1 whatever the scores, so query and key gradients vanish and the value's is exact."""
+    """One key: softmax is 1 whatever the scores, so query and key gradients vanish and the value's
+    is exact.
+    """
     p = problems.make(4, shape=problems.SHAPES[shape])
     got, want = UNCERTIFIED(p, polynomial(3)), exact(p)
     # one query is its own centre: every score is then a weight, and the polynomial is exact
-    assert_close(got.gradient, want, 1e-12, scale=1 + max(np.abs(x).max() for x in arrays(want).values()))
+    assert_close(
+        got.gradient, want, 1e-12, scale=1 + max(np.abs(x).max() for x in arrays(want).values())
+    )
 
 
 def test_vmap_over_a_batch_equals_a_loop():
@@ -197,7 +242,9 @@ def test_new_numbers_do_not_recompile():
 
 
 def test_a_normaliser_that_is_not_positive_is_reported_and_not_clipped():
-    """One key in twenty scores -9.5, the others 0.5: 1 + s + s^2/2 + s^3/6 averages to -4.6 for the first query."""
+    """One key in twenty scores -9.5, the others 0.5: 1 + s + s^2/2 + s^3/6 averages to -4.6 for the
+    first query.
+    """
     n = 20
     keys = np.where(np.arange(n) == 0, -9.5, 0.5)[:, None]
     queries = np.where(np.arange(n) % 2 == 0, 1.0, -1.0)[:, None]
@@ -220,7 +267,9 @@ def test_a_normaliser_that_is_not_positive_is_reported_and_not_clipped():
     np.testing.assert_allclose(got.normaliser, sums.min(), rtol=1e-9)
     assert all(np.isinf(b) for b in arrays(got.bound).values())
     # still the derivative of the forward as it stands, negative normaliser and all
-    loss, want = FACTORED(p, jax.tree.map(jnp.asarray, p.adapters), coefficients(p, polynomial(3)), True)
+    loss, want = FACTORED(
+        p, jax.tree.map(jnp.asarray, p.adapters), coefficients(p, polynomial(3)), True
+    )
     np.testing.assert_allclose(got.loss, loss, rtol=1e-11)
     assert_close(got.gradient, want, 1e-10)
 

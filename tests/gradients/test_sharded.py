@@ -1,7 +1,8 @@
-"""The gradient over a mesh: the same to rounding, O(k d) bytes whatever L is, one n-th of the work on each device.
+"""The gradient over a mesh: the same to rounding, O(k d) bytes whatever L is, one n-th of the work
+on each device.
 
-The session has one device, so meshes are run in processes of their own, and what only needs counting is counted on
-meshes without devices.
+The session has one device, so meshes are run in processes of their own, and what only needs
+counting is counted on meshes without devices.
 """
 
 import functools
@@ -33,7 +34,9 @@ def case(adapt, series, degree, mesh, place):
 
 
 def run(cases, devices, processes=1):
-    """What `processes` workers of `devices` devices each print. All end with the test, whatever happens."""
+    """What `processes` workers of `devices` devices each print. All end with the test, whatever
+    happens.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -43,10 +46,14 @@ def run(cases, devices, processes=1):
     started, out = [], []
     try:
         for index in range(processes):
-            spec = json.dumps({"cases": cases, "processes": processes, "index": index, "port": port})
+            spec = json.dumps(
+                {"cases": cases, "processes": processes, "index": index, "port": port}
+            )
             command = [sys.executable, str(ROOT / "tests" / "support" / "sharded_worker.py"), spec]
             started.append(
-                subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                subprocess.Popen(
+                    command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                )
             )
         for process in started:
             text, errors = process.communicate(timeout=TIMEOUT)
@@ -60,7 +67,9 @@ def run(cases, devices, processes=1):
 
 
 def check(report, cases):
-    """The same gradient, loss, bound and normaliser to rounding; nothing but all-reduces of the counted size."""
+    """The same gradient, loss, bound and normaliser to rounding; nothing but all-reduces of the
+    counted size.
+    """
     for asked, got in zip(cases, report["cases"], strict=True):
         assert got["gradient"] < 1e-12, asked
         assert got["loss"] < 1e-12, asked
@@ -86,7 +95,9 @@ def every(adapt):
 @pytest.mark.parametrize(
     "cases",
     [
-        pytest.param([case(problems.PARTIAL, "fitted", 2, {"hosts": 2, "tokens": 4}, "explicit")], id="one"),
+        pytest.param(
+            [case(problems.PARTIAL, "fitted", 2, {"hosts": 2, "tokens": 4}, "explicit")], id="one"
+        ),
         pytest.param(every(problems.PARTIAL), id="partial", marks=pytest.mark.slow),
         pytest.param(every(problems.FULL), id="full", marks=pytest.mark.slow),
         pytest.param(every(("key",)), id="key", marks=pytest.mark.slow),
@@ -124,7 +135,9 @@ def test_two_processes_on_the_loopback_address():
 
 
 def specification(length, adapt=problems.PARTIAL, shape=None):
-    """A problem of shapes without numbers, all widths equal to WIDTH unless a problems.Shape says otherwise."""
+    """A problem of shapes without numbers, all widths equal to WIDTH unless a problems.Shape says
+    otherwise.
+    """
     s = shape or problems.Shape(length, length, (WIDTH,) * 3, WIDTH, WIDTH, RANK)
     widths = dict(zip(problems.FULL, s.inputs, strict=True))
     out = {"query": s.width, "key": s.width, "value": s.value_width}
@@ -154,7 +167,9 @@ def _words(jaxpr, inside=False):
             assert not inside, "a reduction for every block of tokens"
             yield name, sum(int(np.prod(v.aval.shape)) for v in eqn.invars)
             continue
-        assert not any(w in eqn.primitive.name for w in ("all_gather", "all_to_all", "ppermute", "scatter_sum"))
+        assert not any(
+            w in eqn.primitive.name for w in ("all_gather", "all_to_all", "ppermute", "scatter_sum")
+        )
         for value in eqn.params.values():
             for sub in value if isinstance(value, tuple | list) else (value,):
                 sub = getattr(sub, "jaxpr", sub)
@@ -164,14 +179,18 @@ def _words(jaxpr, inside=False):
 
 def traffic(problem, method, mesh):
     """[(reduction, numbers)] that every device says in one gradient."""
-    return list(_words(jax.make_jaxpr(lambda p: ll.sharded_gradient(p, method, mesh))(problem).jaxpr))
+    return list(
+        _words(jax.make_jaxpr(lambda p: ll.sharded_gradient(p, method, mesh))(problem).jaxpr)
+    )
 
 
 def tokens(n):
     return AbstractMesh((n,), ("tokens",))
 
 
-@pytest.mark.parametrize(("adapt", "degree"), [(problems.PARTIAL, 2), (problems.PARTIAL, 5), (problems.FULL, 3)])
+@pytest.mark.parametrize(
+    ("adapt", "degree"), [(problems.PARTIAL, 2), (problems.PARTIAL, 5), (problems.FULL, 3)]
+)
 def test_bytes_are_of_order_k_d(adapt, degree):
     said = traffic(specification(2**14, adapt), ll.Polynomial(degree), tokens(8))
     # M and T of 1 + d_value + r columns each, and the certificate's: 4 bytes a number
@@ -180,17 +199,22 @@ def test_bytes_are_of_order_k_d(adapt, degree):
 
 def test_bytes_depend_neither_on_the_length_nor_on_the_devices():
     method = ll.Polynomial(2, "fitted")
-    assert traffic(specification(2**12), method, tokens(8)) == traffic(specification(2**16), method, tokens(512))
+    assert traffic(specification(2**12), method, tokens(8)) == traffic(
+        specification(2**16), method, tokens(512)
+    )
 
 
-# ------------------------------------------------------------------------------------------------ what is left to do
+# ------------------------------------------------------------------------------------------------
+# what is left to do
 
 
 @functools.cache
 def operations(length, devices):
     """Operations of one device."""
     method = ll.Polynomial(3)
-    return count_operations(lambda p: ll.sharded_gradient(p, method, tokens(devices)), specification(length))["flops"]
+    return count_operations(
+        lambda p: ll.sharded_gradient(p, method, tokens(devices)), specification(length)
+    )["flops"]
 
 
 def test_one_device_does_what_the_plain_gradient_does():
@@ -213,7 +237,11 @@ def test_weak_scaling_a_device_does_the_same_however_many_there_are():
 @pytest.mark.parametrize(
     ("length", "method", "message"),
     [
-        (20, ll.Polynomial(2), r"x_query: got 20 tokens, expected a multiple of 8, the devices of the mesh"),
+        (
+            20,
+            ll.Polynomial(2),
+            r"x_query: got 20 tokens, expected a multiple of 8, the devices of the mesh",
+        ),
         (16, ll.Exact(), r"method: got Exact\(block_size=None\), expected a Polynomial"),
     ],
 )
@@ -237,6 +265,8 @@ def test_the_slurm_script_runs_its_part_of_the_array():
     command = ["bash", script, "configs/rates.toml", "16", "--size", "full"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=True)
     assert done.stdout == "-m experiments configs/rates.toml --shard 3/16 --size full\n"
-    done = subprocess.run(command[:3], env=env, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(
+        command[:3], env=env, capture_output=True, text=True, timeout=20, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "usage: sbatch --array=1-N" in done.stderr

@@ -12,7 +12,8 @@ from lora_limits.hardness.deciders import PATH_SLACK, READOUT_SLACK, scan_length
 from lora_limits.hardness.gadgets import inverse_noise, pad_score, token_rows
 from tests.support.neighbours import DECIDERS, EXACT, MAKERS, neighbours, noisy, odds, sizes
 
-# ------------------------------------------------------------------------------------------------- identities
+# -------------------------------------------------------------------------------------------------
+# identities
 
 
 def both_gadgets(rng):
@@ -34,7 +35,9 @@ def test_one_entry_of_a_fresh_adapter_reads_tau_squared_one_minus_tau():
 def test_the_path_integral_recovers_the_sum_of_tau_squared():
     for gadget in both_gadgets(np.random.default_rng(1)):
         beta0 = inverse_noise(gadget, PATH_SLACK)
-        change = hardness.path_integral(lambda lam, g=gadget, b=beta0: hardness.path_problem(g, b, lam), EXACT, 40)
+        change = hardness.path_integral(
+            lambda lam, g=gadget, b=beta0: hardness.path_problem(g, b, lam), EXACT, 40
+        )
         na, nb, length = len(gadget.queries), len(gadget.keys), gadget.tokens
         tau = odds(gadget, beta0, 0.0) / (1 + odds(gadget, beta0, 0.0))
         squares = length * (nb / length) ** 2 + change - (length - na) * (nb / length) ** 2
@@ -75,10 +78,16 @@ def test_quadrature_error_stays_below_its_bound_and_left_riemann_misses_the_gap(
         error = abs(hardness.path_integral(problem_at, EXACT, nodes) - truth)
         assert error <= quadrature.error_bound(n, spread, nodes) + 1e-9
     assert abs(hardness.path_integral(problem_at, EXACT, 24) - truth) < 1e-5
-    published = hardness.path_integral(problem_at, EXACT, math.ceil(math.log(n) ** 4), hardness.left_riemann)
+    published = hardness.path_integral(
+        problem_at, EXACT, math.ceil(math.log(n) ** 4), hardness.left_riemann
+    )
     assert abs(published - truth) > 1 / 8
     needed = hardness.nodes_needed(n, spread, 1e-3)
-    assert quadrature.error_bound(n, spread, needed) <= 1e-3 < quadrature.error_bound(n, spread, needed - 1)
+    assert (
+        quadrature.error_bound(n, spread, needed)
+        <= 1e-3
+        < quadrature.error_bound(n, spread, needed - 1)
+    )
 
 
 def test_nothing_overflows_at_4096():
@@ -90,11 +99,14 @@ def test_nothing_overflows_at_4096():
             queries, keys, _ = token_rows(gadget, beta0, sigma)
             scores = queries[:1] @ keys.T / gadget.width
             assert np.isfinite(scores).all()
-            np.testing.assert_allclose(scores[0, -1], pad_score(gadget, beta0, sigma), rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(
+                scores[0, -1], pad_score(gadget, beta0, sigma), rtol=1e-9, atol=1e-9
+            )
     assert beta0 * hardness.hamming_gadget(a, b, 4, 9).reach / math.log(4096) > 1
 
 
-# ---------------------------------------------------------------------------------------------- right answers
+# ----------------------------------------------------------------------------------------------
+# right answers
 
 
 @pytest.mark.parametrize("decider", DECIDERS)
@@ -123,10 +135,16 @@ def test_nearest_neighbours_of_512(answer):
 def test_nearest_neighbours_200_instances():
     rng = np.random.default_rng(5)
     for trial in range(200):
-        n, kind, answer = (64, 128, 256, 512)[trial % 4], tuple(MAKERS)[trial // 4 % 2], bool(trial // 8 % 2)
+        n, kind, answer = (
+            (64, 128, 256, 512)[trial % 4],
+            tuple(MAKERS)[trial // 4 % 2],
+            bool(trial // 8 % 2),
+        )
         instance = neighbours(rng, n, kind, answer)
         assert bool(hardness.nearest_neighbours(*instance, EXACT)) is answer
-        assert bool(hardness.nearest_neighbours(*instance, EXACT, decider="path", nodes=24)) is answer
+        assert (
+            bool(hardness.nearest_neighbours(*instance, EXACT, decider="path", nodes=24)) is answer
+        )
 
 
 @pytest.mark.slow
@@ -166,11 +184,15 @@ def test_orthogonal_vectors(trial):
 @pytest.mark.slow
 def test_orthogonal_vectors_200_instances():
     for trial in range(200):
-        assert bool(hardness.orthogonal_vectors(*orthogonality(trial, 1024), EXACT)) == bool(trial % 2)
+        assert bool(hardness.orthogonal_vectors(*orthogonality(trial, 1024), EXACT)) == bool(
+            trial % 2
+        )
 
 
 def test_every_pair_meeting_once_is_the_worst_no():
-    """tau_i is as large as it can be in every row: beta0 = ln n + c would not do, 1.5 ln n + c does."""
+    """tau_i is as large as it can be in every row: beta0 = ln n + c would not do, 1.5 ln n + c
+    does.
+    """
     a = b = np.ones((512, 1), np.int64)
     decision = hardness.orthogonal_vectors(a, b, EXACT)
     assert not decision
@@ -192,14 +214,21 @@ def truth(clauses):
 def test_random_3sat_of_12_variables(trial):
     clauses = instances.random_3sat(np.random.default_rng(trial), 12, 4.26 + 0.6 * (trial % 2))
     model, cost = hardness.find_model(clauses, EXACT)
-    assert bool(hardness.satisfiable(clauses, EXACT)) == truth(clauses) == cost.satisfiable == (model is not None)
+    assert (
+        bool(hardness.satisfiable(clauses, EXACT))
+        == truth(clauses)
+        == cost.satisfiable
+        == (model is not None)
+    )
     assert model is None or (hardness.satisfies(model, clauses) and len(model) <= 12)
 
 
 @pytest.mark.slow
 def test_random_3sat_100_formulas():
     for trial in range(100):
-        clauses = instances.random_3sat(np.random.default_rng(1000 + trial), 12 + 2 * (trial % 5), 4.26)
+        clauses = instances.random_3sat(
+            np.random.default_rng(1000 + trial), 12 + 2 * (trial % 5), 4.26
+        )
         assert bool(hardness.satisfiable(clauses, EXACT)) == truth(clauses)
 
 

@@ -1,4 +1,6 @@
-"""Theorem 4.1 with oracles that err: up to the tolerance no answer changes, above it answers break."""
+"""Theorem 4.1 with oracles that err: up to the tolerance no answer changes, above it answers
+break.
+"""
 
 import numpy as np
 import pytest

@@ -14,22 +14,55 @@ from tests.support.neighbours import EXACT
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: hardness.orthogonal_vectors([[0, 2]], [[0, 1]], EXACT), r"a\[0\]: got entry 2, expected 0 or 1"),
-        (lambda: hardness.orthogonal_vectors([[0, 1]], [[0.5, 1]], EXACT), r"b\[0\]: got entry 0.5"),
+        (
+            lambda: hardness.orthogonal_vectors([[0, 2]], [[0, 1]], EXACT),
+            r"a\[0\]: got entry 2, expected 0 or 1",
+        ),
+        (
+            lambda: hardness.orthogonal_vectors([[0, 1]], [[0.5, 1]], EXACT),
+            r"b\[0\]: got entry 0.5",
+        ),
         (lambda: hardness.orthogonal_vectors([[0, 1]], [[1]], EXACT), "width 1, expected 2"),
-        (lambda: hardness.orthogonal_vectors(np.zeros((0, 2)), [[0, 1]], EXACT), "at least one vector"),
+        (
+            lambda: hardness.orthogonal_vectors(np.zeros((0, 2)), [[0, 1]], EXACT),
+            "at least one vector",
+        ),
         (lambda: hardness.orthogonal_vectors([[math.nan]], [[1]], EXACT), "nan, expected 0 or 1"),
         (lambda: hardness.orthogonal_vectors([0, 1], [[0, 1]], EXACT), "shape"),
-        (lambda: hardness.orthogonal_vectors([[1]], [[1]], EXACT, decider="guess"), "decider: got 'guess'"),
-        (lambda: hardness.orthogonal_vectors([[1]], [[1]], EXACT, nodes=3), "expected decider='path'"),
-        (lambda: hardness.orthogonal_vectors([[1]], [[1]], EXACT, nodes=0, decider="path"), "at least 1"),
+        (
+            lambda: hardness.orthogonal_vectors([[1]], [[1]], EXACT, decider="guess"),
+            "decider: got 'guess'",
+        ),
+        (
+            lambda: hardness.orthogonal_vectors([[1]], [[1]], EXACT, nodes=3),
+            "expected decider='path'",
+        ),
+        (
+            lambda: hardness.orthogonal_vectors([[1]], [[1]], EXACT, nodes=0, decider="path"),
+            "at least 1",
+        ),
         (lambda: hardness.nearest_neighbours([[1]], [[1]], 0, 0, EXACT), "gap: got 0, expected"),
-        (lambda: hardness.nearest_neighbours([[1]], [[1]], 2, 1, EXACT), "distance: got 2, expected"),
-        (lambda: hardness.satisfiable([[1, 0]], EXACT), "clause 0: got literal 0, expected a non-zero integer"),
+        (
+            lambda: hardness.nearest_neighbours([[1]], [[1]], 2, 1, EXACT),
+            "distance: got 2, expected",
+        ),
+        (
+            lambda: hardness.satisfiable([[1, 0]], EXACT),
+            "clause 0: got literal 0, expected a non-zero integer",
+        ),
         (lambda: hardness.satisfiable([[1.5]], EXACT), "non-zero integer"),
-        (lambda: hardness.satisfiable([[x] for x in range(1, 41)], EXACT), "40 would take 2097152 tokens"),
-        (lambda: instances.random_neighbours(np.random.default_rng(0), 64, 8, 2, 4, False), "width: got 8"),
-        (lambda: instances.clustered_neighbours(np.random.default_rng(0), 64, 5, 2, 4, False), "width: got 5"),
+        (
+            lambda: hardness.satisfiable([[x] for x in range(1, 41)], EXACT),
+            "40 would take 2097152 tokens",
+        ),
+        (
+            lambda: instances.random_neighbours(np.random.default_rng(0), 64, 8, 2, 4, False),
+            "width: got 8",
+        ),
+        (
+            lambda: instances.clustered_neighbours(np.random.default_rng(0), 64, 5, 2, 4, False),
+            "width: got 5",
+        ),
         (lambda: instances.random_3sat(np.random.default_rng(0), 2), "variables: got 2"),
     ],
 )
@@ -82,7 +115,11 @@ def test_solve_says_unsatisfiable_and_reports_errors_in_one_line(tmp_path, capsy
     path.write_text("p cnf 1 2\n1 0\n-1 0\n")
     assert solve_command(str(path)) == 0
     assert "s UNSATISFIABLE" in capsys.readouterr().out
-    for name, text in (("bad.cnf", "p cnf 1 1\n1 2 0\n"), ("missing.cnf", None), ("latin.cnf", b"\xff\xfe")):
+    for name, text in (
+        ("bad.cnf", "p cnf 1 1\n1 2 0\n"),
+        ("missing.cnf", None),
+        ("latin.cnf", b"\xff\xfe"),
+    ):
         if text is not None:
             (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         assert solve_command(str(tmp_path / name)) == 2

@@ -26,7 +26,9 @@ def test_compile_time_and_working_memory_are_read_without_a_run():
     import jax.numpy as jnp
 
     x = jnp.ones((256, 1))
-    compiled, seconds = timing.compile_seconds(jax.jit(lambda x: jnp.linalg.norm(jnp.tanh(x @ x.T) @ x)), x)
+    compiled, seconds = timing.compile_seconds(
+        jax.jit(lambda x: jnp.linalg.norm(jnp.tanh(x @ x.T) @ x)), x
+    )
     assert seconds > 0
     assert (timing.temporary_bytes(compiled) or 0) >= 256 * 256 * 4
     assert math.isfinite(float(compiled(x)))

@@ -1,4 +1,6 @@
-"""The ledger: every statement of the paper is there, has a verdict, and its evidence supports it."""
+"""The ledger: every statement of the paper is there, has a verdict, and its evidence supports
+it.
+"""
 
 import ast
 import functools
@@ -29,7 +31,11 @@ Table 1|App. G, Fig. 1
 @functools.cache
 def functions(path):
     """Names of the functions of a test file, read and not run."""
-    return {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name
+        for node in ast.parse((ROOT / path).read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 @pytest.mark.parametrize("entry", command.LEDGER, ids=lambda entry: entry.number)
@@ -44,14 +50,18 @@ def test_every_row_has_a_verdict_and_evidence_for_it(entry):
 def test_every_statement_of_the_paper_is_there_once():
     numbers = [entry.number for entry in command.LEDGER]
     assert len(numbers) == len(set(numbers))
-    assert {part for line in EXPECTED.split("\n") for part in line.split("|") if part} <= set(numbers)
+    assert {part for line in EXPECTED.split("\n") for part in line.split("|") if part} <= set(
+        numbers
+    )
 
 
 def test_every_row_names_a_test_and_a_figure_that_exist():
     for entry in command.LEDGER:
         path, _, name = entry.test.partition("::")
         assert name in functions(path), entry.number
-        assert not entry.figure or (ROOT / "paper_figures" / f"{entry.figure}.py").is_file(), entry.number
+        assert not entry.figure or (ROOT / "paper_figures" / f"{entry.figure}.py").is_file(), (
+            entry.number
+        )
 
 
 def test_evidence_does_not_depend_on_the_precision_outside():
@@ -64,7 +74,9 @@ def test_the_command_prints_every_row_and_its_status_tells_a_failure(monkeypatch
     def broken():
         raise ArithmeticError("no evidence")
 
-    good = row.Row("Good", "two is two", "holds", lambda: row.Evidence("gap 0", True), "tests/x.py::test_x")
+    good = row.Row(
+        "Good", "two is two", "holds", lambda: row.Evidence("gap 0", True), "tests/x.py::test_x"
+    )
     bad = row.Row("Bad", "one is two", "holds", broken, "tests/x.py::test_x")
     for rows, status in (((good,), 0), ((good, bad), 1)):
         monkeypatch.setattr(command, "SECTIONS", {"Some": rows})
@@ -74,18 +86,26 @@ def test_the_command_prints_every_row_and_its_status_tells_a_failure(monkeypatch
         assert ("ArithmeticError: no evidence" in printed) == (status == 1)
 
 
-# ------------------------------------------------------------------------------- statements that no other file tests
+# ------------------------------------------------------------------------------- statements that no
+# other file tests
 
 
 def test_the_tensor_trick_needs_row_major_vectors():
-    """Lemmas 2.1, 3.1, C.1 and D.1: Kronecker forms against matrices, on random sizes, and column-major fails."""
+    """Lemmas 2.1, 3.1, C.1 and D.1: Kronecker forms against matrices, on random sizes, and
+    column-major fails.
+    """
     rng = np.random.default_rng(0)
     for _ in range(20):
         (m, n), (k, o) = rng.integers(2, 6, (2, 2))
         a, x, b = rng.normal(size=(m, n)), rng.normal(size=(n, k)), rng.normal(size=(o, k))
         want = a @ x @ b.T
-        np.testing.assert_allclose(np.kron(a, b) @ x.reshape(-1), want.reshape(-1), rtol=1e-10, atol=1e-12)
-        assert np.abs(np.kron(a, b) @ x.reshape(-1, order="F") - want.reshape(-1, order="F")).max() > 1e-3
+        np.testing.assert_allclose(
+            np.kron(a, b) @ x.reshape(-1), want.reshape(-1), rtol=1e-10, atol=1e-12
+        )
+        assert (
+            np.abs(np.kron(a, b) @ x.reshape(-1, order="F") - want.reshape(-1, order="F")).max()
+            > 1e-3
+        )
     for seed, shape in ((1, problems.SELF), (2, problems.CROSS)):
         p = problems.make(seed, shape=shape, reach=2.0)
         t = row.terms(p)
@@ -106,8 +126,17 @@ def test_the_transposition_is_a_permutation(rows, columns):
 
 
 def test_operations_grow_as_counted():
-    """Theorem F.1, Remarks 3.1 and F.1: cubic, quadratic and linear; the reduced forms stay cheaper from L = 128 on."""
-    counts = [f(128) for f in (exactness.naive_operations, exactness.dense_operations, exactness.chain_operations)]
+    """Theorem F.1, Remarks 3.1 and F.1: cubic, quadratic and linear; the reduced forms stay cheaper
+    from L = 128 on.
+    """
+    counts = [
+        f(128)
+        for f in (
+            exactness.naive_operations,
+            exactness.dense_operations,
+            exactness.chain_operations,
+        )
+    ]
     assert exactness.exponent(exactness.naive_operations, 128) == pytest.approx(3, abs=0.05)
     assert exactness.exponent(exactness.dense_operations, 512) == pytest.approx(2, abs=0.05)
     assert exactness.exponent(exactness.chain_operations, 512) == pytest.approx(1, abs=0.02)
@@ -116,12 +145,16 @@ def test_operations_grow_as_counted():
 
 
 def test_the_exponent_crosses_over_at_sqrt_log_length():
-    """Theorems 3.1 and 4.1 by counting: with d = log2 L and R = kappa^2 ln L, log k / log L is a matter of kappa."""
+    """Theorems 3.1 and 4.1 by counting: with d = log2 L and R = kappa^2 ln L, log k / log L is a
+    matter of kappa.
+    """
     table = {}
     for power in (16, 32, 64):
         for kappa in (0.1, 0.3, 1.0, 3.0):
             degree = needed.degree_needed(kappa**2 * power * math.log(2), 2.0**-power)
-            assert needed.remainder(degree, kappa**2 * power * math.log(2), "chebyshev") <= 2.0**-power
+            assert (
+                needed.remainder(degree, kappa**2 * power * math.log(2), "chebyshev") <= 2.0**-power
+            )
             table[power, kappa] = needed.width_exponent(power, degree, power * math.log(2))
     for power in (16, 32, 64):
         exponents = [table[power, kappa] for kappa in (0.1, 0.3, 1.0, 3.0)]
@@ -147,7 +180,9 @@ def test_norms_are_those_of_the_theorems():
 
 
 def test_attention_in_x_is_a_lora_problem():
-    """Definition E.1 and Appendix E: the embedding by hand, by automatic differentiation, and by the library."""
+    """Definition E.1 and Appendix E: the embedding by hand, by automatic differentiation, and by
+    the library.
+    """
     assert limits.definition_e_1().holds
     assert limits.embedding().holds
     got = limits.attention_gradient()
@@ -156,7 +191,11 @@ def test_attention_in_x_is_a_lora_problem():
 
 
 def test_printed_forms_are_wrong_by_more_than_a_tenth():
-    for check in (corrections.transposed_q, corrections.diagonal_on_the_right, corrections.key_side):
+    for check in (
+        corrections.transposed_q,
+        corrections.diagonal_on_the_right,
+        corrections.key_side,
+    ):
         evidence = check()
         assert evidence.holds
         assert float(evidence.measured.split()[2].rstrip(",")) > 0.1

@@ -28,7 +28,8 @@ from tests.support.dense_attention import (
 )
 from tests.support.tools import later, quick_jit
 
-# ------------------------------------------------------------------------------------------- against dense formulas
+# -------------------------------------------------------------------------------------------
+# against dense formulas
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,9 @@ def test_attention_converges_to_the_exact_one_with_the_degree(causal):
     arrays = inputs(2, queries=14, keys=14, width=2, value_width=2, size=0.5)
     everything = np.ones((B, 14), bool)
     want = compiled(None, causal, peer)(*arrays, everything)
-    coarse, fine = (distance(compiled(taylor(g, 3), causal)(*arrays, everything), want) for g in (2, 5))
+    coarse, fine = (
+        distance(compiled(taylor(g, 3), causal)(*arrays, everything), want) for g in (2, 5)
+    )
     assert coarse > 20 * fine
     assert fine < 1e-2
 
@@ -70,7 +73,9 @@ def test_exact_attention_is_that_of_jax(method, causal):
         assert_near(compiled(method, causal)(*arrays, HOLES), want, 2e-5)
 
 
-@pytest.mark.parametrize(("method", "keys"), [(ll.Exact(4), 5), (ll.Exact(4), 9), (taylor(4, 4), 5)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "keys"), [(ll.Exact(4), 5), (ll.Exact(4), 9), (taylor(4, 4), 5)], ids=str
+)
 def test_causal_lengths_need_not_match(method, keys):
     """Query t sees keys s <= t, whichever sequence ends first."""
     arrays = inputs(5, queries=7, keys=keys, value_width=2, width=2, size=0.05)
@@ -91,13 +96,17 @@ def test_scores_far_beyond_single_precision_exponents_do_not_overflow_in_the_own
 
 
 @pytest.mark.parametrize(
-    ("method", "causal"), [(taylor(2), False), (taylor(2), True), (ll.Exact(4), False), (ll.Exact(), True)], ids=str
+    ("method", "causal"),
+    [(taylor(2), False), (taylor(2), True), (ll.Exact(4), False), (ll.Exact(), True)],
+    ids=str,
 )
 def test_masked_keys_are_never_read(method, causal):
     q, k, v, t = inputs(6)
     out, gradients = compiled(method, causal)(q, k, v, t, HOLES)
     gone = ~HOLES[:, :, None, None]
-    again = compiled(method, causal)(q, np.where(gone, np.nan, k), np.where(gone, np.inf, v), t, HOLES)
+    again = compiled(method, causal)(
+        q, np.where(gone, np.nan, k), np.where(gone, np.inf, v), t, HOLES
+    )
     for x, y in zip((out, *gradients), (again[0], *again[1]), strict=True):
         np.testing.assert_array_equal(x, y)
         assert np.isfinite(x).all()
@@ -107,13 +116,21 @@ def test_masked_keys_are_never_read(method, causal):
         left = inputs(6)
         kept = [(x if n in (0, 3) else x[:, HOLES[1]])[1:] for n, x in enumerate(left)]
         want = compiled(method)(*kept, None)
-        got = out[1:], tuple(g[1:] if n == 0 else g[1:][:, HOLES[1]] for n, g in enumerate(gradients))
+        got = (
+            out[1:],
+            tuple(g[1:] if n == 0 else g[1:][:, HOLES[1]] for n, g in enumerate(gradients)),
+        )
         assert_near(got, want, 1e-12)
 
 
 def test_queries_that_see_no_key_give_nothing():
     q, k, v, t = inputs(7)
-    for method, causal in ((taylor(3), False), (ll.Exact(4), False), (taylor(2), True), (ll.Exact(), True)):
+    for method, causal in (
+        (taylor(3), False),
+        (ll.Exact(4), False),
+        (taylor(2), True),
+        (ll.Exact(), True),
+    ):
         mask = np.stack([np.zeros(S, bool), np.arange(S) >= 5])
         out, gradients = compiled(method, causal)(q, k, v, t, mask)
         assert (np.asarray(out[0]) == 0).all()
@@ -142,7 +159,9 @@ def test_nothing_comes_from_the_future(method):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_normaliser_that_is_not_positive_makes_nan_and_only_there(causal):
-    """One key in twenty scores -9.5 for every other query, the rest 0.5: 1 + s + s^2/2 + s^3/6 averages to -4.6."""
+    """One key in twenty scores -9.5 for every other query, the rest 0.5: 1 + s + s^2/2 + s^3/6
+    averages to -4.6.
+    """
     n = 20
     q = np.where(np.arange(n) % 2 == 0, 1.0, -1.0).reshape(1, n, 1, 1)
     k = np.where(np.arange(n) == 0, -9.5, 0.5).reshape(1, n, 1, 1)
@@ -190,13 +209,17 @@ def test_new_numbers_do_not_recompile():
 
 @pytest.mark.parametrize(("method", "causal"), [(taylor(3, 64), False), (taylor(3, 64), True)])
 def test_memory_is_linear_in_the_tokens(method, causal):
-    """No array of T x S, nor of T x k, forwards or backwards: rows of d_head or d_value numbers, or one block."""
+    """No array of T x S, nor of T x k, forwards or backwards: rows of d_head or d_value numbers, or
+    one block.
+    """
     k, width = math.comb(4 + 3, 3), 4
     length = 2**13
     x = jax.ShapeDtypeStruct((1, length, 1, width), np.float32)
 
     def back(q, k, v, t):
-        return jax.vjp(functools.partial(ll.attention, method=method, is_causal=causal), q, k, v)[1](t)
+        return jax.vjp(functools.partial(ll.attention, method=method, is_causal=causal), q, k, v)[
+            1
+        ](t)
 
     largest = count_operations(back, x, x, x, x)["largest"]  # of the way there, too
     assert largest <= (2 * width + 1) * length < k * length / 3
@@ -228,7 +251,10 @@ def refused(**changes):
     [
         ({"method": ll.Chain(2)}, r"method: got Chain.*expected Exact, Polynomial or a factor"),
         ({"method": "exact"}, "method: got 'exact'"),
-        ({"method": ll.Polynomial(2, "fitted"), "is_causal": True}, "got 'fitted', expected 'taylor'"),
+        (
+            {"method": ll.Polynomial(2, "fitted"), "is_causal": True},
+            "got 'fitted', expected 'taylor'",
+        ),
         ({"query": np.ones((S, N, H))}, r"query: got shape \(9, 4, 3\), expected \(batch"),
         ({"query": np.ones((B, S, 3, H))}, "query: got 3 heads, expected a multiple of 2"),
         ({"query": np.ones((B, 0, N, H))}, r"query: got shape \(2, 0, 4, 3\)"),

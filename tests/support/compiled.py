@@ -1,4 +1,6 @@
-"""Compiled gradients that several test files share, so that each method is compiled once a session."""
+"""Compiled gradients that several test files share, so that each method is compiled once a
+session.
+"""
 
 import dataclasses
 import functools
@@ -15,11 +17,13 @@ BATCH = 32
 
 def _without(problem, method, **left_out):
     result = ll.gradient(problem, method)
-    return dataclasses.replace(result, bound=None if result.bound is None else dict.fromkeys(result.bound), **left_out)
+    return dataclasses.replace(
+        result, bound=None if result.bound is None else dict.fromkeys(result.bound), **left_out
+    )
 
 
-# The certificate is two thirds of a program, and is not compiled for tests that do not look at it: of the bound its
-# names are left, in the second of the normaliser nothing.
+# The certificate is two thirds of a program, and is not compiled for tests that do not look at it:
+# of the bound its names are left, in the second of the normaliser nothing.
 UNBOUNDED = quick_jit(_without, static_argnums=1)
 UNCERTIFIED = quick_jit(functools.partial(_without, normaliser=None), static_argnums=1)
 

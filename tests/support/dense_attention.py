@@ -1,4 +1,6 @@
-"""Attention for models, dense: the formula of the factored forward entry by entry, jax.nn's, and how to compare."""
+"""Attention for models, dense: the formula of the factored forward entry by entry, jax.nn's, and
+how to compare.
+"""
 
 import functools
 import math
@@ -22,7 +24,17 @@ def taylor(degree, block=4, **options):
     return ll.Polynomial(degree, block_size=block, **options)
 
 
-def inputs(seed=0, queries=S, keys=S, heads=N, key_heads=K, width=H, value_width=V, size=0.8, dtype=np.float64):
+def inputs(
+    seed=0,
+    queries=S,
+    keys=S,
+    heads=N,
+    key_heads=K,
+    width=H,
+    value_width=V,
+    size=0.8,
+    dtype=np.float64,
+):
     """(query, key, value), and a cotangent of the output. Keys and queries have a common bias."""
     rng = np.random.default_rng(seed)
     shapes = (
@@ -95,9 +107,13 @@ def oracle(q, k, v, *, method, is_causal, mask, scale):
 
 def assert_near(got, want, tolerance):
     """Outputs and all three gradients, relative to the largest entry of each."""
-    for name, x, y in zip(("out", "query", "key", "value"), (got[0], *got[1]), (want[0], *want[1]), strict=True):
+    for name, x, y in zip(
+        ("out", "query", "key", "value"), (got[0], *got[1]), (want[0], *want[1]), strict=True
+    ):
         assert x.shape == y.shape, name
-        error = float(np.abs(np.asarray(x, float) - np.asarray(y, float)).max() / (np.abs(y).max() or 1))
+        error = float(
+            np.abs(np.asarray(x, float) - np.asarray(y, float)).max() / (np.abs(y).max() or 1)
+        )
         assert error <= tolerance, f"{name}: {error:.2e}"
 
 

@@ -1,4 +1,6 @@
-"""Instances of near neighbours with a known answer, and oracles with a known error, for the hardness tests."""
+"""Instances of near neighbours with a known answer, and oracles with a known error, for the
+hardness tests.
+"""
 
 import math
 

@@ -1,4 +1,6 @@
-"""The transformer of lora_limits written out in jnp, from its parameters as a plain dictionary, and small float64 ones."""
+"""The transformer of lora_limits written out in jnp, from its parameters as a plain dictionary, and
+small float64 ones.
+"""
 
 import math
 
@@ -14,13 +16,18 @@ SMALL = {"d_model": 6, "heads": 2, "width": 3, "layers": 1, "mlp": 5}
 
 
 def make(classes=3, length=8, lora=None, **options):
-    """A small float64 transformer whose adapters, biases and gains are not at their starting values."""
+    """A small float64 transformer whose adapters, biases and gains are not at their starting
+    values.
+    """
     lora = lora or LoRA(rank=2, alpha=3.0, adapt=("query", "key", "value"))
     model = Transformer(Shape(7, classes, length, **(SMALL | options)), lora, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model)
     rng = np.random.default_rng(0)
     return nnx.merge(
-        graphdef, jax.tree.map(lambda x: jnp.asarray(np.asarray(x, float) + 0.2 * rng.normal(size=x.shape)), params)
+        graphdef,
+        jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x, float) + 0.2 * rng.normal(size=x.shape)), params
+        ),
     )
 
 
@@ -46,10 +53,15 @@ def normalise(p, x):
 
 
 def attend(p, x, scale, *, heads, width, causal=False, softmax_1=False, normalised=False):
-    """exp(s) / sum exp(s), or exp(s) / (1 + sum exp(s)): one sequence (L, d_model) -> (L, d_model)."""
+    """exp(s) / sum exp(s), or exp(s) / (1 + sum exp(s)): one sequence (L, d_model) -> (L,
+    d_model).
+    """
     outputs = []
     for h in range(heads):
-        q, k, v = (project(p[n], x, scale)[:, h * width : (h + 1) * width] for n in ("query", "key", "value"))
+        q, k, v = (
+            project(p[n], x, scale)[:, h * width : (h + 1) * width]
+            for n in ("query", "key", "value")
+        )
         if normalised:
             q, k = (y / jnp.sqrt((y**2).mean(1, keepdims=True) + 1e-6) for y in (q, k))
         e = jnp.exp(q @ k.T / math.sqrt(width))
@@ -69,8 +81,16 @@ def forward(p, tokens, shape, scale):
             "softmax_1": shape.softmax_1,
             "normalised": shape.normalised,
         }
-        x = x + attend(b["attention"], normalise(b["attention_norm"], x), scale, causal=shape.classes is None, **sizes)
-        x = x + project(b["down"], jax.nn.gelu(project(b["up"], normalise(b["mlp_norm"], x), scale)), scale)
+        x = x + attend(
+            b["attention"],
+            normalise(b["attention_norm"], x),
+            scale,
+            causal=shape.classes is None,
+            **sizes,
+        )
+        x = x + project(
+            b["down"], jax.nn.gelu(project(b["up"], normalise(b["mlp_norm"], x), scale)), scale
+        )
     x = normalise(p["norm"], x)
     return project(p["head"], x if shape.classes is None else x.mean(0), scale)
 

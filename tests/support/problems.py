@@ -1,4 +1,6 @@
-"""Problems of controlled conditioning, well behaved and degenerate, as NumPy arrays: one seed, one problem."""
+"""Problems of controlled conditioning, well behaved and degenerate, as NumPy arrays: one seed, one
+problem.
+"""
 
 import dataclasses
 
@@ -28,7 +30,13 @@ CROSS = Shape(lq=11, lk=17, inputs=(3, 5, 4), width=2, value_width=3, rank=1)
 SMALLEST = Shape(lq=1, lk=1, inputs=(1, 1, 1), width=1, value_width=1, rank=1)
 ONE_KEY = Shape(lq=5, lk=1, inputs=(3, 2, 2), width=2, value_width=1, rank=2)
 ONE_QUERY = Shape(lq=1, lk=9, inputs=(2, 3, 3), width=3, value_width=2, rank=3)
-SHAPES = {"self": SELF, "cross": CROSS, "smallest": SMALLEST, "one key": ONE_KEY, "one query": ONE_QUERY}
+SHAPES = {
+    "self": SELF,
+    "cross": CROSS,
+    "smallest": SMALLEST,
+    "one key": ONE_KEY,
+    "one query": ONE_QUERY,
+}
 
 
 def _plain(rng, shape):
@@ -70,7 +78,9 @@ def _nearly_equal(rng, x, w, a, b, y):
 
 
 def _hidden(rng, x, w, a, b, y):
-    """Large inputs that the projections cancel: two columns, nearly equal, with opposite weights."""
+    """Large inputs that the projections cancel: two columns, nearly equal, with opposite
+    weights.
+    """
     for n, rows in x.items():
         if rows.shape[1] > 1:
             rows[:, -2] = 1e4 * rng.normal(size=len(rows))
@@ -145,14 +155,18 @@ def _single_value(rng, x, w, a, b, y):
 
 
 def _far_value(rng, x, w, a, b, y):
-    """The most informative key sits where the polynomial is worst: the value rides on one extreme token."""
+    """The most informative key sits where the polynomial is worst: the value rides on one extreme
+    token.
+    """
     j = np.argmax((x["key"] ** 2).sum(1))
     x["key"][j] *= 4
     x["value"][j] *= 50
 
 
 def _exact_fit(rng, x, w, a, b, y):
-    """Targets equal to the mean value, so that residuals are small and errors come from cancellation."""
+    """Targets equal to the mean value, so that residuals are small and errors come from
+    cancellation.
+    """
     y[:] = (x["value"] @ (w["value"] + b["value"] @ a["value"])).mean(0)
 
 
@@ -189,9 +203,11 @@ def _spread(scores):
 
 
 def make(seed, *, shape=SELF, adapt=FULL, kind="gaussian", reach=1.0, size=1.0, dtype=np.float64):
-    """A problem of the given kind whose centred scores reach `reach`; values and targets are `size` times order one.
+    """A problem of the given kind whose centred scores reach `reach`; values and targets are `size`
+    times order one.
 
-    scale and beta are not representable in float32. Where all centred scores vanish, they are left alone.
+    scale and beta are not representable in float32. Where all centred scores vanish, they are left
+    alone.
     """
     rng = np.random.default_rng(seed)
     x, w, a, b, y = _plain(rng, shape)

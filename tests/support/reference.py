@@ -4,9 +4,14 @@ import numpy as np
 
 
 def loss_and_gradient(problem):
-    """(loss, {name: (dA, dB)}) of Definitions 1.2, 3.1 and A.1, one query at a time, from dl/dW_m in full."""
+    """(loss, {name: (dA, dB)}) of Definitions 1.2, 3.1 and A.1, one query at a time, from dl/dW_m
+    in full.
+    """
     scale, beta = float(problem.scale), float(problem.beta)
-    x = {name: np.asarray(getattr(problem, f"x_{name}"), np.float64) for name in ("query", "key", "value")}
+    x = {
+        name: np.asarray(getattr(problem, f"x_{name}"), np.float64)
+        for name in ("query", "key", "value")
+    }
     w = {name: np.asarray(getattr(problem.weights, name), np.float64) for name in x}
     ab = {
         name: (np.asarray(adapter.a, np.float64), np.asarray(adapter.b, np.float64))
@@ -31,7 +36,9 @@ def loss_and_gradient(problem):
             dk[j] += beta * d_score * q[i]
             dv[j] += f[j] * c
     dw = {"query": x["query"].T @ dq, "key": x["key"].T @ dk, "value": x["value"].T @ dv}
-    return loss, {name: (scale * b.T @ dw[name], scale * dw[name] @ a.T) for name, (a, b) in ab.items()}
+    return loss, {
+        name: (scale * b.T @ dw[name], scale * dw[name] @ a.T) for name, (a, b) in ab.items()
+    }
 
 
 def scores(problem):
@@ -42,16 +49,20 @@ def scores(problem):
         ws = np.asarray(ws, np.float64)
         if name in problem.adapters:
             adapter = problem.adapters[name]
-            ws = ws + float(problem.scale) * np.asarray(adapter.b, np.float64) @ np.asarray(adapter.a, np.float64)
+            ws = ws + float(problem.scale) * np.asarray(adapter.b, np.float64) @ np.asarray(
+                adapter.a, np.float64
+            )
         out.append(np.asarray(xs, np.float64) @ ws)
     return float(problem.beta) * out[0] @ out[1].T
 
 
 def extended_gradients(batch):
-    """{name: (dA, dB)} for a batch of problems, in extended precision: the oracle of the certificate.
+    """{name: (dA, dB)} for a batch of problems, in extended precision: the oracle of the
+    certificate.
 
-    Keys and values are first shifted by the row that receives the most attention, which changes no gradient: so equal
-    tokens give exact zeros, and neither a common bias nor a saturated softmax costs digits. Leading batch axis.
+    Keys and values are first shifted by the row that receives the most attention, which changes no
+    gradient: so equal tokens give exact zeros, and neither a common bias nor a saturated softmax
+    costs digits. Leading batch axis.
     """
 
     def wide(v):
@@ -78,8 +89,15 @@ def extended_gradients(batch):
     c = out - (wide(batch.target) - anchor["value"] @ w["value"])
     p = f * (c @ v.mT - (c * out).sum(-1, keepdims=True))
     rows = {"query": beta * p @ k, "key": beta * p.mT @ q, "value": f.mT @ c}
-    inputs = {"query": x["query"], "key": x_key, "value": x["value"]}  # p 1 = 0, so the rows of "key" sum to 0
+    inputs = {
+        "query": x["query"],
+        "key": x_key,
+        "value": x["value"],
+    }  # p 1 = 0, so the rows of "key" sum to 0
     return {
-        name: (scale * (inputs[name] @ b).mT @ rows[name], scale * inputs[name].mT @ (rows[name] @ a.mT))
+        name: (
+            scale * (inputs[name] @ b).mT @ rows[name],
+            scale * inputs[name].mT @ (rows[name] @ a.mT),
+        )
         for name, (a, b) in ab.items()
     }

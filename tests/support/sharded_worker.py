@@ -1,8 +1,10 @@
-"""One process of test_sharded.py: sharded gradients on the devices it sees, held against `gradient`; prints JSON.
+"""One process of test_sharded.py: sharded gradients on the devices it sees, held against
+`gradient`; prints JSON.
 
-python sharded_worker.py '{"cases": [...], "processes": 1, "index": 0, "port": 0}'; a case is {"adapt": names,
-"series", "degree", "mesh": {"axis": size, ...}, "place": "numpy" | "auto" | "explicit"}, "place" saying how the problem
-lies before the call.
+python sharded_worker.py '{"cases": [...], "processes": 1, "index": 0, "port": 0}'; a case is
+{"adapt": names,
+"series", "degree", "mesh": {"axis": size, ...}, "place": "numpy" | "auto" | "explicit"}, "place"
+saying how the problem lies before the call.
 """
 
 import hashlib
@@ -38,8 +40,14 @@ def collectives(text):
     """[(operation, numbers)] of a compiled program: all that devices tell each other in it."""
     out = []
     for result, operation in COLLECTIVE.findall(text):
-        shapes = [s for s in re.findall(r"[a-z]+\d+\[([\d,]*)\]", result) if not operation.endswith("-done")]
-        out.append((operation, sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes)))
+        shapes = [
+            s
+            for s in re.findall(r"[a-z]+\d+\[([\d,]*)\]", result)
+            if not operation.endswith("-done")
+        ]
+        out.append(
+            (operation, sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes))
+        )
     return out
 
 
@@ -47,30 +55,47 @@ def placed(problem, mesh):
     """The problem as global arrays, of which every process makes its own part."""
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     fields = {n: getattr(problem, n) for n in ("x_query", "x_key", "x_value", "target")}
-    tokens = {n: jax.make_array_from_callback(x.shape, split, lambda i, x=x: x[i]) for n, x in fields.items()}
+    tokens = {
+        n: jax.make_array_from_callback(x.shape, split, lambda i, x=x: x[i])
+        for n, x in fields.items()
+    }
     return ll.LoRAProblem(
-        **tokens, weights=problem.weights, adapters=problem.adapters, scale=problem.scale, beta=problem.beta
+        **tokens,
+        weights=problem.weights,
+        adapters=problem.adapters,
+        scale=problem.scale,
+        beta=problem.beta,
     )
 
 
 def measured(case):
-    """What one case gave, relative to `gradient` on one device; of all processes but the first, a digest alone."""
+    """What one case gave, relative to `gradient` on one device; of all processes but the first, a
+    digest alone.
+    """
     problem = build(tuple(case["adapt"]))
     method = ll.Polynomial(case["degree"], case["series"], block_size=5)
     kind = AxisType.Explicit if case["place"] == "explicit" else AxisType.Auto
-    mesh = jax.make_mesh(tuple(case["mesh"].values()), tuple(case["mesh"]), axis_types=(kind,) * len(case["mesh"]))
+    mesh = jax.make_mesh(
+        tuple(case["mesh"].values()), tuple(case["mesh"]), axis_types=(kind,) * len(case["mesh"])
+    )
     given = problem if case["place"] == "numpy" else placed(problem, mesh)
     lowered = quick_jit(ll.sharded_gradient, static_argnums=(1, 2)).lower(given, method, mesh)
     compiled = lowered.compile()
     got = compiled(given)
-    digest = hashlib.sha256(b"".join(x.tobytes() for x in arrays(got.gradient).values())).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(x.tobytes() for x in arrays(got.gradient).values())
+    ).hexdigest()
     if jax.process_index():
         return {"digest": digest}
     want = quick_jit(ll.gradient, static_argnums=1)(problem, method)
 
     def error(a, b):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        return float(np.abs(a - b).max() / np.abs(b).max()) if np.isfinite(b).all() else float((a != b).any())
+        return (
+            float(np.abs(a - b).max() / np.abs(b).max())
+            if np.isfinite(b).all()
+            else float((a != b).any())
+        )
 
     top = max(np.abs(x).max() for x in arrays(want.gradient).values())
     pairs = {n: (x, arrays(want.gradient)[n]) for n, x in arrays(got.gradient).items()}

@@ -1,4 +1,6 @@
-"""What several test files share: optional extras, quick compilation, refused commands, and walks over pairs of gradients."""
+"""What several test files share: optional extras, quick compilation, refused commands, and walks
+over pairs of gradients.
+"""
 
 import importlib
 import os
@@ -13,12 +15,18 @@ __all__ = ["QUICK", "quick_jit"]
 
 
 def later(*values):
-    """Parameters (one each, or a tuple) left to the slow tests: each compiles a program of its own, to show the same."""
-    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values]
+    """Parameters (one each, or a tuple) left to the slow tests: each compiles a program of its own,
+    to show the same.
+    """
+    return [
+        pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values
+    ]
 
 
 def extra(name):
-    """The module `name` of an optional extra: skips without it, or fails under LORA_LIMITS_ALL_EXTRAS=1."""
+    """The module `name` of an optional extra: skips without it, or fails under
+    LORA_LIMITS_ALL_EXTRAS=1.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -46,7 +54,9 @@ def arrays(gradient):
 
 
 def assert_close(got, want, tolerance, scale=None):
-    """Every array within `tolerance` of the largest entry anywhere (or of `scale`), in max norm; same names."""
+    """Every array within `tolerance` of the largest entry anywhere (or of `scale`), in max norm;
+    same names.
+    """
     got, want = arrays(got), arrays(want)
     assert got.keys() == want.keys()
     scale = max(np.abs(x).max() for x in want.values()) if scale is None else scale

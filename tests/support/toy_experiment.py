@@ -1,4 +1,6 @@
-"""An experiment for the runner's tests: quick, without jax, with points that fail and metrics that are not finite."""
+"""An experiment for the runner's tests: quick, without jax, with points that fail and metrics that
+are not finite.
+"""
 
 import math
 import time
@@ -53,5 +55,14 @@ def measure(point, config):
         raise MemoryError(f"length {point['length']} is too much\nfor the toy")
     if point["length"] == 999:
         raise KeyboardInterrupt
-    value = math.inf if point["length"] % 5 == 0 else math.sqrt(point["length"]) * point["gamma"] + config.seed
-    return {"value": value, "nested": [{"nan": math.nan, "low": -math.inf}], "count": point["length"], "none": None}
+    value = (
+        math.inf
+        if point["length"] % 5 == 0
+        else math.sqrt(point["length"]) * point["gamma"] + config.seed
+    )
+    return {
+        "value": value,
+        "nested": [{"nan": math.nan, "low": -math.inf}],
+        "count": point["length"],
+        "none": None,
+    }
