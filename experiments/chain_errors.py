@@ -3,7 +3,7 @@ and the best one.
 
 Factors of f: "taylor" and "chebyshev" polynomials of a degree (Lemma 3.3), and "svd", f cut at a
 rank, which no factor of that width betters in the Frobenius norm. Errors and bounds are those of
-lora_limits.chain.chain_errors, dense.
+lora_limits.gradients.chain_bounds, dense.
 """
 
 from __future__ import annotations
@@ -92,12 +92,13 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 @functools.cache
 def _jitted(name: str, *static: int) -> Any:
-    """A function of lora_limits.chain, compiled once for all points."""
+    """A function of the chain, compiled once for all points."""
     import jax
 
-    from lora_limits.gradients import chain
+    from lora_limits.gradients import chain, chain_bounds
 
-    return jax.jit(getattr(chain, name), static_argnums=static)
+    module = chain_bounds if name == "chain_errors" else chain
+    return jax.jit(getattr(module, name), static_argnums=static)
 
 
 @functools.cache

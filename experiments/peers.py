@@ -223,7 +223,7 @@ def _grid(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 def _length(point: dict[str, Any], config: Config) -> dict[str, Any]:
     from experiments.contenders import race
-    from lora_limits.gradients.choosing import exact_operations, polynomial_operations
+    from lora_limits.gradients.cost import exact_operations, polynomial_operations
 
     length = point["length"]
     width = config.width

@@ -123,13 +123,13 @@ def _literal(problem: Any) -> Any:
 
 def _operations(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import lora_limits as ll
-    from lora_limits.gradients import chain, exact
+    from lora_limits.gradients import exact
     from lora_limits.instruments.counting import count_operations
 
     functions = {
         "literal": _literal,
         "dense": exact.dense_gradient,
-        "chain": lambda p: chain.run(p, chain.Chain(config.degree))[:2],
+        "chain": lambda p: ll.gradient(p, ll.Chain(config.degree)).gradient,
         "fast": lambda p: ll.gradient(p, ll.Polynomial(config.degree + 1)).gradient,
     }
     return count_operations(
@@ -233,13 +233,13 @@ def _rank(point: dict[str, Any], config: Config) -> dict[str, Any]:
     import numpy as np
 
     import lora_limits as ll
-    from lora_limits.gradients import chain, exact
+    from lora_limits.gradients import exact
     from lora_limits.instruments.counting import count_operations
 
     shape = {"width": config.rank_width, "rank": point["rank"]}
     problem = _problem(config.rank_length, **shape)(jax.random.key(config.seed), 1.0)
     want = jax.jit(exact.dense_gradient)(problem)[1]
-    got = jax.jit(lambda p: chain.run(p, chain.Chain(config.rank_degree))[1])(problem)
+    got = jax.jit(lambda p: ll.gradient(p, ll.Chain(config.rank_degree)).gradient)(problem)
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
     error = max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
     long = _abstract(2**14, **shape)

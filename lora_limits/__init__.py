@@ -26,7 +26,7 @@ from lora_limits import _moved
 
 if TYPE_CHECKING:
     from lora_limits import hardness
-    from lora_limits.estimate.rows import Estimate
+    from lora_limits.estimate.intervals import Estimate
     from lora_limits.factors import (
         AdaptedMonomials,
         Nystrom,
@@ -37,15 +37,10 @@ if TYPE_CHECKING:
     )
     from lora_limits.gradients.chain import Chain
     from lora_limits.gradients.choosing import choose
+    from lora_limits.gradients.methods import Exact, Polynomial
     from lora_limits.gradients.sharded import sharded_gradient
-    from lora_limits.gradients.solve import (
-        Exact,
-        GradientResult,
-        Method,
-        Polynomial,
-        gradient,
-        loss,
-    )
+    from lora_limits.gradients.solve import gradient, loss
+    from lora_limits.method import GradientResult, Method
     from lora_limits.nn.attention import attention
     from lora_limits.norms import NormReport, norm_report
     from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
@@ -58,7 +53,7 @@ __version__ = "0.2.0.dev0"
 # `lora-limits --help` does not wait for JAX. Type checkers read the imports above; a test holds the
 # two together.
 _HOMES = {
-    "estimate.rows": ("Estimate",),
+    "estimate.intervals": ("Estimate",),
     "factors": (
         "AdaptedMonomials",
         "Nystrom",
@@ -69,8 +64,10 @@ _HOMES = {
     ),
     "gradients.chain": ("Chain",),
     "gradients.choosing": ("choose",),
+    "gradients.methods": ("Exact", "Polynomial"),
     "gradients.sharded": ("sharded_gradient",),
-    "gradients.solve": ("Exact", "GradientResult", "Method", "Polynomial", "gradient", "loss"),
+    "gradients.solve": ("gradient", "loss"),
+    "method": ("GradientResult", "Method"),
     "nn.attention": ("attention",),
     "norms": ("NormReport", "norm_report"),
     "problem": ("Adapter", "AttentionWeights", "LoRAProblem"),

@@ -1,9 +1,10 @@
-"""Matrix products at full precision: what every sum over tokens is made of."""
+"""Matrix products at full precision, and the norms made of them."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 # Scores and moments feed an error claim, so no matrix product here may drop to TF32 or bfloat16.
 PRECISION = jax.lax.Precision.HIGHEST
@@ -14,15 +15,34 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=PRECISION)
 
 
-def down(x: jax.Array) -> jax.Array:
-    """Sums down the columns: (d, n) -> (1, n). A product: XLA's CPU reductions over so short an
-    axis are far slower.
+def down(x: Float[Array, "d n"]) -> Float[Array, "1 n"]:
+    """Sums down the columns.
+
+    A product, because XLA's CPU reductions over so short an axis are far slower.
     """
     return dot(jnp.ones((1, x.shape[0]), x.dtype), x)
 
 
-def columns_of(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """(x matrix)^T for rows x (L, d_model), matrix (d_model, d): (d, L), with no copy of x turned
-    round.
-    """
+def column_norms(x: Float[Array, "d n"]) -> Float[Array, "1 n"]:
+    """Euclidean norms of the columns."""
+    return jnp.sqrt(down(x**2))
+
+
+def row_norms(x: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """Euclidean norms of the rows."""
+    return jnp.sqrt((x**2).sum(1))
+
+
+def frobenius(x: Float[Array, ...]) -> Float[Array, ""]:
+    """The Frobenius norm of an array of any shape."""
+    return jnp.sqrt((x**2).sum())
+
+
+def columns_of(matrix: Float[Array, "d_in d"], x: Float[Array, "n d_in"]) -> Float[Array, "d n"]:
+    """(x matrix)^T, with no copy of x turned round."""
     return jax.lax.dot_general(matrix, x, (((0,), (1,)), ((), ())), precision=PRECISION)
+
+
+def pseudo_inverse(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
+    """A^+, singular values below the square root of the rounding unit dropped."""
+    return jnp.linalg.pinv(a, rtol=float(jnp.finfo(a.dtype).eps) ** 0.5)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from lora_limits.coordinates import frame as frames
-from lora_limits.linalg import dot
-from lora_limits.problem import LoRAProblem, check_static, project, scalars
+from lora_limits.coordinates.sweep import rows, sweep
+from lora_limits.linalg import dot, row_norms
+from lora_limits.problem import (
+    LoRAProblem,
+    as_jax,
+    check_static,
+    project,
+    project_back,
+    scalars,
+)
 
 BLOCK = 512
 
@@ -68,81 +78,89 @@ class NormReport:
 
     @property
     def score_ratio(self) -> jax.Array:
-        """R / ln L, centred: easy while it goes to 0, hard where it stays above a constant (Theorem
-        4.1).
-        """
+        """R / ln L, centred: easy while it goes to 0, hard above a constant (Theorem 4.1)."""
         return self.score_bound / self.threshold**2
 
 
+class _Reach(NamedTuple):
+    """Largest values over the rows H of one projection."""
+
+    max: Float[Array, ""]  # |H|, entry by entry
+    centred: Float[Array, ""]  # |H - centre|, entry by entry
+    raw_norm: Float[Array, ""]  # of a row of H
+    centred_norm: Float[Array, ""]  # of a row of H - centre
+    norm: Float[Array, ""]  # of such a row in balanced coordinates
+    box: Float[Array, " d"]  # of these, coordinate by coordinate
+    update: Float[Array, ""]  # |s X B A|, entry by entry
+
+
 def _reach(
-    problem: LoRAProblem, name: str, centre: jax.Array, coordinates: jax.Array
-) -> dict[str, jax.Array]:
-    """Block by block over the rows H of one projection: max |H|, max |H - centre|, reach of the
-    coordinates, update.
-    """
+    problem: LoRAProblem, name: str, centre: Float[Array, " d"], coordinates: Float[Array, "d d"]
+) -> _Reach:
+    """The largest values of a projection, block by block."""
     x = problem.x_query if name == "query" else problem.x_key
     zero = jnp.zeros((), problem.dtype)
-    box = jnp.zeros(centre.shape[0], problem.dtype)
-    names = ("max", "centred", "norm", "centred_norm", "raw_norm", "update", "through")
-    start = {"box": box, **dict.fromkeys(names, zero)}
+    start = _Reach(zero, zero, zero, zero, zero, jnp.zeros_like(centre), zero)
 
     def body(carry, first, fresh):
         del fresh  # a maximum may see a token twice
-        rows = frames.rows(x, first, BLOCK)
-        h = project(problem, name, rows)
+        xs = rows(x, first, BLOCK)
+        h = project(problem, name, xs)
         centred = h - centre[None]
         y = dot(centred, coordinates.T)
-        new = {
-            "max": jnp.abs(h).max(),
-            "centred": jnp.abs(centred).max(),
-            "norm": jnp.sqrt((y**2).sum(1)).max(),
-            "centred_norm": jnp.sqrt((centred**2).sum(1)).max(),
-            "raw_norm": jnp.sqrt((h**2).sum(1)).max(),
-            "box": jnp.abs(y).max(0),
-            "update": zero,
-            "through": zero,
-        }
+        update = zero
         if name in problem.adapters:
-            a = problem.adapters[name].a
-            b = problem.adapters[name].b
-            new["update"] = jnp.abs(scalars(problem)[0] * dot(dot(rows, b), a)).max()
-        if name == "query":
-            through = dot(h, problem.weights.key.T)
-            if "key" in problem.adapters:
-                a = problem.adapters["key"].a
-                b = problem.adapters["key"].b
-                through = through + scalars(problem)[0] * dot(dot(h, a.T), b.T)
-            new["through"] = jnp.abs(through).max()
-        return {k: jnp.maximum(carry[k], new[k]) for k in carry}
+            adapter = problem.adapters[name]
+            update = jnp.abs(scalars(problem)[0] * dot(dot(xs, adapter.b), adapter.a)).max()
+        new = _Reach(
+            max=jnp.abs(h).max(),
+            centred=jnp.abs(centred).max(),
+            raw_norm=row_norms(h).max(),
+            centred_norm=row_norms(centred).max(),
+            norm=row_norms(y).max(),
+            box=jnp.abs(y).max(0),
+            update=update,
+        )
+        return jax.tree.map(jnp.maximum, carry, new)
 
-    return frames.sweep(x.shape[0], BLOCK, body, start)
+    return sweep(x.shape[0], BLOCK, body, start)
+
+
+def _through_key(problem: LoRAProblem) -> Float[Array, ""]:
+    """max |Q W_K^T|, entry by entry, block by block."""
+
+    def body(carry, first, fresh):
+        del fresh  # a maximum may see a token twice
+        q = project(problem, "query", rows(problem.x_query, first, BLOCK))
+        return jnp.maximum(carry, jnp.abs(project_back(problem, "key", q)).max())
+
+    return sweep(problem.x_query.shape[0], BLOCK, body, jnp.zeros((), problem.dtype))
 
 
 def norm_report(problem: LoRAProblem) -> NormReport:
     """The norms of Theorems 3.1, 4.1 and A.1 and certified score bounds, raw and centred.
 
     O(L d_model d) time, memory independent of L; jit and vmap apply. The score bounds are
-    Cauchy-Schwarz or box
-    bounds, the better of those in balanced coordinates and one in the given ones (which stands
+    Cauchy-Schwarz or box bounds, the better of those in balanced coordinates and one in the given ones (which stands
     where there are fewer tokens than d, and nothing to balance by): never below max |S_ij|, and not
     computed from the L x L scores.
     """
     check_static(problem)
-    frame = frames.make(problem, BLOCK, centred=True)
+    problem = as_jax(problem)
+    frame = frames.of_problem(problem)
     q = _reach(problem, "query", frame.nu, frame.to_x)
     k = _reach(problem, "key", frame.mu, frame.to_y)
-    beta = scalars(problem)[1]
-    balanced = jnp.minimum(q["norm"] * k["norm"], dot(q["box"], k["box"]))
+    balanced = jnp.minimum(q.norm * k.norm, dot(q.box, k.box))
     return NormReport(
-        query=q["max"],
-        key=k["max"],
-        query_centred=q["centred"],
-        key_centred=k["centred"],
-        query_through_key=q["through"],
+        query=q.max,
+        key=k.max,
+        query_centred=q.centred,
+        key_centred=k.centred,
+        query_through_key=_through_key(problem),
         x_key=jnp.abs(problem.x_key).max(),
-        query_update=q["update"],
-        key_update=k["update"],
-        score_bound=jnp.minimum(balanced, beta * q["centred_norm"] * k["centred_norm"]),
-        score_bound_raw=beta * q["raw_norm"] * k["raw_norm"],
+        query_update=q.update,
+        key_update=k.update,
+        score_bound=jnp.minimum(balanced, frame.beta * q.centred_norm * k.centred_norm),
+        score_bound_raw=frame.beta * q.raw_norm * k.raw_norm,
         tokens=max(problem.x_query.shape[0], problem.x_key.shape[0]),
     )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from lora_limits.checks import fail
 from lora_limits.linalg import columns_of, dot
@@ -179,10 +180,9 @@ def _check_shapes(problem: LoRAProblem, x: dict[str, Any], w: dict[str, Any]) ->
 
 
 def check_values(problem: LoRAProblem) -> None:
-    """Checks concrete values: finite entries, beta > 0. Raises ValueError; reads every array that
-    it can.
+    """Checks concrete values: finite entries, beta > 0. Raises ValueError.
 
-    Tracers pass, and arrays of which other processes hold a part.
+    Reads every array that it can: tracers pass, and arrays of which other processes hold a part.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(problem):
         if isinstance(leaf, Tracer) or not isinstance(
@@ -204,15 +204,18 @@ def inputs(problem: LoRAProblem) -> dict[str, Any]:
     return {"query": problem.x_query, "key": problem.x_key, "value": problem.x_value}
 
 
+def as_jax(problem: LoRAProblem) -> LoRAProblem:
+    """The problem with its NumPy arrays as JAX's."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, problem)
+
+
 def scalars(problem: LoRAProblem) -> tuple[jax.Array, jax.Array]:
     """(scale, beta) in the dtype of the problem."""
     return jnp.asarray(problem.scale, problem.dtype), jnp.asarray(problem.beta, problem.dtype)
 
 
-def project(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
-    """x (W* + scale B A) for the projection `name`: (L, d_model) -> (L, d), never forming B A. O(L
-    d_model (d + r)).
-    """
+def project(problem: LoRAProblem, name: str, x: Float[Array, "n d_in"]) -> Float[Array, "n d"]:
+    """x (W* + scale B A) for the projection `name`, never forming B A. O(n d_in (d + r))."""
     y = dot(x, getattr(problem.weights, name))
     if name in problem.adapters:
         adapter = problem.adapters[name]
@@ -220,8 +223,10 @@ def project(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
     return y
 
 
-def project_columns(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
-    """`project`, tokens last: (L, d_model) -> (d, L)."""
+def project_columns(
+    problem: LoRAProblem, name: str, x: Float[Array, "n d_in"]
+) -> Float[Array, "d n"]:
+    """`project`, tokens last."""
     y = columns_of(getattr(problem.weights, name), x)
     if name in problem.adapters:
         adapter = problem.adapters[name]
@@ -229,19 +234,32 @@ def project_columns(problem: LoRAProblem, name: str, x: jax.Array) -> jax.Array:
     return y
 
 
-def projections(problem: LoRAProblem) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Q, K, V with the adapters in: (Lq, d), (Lk, d), (Lk, d_value)."""
-    q, k, v = (project(problem, name, x) for name, x in inputs(problem).items())
+def project_back(
+    problem: LoRAProblem, name: str, rows: Float[Array, "n d"]
+) -> Float[Array, "n d_in"]:
+    """rows (W* + scale B A)^T: from the space of the projection to that of its inputs."""
+    y = dot(rows, getattr(problem.weights, name).T)
+    if name in problem.adapters:
+        adapter = problem.adapters[name]
+        y = y + scalars(problem)[0] * dot(dot(rows, adapter.a.T), adapter.b.T)
+    return y
+
+
+def projections(
+    problem: LoRAProblem,
+) -> tuple[Float[Array, "lq d"], Float[Array, "lk d"], Float[Array, "lk dv"]]:
+    """Q, K, V with the adapters in."""
+    q, k, v = (project(problem, name, jnp.asarray(x)) for name, x in inputs(problem).items())
     return q, k, v
 
 
-def pull_back(problem: LoRAProblem, name: str, rows: jax.Array) -> Adapter:
-    """Gradient of an adapter from that of its projection, dH = dl/d(X W): dA = s (X B)^T dH, dB = s
-    X^T (dH A^T).
+def pull_back(problem: LoRAProblem, name: str, rows: Float[Array, "n d"]) -> Adapter:
+    """Gradient of an adapter from that of its projection, dH = dl/d(X W).
 
-    Never forms the (d_model, d) matrix dl/dW. rows: (L, d). O(L r (d_model + d)).
+    dA = s (X B)^T dH,  dB = s X^T (dH A^T): the (d_in, d) matrix dl/dW is never formed.
+    O(n r (d_in + d)).
     """
-    x = inputs(problem)[name]
+    x = jnp.asarray(inputs(problem)[name])
     adapter = problem.adapters[name]
     scale = scalars(problem)[0]
     return Adapter(
@@ -251,11 +269,10 @@ def pull_back(problem: LoRAProblem, name: str, rows: jax.Array) -> Adapter:
 
 
 def reduced_form(problem: LoRAProblem) -> dict[str, jax.Array]:
-    """The reduced problem (3.3): C1 = s X_Q, C2 = beta X_K W_K, C3 = X_V W_V and Wbar = W*_Q / s +
-    B_Q A_Q.
+    """The reduced problem (3.3), in which Q K^T beta = C1 Wbar C2^T.
 
-    Then Q K^T beta = C1 Wbar C2^T. Shapes (Lq, d_model), (Lk, d), (Lk, d_value), (d_model, d).
-    scale must not be 0.
+    C1 = s X_Q (Lq, d_model), C2 = beta X_K W_K (Lk, d), C3 = X_V W_V (Lk, d_value) and
+    Wbar = W*_Q / s + B_Q A_Q (d_model, d). scale must not be 0.
     """
     scale, beta = scalars(problem)
     _, k, v = projections(problem)

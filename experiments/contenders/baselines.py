@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_limits.factors.landmarks import segment_means
+from lora_limits.factors.nystrom import segment_means
 from lora_limits.linalg import dot
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem, projections, scalars
 

@@ -30,14 +30,13 @@ def series_gradient(
     from lora_limits.coordinates import frame as frames
     from lora_limits.linalg import dot
     from lora_limits.polynomial import series
-    from lora_limits.problem import project, pull_back, scalars
+    from lora_limits.problem import project, pull_back
 
-    frame = frames.make(problem, 512, centred=True)
-    beta = scalars(problem)[1]
-    q = project(problem, "query", problem.x_query) - frame.nu[None]
-    k = project(problem, "key", problem.x_key)
-    w = jnp.exp(beta * dot(k, frame.nu) - frame.shift)[None]
-    k = k - frame.mu[None]
+    frame = frames.of_problem(problem)
+    beta = frame.beta
+    q = frame.centred_queries(problem, problem.x_query)
+    k = frame.centred_keys(problem, problem.x_key)
+    w = jnp.exp(frame.log_weights(k))[None]
     v = project(problem, "value", problem.x_value) - frame.v_mean[None]
     s = beta * dot(q, k.T)
     weighted = w * series.evaluate(c, s)

@@ -1,6 +1,4 @@
-"""Moments over keys of the certificate's columns, and from them bounds for every query (see
-certificate.py).
-"""
+"""Bounds for every query, from moments over keys of the certificate's columns (see bound.py)."""
 
 from __future__ import annotations
 
@@ -10,161 +8,175 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from lora_limits.linalg import dot, down
+from lora_limits.coordinates.frame import row_range
+from lora_limits.linalg import column_norms, dot, down
 from lora_limits.polynomial import evaluation, monomials, series
 
 
 def even_order(degree: int) -> int:
-    """t, the largest even number <= degree: the power of the score whose moments the certificate
-    reads exactly.
-    """
+    """t, the largest even number <= degree: the power of s whose moments are read exactly."""
     return degree - degree % 2
 
 
 def whole(degree: int) -> bool:
-    """Whether s^t is of the top degree, t = g >= 2, and its moments come with those of the gradient
-    itself.
-    """
+    """Whether t = g >= 2: the moments of s^t then come with those of the gradient itself."""
     return degree >= 2 and degree % 2 == 0
 
 
 class KeyMoments(NamedTuple):
-    """Sums over keys, all of non-negative columns z (C of them): what `rows` needs to bound any
-    query.
-    """
+    """Sums over keys, all of non-negative columns z: what `rows` needs to bound any query."""
 
-    low: jax.Array  # (features of degree <= max(g - 1, 0), C): sum_j w phi(y) z
-    top: jax.Array  # (features of degree t, C): sum_j w |y|^{g-t} phi(y) z
-    radial: jax.Array  # (g + 1, C): sum_j w |y|^m z
-    second: jax.Array  # (d, d): sum_j w y y^T
-    reach: jax.Array  # () max_j |y_j|
-    box: jax.Array  # (d,) max_j |y_j| by coordinate
+    low: Float[Array, "low columns"]  # sum_j w phi(y) z, phi of degree <= max(g - 1, 0)
+    top: Float[Array, "top columns"]  # sum_j w |y|^{g-t} phi(y) z, phi of degree t
+    radial: Float[Array, "powers columns"]  # sum_j w |y|^m z, m = 0 .. g
+    second: Float[Array, "d d"]  # sum_j w y y^T
+    reach: Float[Array, ""]  # max_j |y_j|
+    box: Float[Array, " d"]  # max_j |y_j| by coordinate
 
 
 class Setup(NamedTuple):
-    """What the row bounds need to know about P. h, h_prime: envelopes of exp - P and exp - P'
-    (None: Taylor).
-    """
+    """What the row bounds need to know about P. h, h_prime: envelopes of exp - P and exp - P'."""
 
-    c: jax.Array
-    h: tuple[jax.Array, jax.Array] | None
+    c: Float[Array, " degree_and_1"]  # coefficients of P
+    h: tuple[jax.Array, jax.Array] | None  # None: Taylor's, in closed form
     h_prime: tuple[jax.Array, jax.Array] | None
-    gamma: float
-    jensen: bool
+    gamma: float  # rounding of a sum, relative to the sum of absolute values
+    jensen: bool  # whether keys are centred
+
+    @property
+    def degree(self) -> int:
+        return self.c.shape[0] - 1
 
 
-def powers(norm: jax.Array, degree: int) -> jax.Array:
-    """|y|^0 .. |y|^degree: (1, n) -> (degree + 1, n)."""
+class Rows(NamedTuple):
+    """Bounds for n queries: those up to `centre` are roots, as Cauchy-Schwarz wants them."""
+
+    eta: Float[Array, "columns n"]  # eta[z] >= sum_j |eps_j| z_j
+    eta_prime: Float[Array, "columns n"]  # the same for eps'
+    mean: Float[Array, "columns n"]  # >= E_f[z]
+    size: Float[Array, "columns n"]  # absolute sums over D: what rounding is proportional to
+    tilt: Float[Array, "columns n"]  # >= |m(x)|, x centred and z the largest square of such x
+    centre: Float[Array, "columns n"]  # >= |E_f[x]|
+    mass: Float[Array, "1 n"]  # eta[1] itself
+    certain: Float[Array, "1 n"]  # D_i over the sum of the weights, from below
+    slack: Float[Array, "1 n"]  # b >= 1 / (1 + a_i)
+
+
+class Column(NamedTuple):
+    """The bounds of one column, as in `Rows`."""
+
+    eta: Float[Array, "1 n"]
+    eta_prime: Float[Array, "1 n"]
+    mean: Float[Array, "1 n"]
+    size: Float[Array, "1 n"]
+    tilt: Float[Array, "1 n"]
+    centre: Float[Array, "1 n"]
+
+
+def by_name(rows: Rows, names: tuple[str, ...]) -> dict[str, Column]:
+    """The bounds of each column under its name; names: of `columns.names`."""
+    return {
+        name: Column(*(bound[i : i + 1] for bound in rows[: len(Column._fields)]))
+        for i, name in enumerate(names)
+    }
+
+
+def powers(norm: Float[Array, "1 n"], degree: int) -> Float[Array, "powers n"]:
+    """|y|^0 .. |y|^degree."""
     out = [jnp.ones_like(norm)]
     for _ in range(degree):
         out.append(out[-1] * norm)
     return jnp.concatenate(out)
 
 
-def row_range(x: jax.Array, reach: jax.Array, box: jax.Array) -> jax.Array:
-    """R_i >= max_j |s_ij|, the smaller of the Euclidean and the box bound. x: (d, n) -> (1, n)."""
-    return jnp.minimum(jnp.sqrt(down(x**2)) * reach, dot(box[None], jnp.abs(x)))
-
-
 def polynomials(setup: Setup, moments: KeyMoments, width: int) -> evaluation.Lift:
-    """What `rows` wants evaluated: sum_j w z P'(s) for every column z, and sum_j w z |y|^{g-t} s^t.
+    """What `rows` wants evaluated: sum_j w z P'(s) of every column z, and sum_j w z |y|^{g-t} s^t.
 
-    Where t is the top degree the two are the lower and the top part of the same C polynomials; else
-    they are 2 C.
+    Where t is the top degree the two are the lower and the top part of the same polynomials; else
+    they are twice as many.
     """
-    degree = setup.c.shape[0] - 1
+    degree = setup.degree
     dtype = setup.c.dtype
     t = even_order(degree)
     below = monomials.count(width, max(degree - 1, 0))
     order, multinomial = monomials.tables(width, degree)
-    prime = (series.derivative(setup.c) if degree else jnp.zeros_like(setup.c))[
-        order[:below].astype(int)
-    ]
-    low = moments.low * (prime * jnp.asarray(multinomial[:below], dtype))[:, None]
-    top = moments.top * jnp.asarray(
-        multinomial[monomials.count(width, t - 1) : monomials.count(width, t), None], dtype
-    )
+    of_degree_t = slice(monomials.count(width, t - 1), monomials.count(width, t))
+    prime = series.derivative(setup.c) if degree else jnp.zeros_like(setup.c)
+    prime = prime[order[:below].astype(int)] * jnp.asarray(multinomial[:below], dtype)
+    low = moments.low * prime[:, None]
+    top = moments.top * jnp.asarray(multinomial[of_degree_t, None], dtype)
     if whole(degree):
         return evaluation.make(jnp.concatenate([low, top]), 0, width, degree)
     padding = jnp.zeros((below - top.shape[0], top.shape[1]), dtype)
-    return evaluation.Lift(jnp.concatenate([low, jnp.concatenate([padding, top])], 1).T, None, None)
+    both = jnp.concatenate([low, jnp.concatenate([padding, top])], 1)
+    return evaluation.Lift(both.T, None, None)
 
 
-class Rows(NamedTuple):
-    """Bounds for n queries. Those up to `centre` are (C, n), roots as Cauchy-Schwarz wants them;
-    the others (1, n).
-    """
+class _Absolute(NamedTuple):
+    """Coefficients, in powers of |x|, of sums over keys of absolute values."""
 
-    eta: jax.Array  # eta[z] >= sum_j |eps_j| z_j
-    eta_prime: jax.Array
-    mean: jax.Array  # >= E_f[z]
-    size: jax.Array  # sums of absolute values over D: what rounding is proportional to
-    tilt: jax.Array  # >= |m(x)|, x one of the columns of which z is the square, if it is centred
-    centre: jax.Array  # >= |E_f[x]|
-    mass: jax.Array  # eta[1] itself
-    certain: (
-        jax.Array
-    )  # lower bound of D_i over the sum of the weights: P certified positive where > 0
-    slack: jax.Array  # b >= 1 / (1 + a_i)
+    size: Float[Array, "powers columns"]  # behind P and P' together
+    prime: Float[Array, "powers columns"]  # behind P' alone
+    last: Float[Array, "1 columns"]  # the moment of the highest power
 
 
-def _radial_sums(setup: Setup, radial: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Coefficients in powers of |x|: the absolute sums behind P and P', behind P' alone; and the
-    last moment.
-    """
-    c = jnp.abs(setup.c)[:, None] * radial
+def _absolute(setup: Setup, radial: Float[Array, "powers columns"]) -> _Absolute:
+    plain = jnp.abs(setup.c)[:, None] * radial
     n = np.arange(1, radial.shape[0], dtype=radial.dtype)[:, None]
-    prime = jnp.concatenate(
-        [jnp.abs(setup.c)[1:, None] * n * radial[:-1], jnp.zeros_like(radial[:1])]
-    )
-    size = c if setup.h is None else c + prime  # Taylor's P' is a part of P
-    return size, prime, radial[-1:]
+    prime = jnp.abs(setup.c)[1:, None] * n * radial[:-1]
+    prime = jnp.concatenate([prime, jnp.zeros_like(radial[:1])])
+    # Taylor's P' is a part of P
+    size = plain if setup.h is None else plain + prime
+    return _Absolute(size, prime, radial[-1:])
 
 
 def rows(
-    setup: Setup, moments: KeyMoments, x: jax.Array, values: evaluation.Values, d_sum, d_score
+    setup: Setup,
+    moments: KeyMoments,
+    x: Float[Array, "d n"],
+    values: evaluation.Values,
+    d_sum: Float[Array, "1 n"],
+    d_score: Float[Array, "1 n"],
 ) -> Rows:
-    """Row bounds of a block of queries.
+    """Row bounds of a block of queries x.
 
-    x: (d, n); values: of `polynomials` at x; d_sum (1, n): the computed D_i; d_score (1, n):
-    rounding of the scores, which acts as one more error of exp, |e^{s + ds} - e^s| <= 2 ds e^s
-    (`add_queries` counts it as rounding).
+    values: of `polynomials` at x. d_sum: the computed D_i. d_score: rounding of the scores, which
+    acts as one more error of exp, |e^{s + ds} - e^s| <= 2 ds e^s (`terms` counts it as rounding).
     """
-    degree = setup.c.shape[0] - 1
+    degree = setup.degree
     gamma = setup.gamma
     count = moments.radial.shape[1]
-    prime = values.low[:count]
-    nu = values.top if whole(degree) else values.low[count:]
-    norm = jnp.sqrt(down(x**2))
-    reach = row_range(x, moments.reach, moments.box) * (1 + 8 * jnp.finfo(x.dtype).eps) + d_score
+    norm = column_norms(x)
+    reach = row_range(x, moments.reach, moments.box)
+    # R_i, with the rounding of the scores
+    reach = reach * (1 + 8 * jnp.finfo(x.dtype).eps) + d_score
     phi = series.remainder_factor(degree + 1, reach)
-    norm, reach, phi, score_size = settle(
-        norm, reach, phi, _score_size(setup, moments, x, norm, reach, d_score)
-    )
-    size, prime_size, last = _radial_sums(setup, moments.radial)
+    score_size = _score_size(setup, moments, x, norm, reach, d_score)
+    norm, reach, phi, score_size = settle(norm, reach, phi, score_size)
+    # sums of absolute values, by powers of |x|
+    absolute = _absolute(setup, moments.radial)
     p = powers(norm, degree)
-    absolute = dot(jnp.concatenate([size, gamma * prime_size], 1).T, p)
-    size = absolute[:count]
-    prime = prime + absolute[count:]
-    # |s|^g <= s^t (|x||y|)^{g-t}: upper bounds, rounding included, of sum_j w z |s|^g
-    nu = nu * p[degree - even_order(degree)][None] + gamma * last.T * p[-1:]
+    both = dot(jnp.concatenate([absolute.size, gamma * absolute.prime], 1).T, p)
+    size = both[:count]
+    # sum_j w z P'(s), from above
+    prime = values.low[:count] + both[count:]
+    # sum_j w z |s|^g <= sum_j w z s^t (|x||y|)^{g-t}, from above
+    nu = values.top if whole(degree) else values.low[count:]
+    nu = nu * p[degree - even_order(degree)][None] + gamma * absolute.last.T * p[-1:]
+    # D_i, from below
     low = d_sum - gamma * size[:1]
     safe = jnp.where(low > 0, low, 1)
     flat = moments.radial[0][:, None]
-    if setup.h is None or setup.h_prime is None:
-        h = (0.0, phi)
-        h_prime = (0.0, 1 / math.factorial(degree) + reach * phi)
-    else:
-        h = setup.h
-        h_prime = setup.h_prime
+    h, h_prime = _envelopes(setup, reach, phi)
+    # eta[1] = sum_j |eps_j|
     mass = (h[0] * flat[:1] + h[1] * reach * nu[:1]) / safe
-    total = moments.radial[0, 0]
-    floor = safe * (1 - mass)  # Z_i = D_i (1 + a_i)
+    # Z_i = D_i (1 + a_i), from below
+    floor = safe * (1 - mass)
     if setup.jensen:
-        floor = jnp.maximum(
-            floor, total * jnp.exp(-4 * gamma * (1 + norm * moments.reach) - d_score)
-        )
+        by_jensen = jnp.exp(-4 * gamma * (1 + norm * moments.reach) - d_score)
+        floor = jnp.maximum(floor, moments.radial[0, 0] * by_jensen)
     known = (low > 0) & (floor > 0)
     unknown = jnp.where(known, 0, jnp.inf).astype(x.dtype)
     inverse = 1 / safe
@@ -176,19 +188,30 @@ def rows(
     eta_prime = h_prime[0] * flat + h_top * nu
     # exp <= P' + |exp - P'|; rounding may leave it below 0 where it is nothing
     mean = jnp.maximum(prime + eta_prime, 0) * floor
-    eta, eta_prime, mean, size = (
-        jnp.sqrt(v) for v in (eta * inverse, eta_prime * inverse, mean, size * inverse)
-    )
+    eta = jnp.sqrt(eta * inverse)
+    eta_prime = jnp.sqrt(eta_prime * inverse)
+    mean = jnp.sqrt(mean)
+    size = jnp.sqrt(size * inverse)
+    # |m(x)| <= sum_j w |e^s - 1||x| / D + sum_j |eps_j||x|, x being centred under w
     tilt = (score_size * inverse) * jnp.sqrt(flat) + eta[:1] * eta
-    # keys that were not centred have a mean that `tilt` does not know of
-    centre = (
-        jnp.minimum(mean, tilt + slack * (eta[:1] * eta + mass * tilt)) if setup.jensen else mean
-    )
-    return Rows(eta, eta_prime, mean, size, tilt, centre, mass, low / total, slack)
+    centre = mean
+    if setup.jensen:
+        # keys that were not centred have a mean that `tilt` does not know of
+        centre = jnp.minimum(mean, tilt + slack * (eta[:1] * eta + mass * tilt))
+    certain = low / moments.radial[0, 0]
+    return Rows(eta, eta_prime, mean, size, tilt, centre, mass, certain, slack)
 
 
-def settle(*rows: jax.Array) -> tuple[jax.Array, ...]:
-    """The same rows, (1, n) each, computed once: by a product, which XLA does not fuse.
+def _envelopes(setup: Setup, reach, phi):
+    """((h0, h1) of exp - P over |s|^{g+1}, (h0, h1) of exp - P' over |s|^g)."""
+    if setup.h is None or setup.h_prime is None:
+        by_one_less = 1 / math.factorial(setup.degree) + reach * phi
+        return (0.0, phi), (0.0, by_one_less)
+    return setup.h, setup.h_prime
+
+
+def settle(*rows: Float[Array, "1 n"]) -> tuple[Float[Array, "1 n"], ...]:
+    """The same rows, computed once: by a product, which XLA does not fuse.
 
     Left to itself its CPU compiler repeats the long chains behind them in every consumer, once for
     each column. An infinite entry turns the others of its token into NaN, which the sums take as
@@ -198,9 +221,10 @@ def settle(*rows: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(stack[i : i + 1] for i in range(len(rows)))
 
 
-def _score_size(setup: Setup, moments: KeyMoments, x: jax.Array, norm, reach, d_score) -> jax.Array:
-    """(1, n), >= sqrt(sum_j w (e^s - 1)^2) by |e^s - 1| <= |s| (e^R - 1) / R: columns are centred,
-    and feel no more.
+def _score_size(setup: Setup, moments: KeyMoments, x, norm, reach, d_score) -> jax.Array:
+    """(1, n), >= sqrt(sum_j w (e^s - 1)^2), by |e^s - 1| <= |s| (e^R - 1) / R.
+
+    Columns are centred, and feel no more of the score than this.
     """
     square = down(x * dot(moments.second, x))
     square = jnp.maximum(square, 0) + setup.gamma * jnp.trace(moments.second) * norm**2

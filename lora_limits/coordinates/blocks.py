@@ -11,110 +11,102 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from lora_limits.coordinates.frame import Frame, rows
+from lora_limits.coordinates.frame import Frame
+from lora_limits.coordinates.sweep import rows
 from lora_limits.linalg import columns_of, dot
-from lora_limits.polynomial import monomials
 from lora_limits.problem import LoRAProblem, scalars
 
 
 class Maps(NamedTuple):
-    """What takes a centred input row (d_model,) to the sweeps' coordinates.
+    """What takes a centred input row to the sweeps' coordinates.
 
-    query: (d_model, d + r) to x and X_Q B; key: (d_model, d + 1 + r) to y, the log-weight and X_K
-    B; value:
-    (d_model, d_value + r) to v and X_V B. The r columns are there for the adapters that there are.
+    The columns X B are there for the adapters that there are.
     """
 
-    query: jax.Array
-    key: jax.Array
-    value: jax.Array
+    query: Float[Array, "dq x_and_xb"]  # to x and X_Q B
+    key: Float[Array, "dk y_w_and_xb"]  # to y, the log-weight and X_K B
+    value: Float[Array, "dx v_and_xb"]  # to v and X_V B
 
 
 class Keys(NamedTuple):
-    """One block of keys: inputs (n, d_model) as they lie in memory, all else tokens last."""
+    """One block of keys and values: inputs as they lie in memory, all else tokens last."""
 
-    xk: jax.Array  # centred
-    xv: jax.Array  # centred
-    v: jax.Array  # (d_value, n) centred
-    w: jax.Array  # (1, n) weights, 0 on tokens seen before
-    y: jax.Array  # (d, n)
-    xk_b: jax.Array  # (r, n) X_K B, centred; empty without an adapter
-    xv_b: jax.Array  # (r, n) X_V B, centred
+    xk: Float[Array, "n dk"]  # inputs of the keys, centred
+    xv: Float[Array, "n dx"]  # inputs of the values, centred
+    v: Float[Array, "dv n"]  # values, centred
+    w: Float[Array, "1 n"]  # weights, 0 on tokens of the block before
+    y: Float[Array, "d n"]  # balanced keys
+    xk_b: Float[Array, "rk n"]  # X_K B, centred; empty without an adapter
+    xv_b: Float[Array, "rv n"]  # X_V B, centred
 
 
 class Queries(NamedTuple):
     """One block of queries."""
 
-    xq: jax.Array  # (n, d_model) inputs
-    x: jax.Array  # (d, n)
-    xq_b: jax.Array  # (r, n) X_Q B
+    xq: Float[Array, "n dq"]  # inputs
+    x: Float[Array, "d n"]  # balanced queries
+    xq_b: Float[Array, "rq n"]  # X_Q B
 
 
-def block_size(problem: LoRAProblem, degree: int) -> int:
-    """Tokens to a block.
-
-    On a CPU a power of two from 128 to 2048 whose largest array has about 2^20 entries, to stay in
-    cache; on an accelerator, which must be filled, the largest equal parts of the input of at most
-    2^25 entries.
-    """
-    d = problem.weights.query.shape[1]
-    dv = problem.weights.value.shape[1]
-    r = problem.adapters["value"].a.shape[0] if "value" in problem.adapters else 0
-    entries = max(monomials.count(d, degree), d * (1 + dv + r))
-    if jax.default_backend() == "cpu":
-        return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 11)
-    tokens = max(problem.x_query.shape[0], problem.x_key.shape[0])
-    return -(-tokens // -(-tokens // max(2**25 // entries, 128)))
+def _folded(problem: LoRAProblem, name: str, change: jax.Array) -> jax.Array:
+    """[(W + s B A) change, B]: (d_in, d) times a change of coordinates (d, m), and B beside it."""
+    matrix = dot(getattr(problem.weights, name), change)
+    if name not in problem.adapters:
+        return matrix
+    adapter = problem.adapters[name]
+    matrix = matrix + scalars(problem)[0] * dot(adapter.b, dot(adapter.a, change))
+    return jnp.concatenate([matrix, adapter.b], 1)
 
 
 def maps(problem: LoRAProblem, frame: Frame) -> Maps:
     """The three matrices. O(d_model d (d + r))."""
-    scale, beta = scalars(problem)
-
-    def folded(name: str, change: jax.Array) -> jax.Array:  # (W + s B A) change, and B
-        matrix = dot(getattr(problem.weights, name), change)
-        if name not in problem.adapters:
-            return matrix
-        adapter = problem.adapters[name]
-        return jnp.concatenate(
-            [matrix + scale * dot(adapter.b, dot(adapter.a, change)), adapter.b], 1
-        )
-
-    change = jnp.concatenate([frame.to_y.T, beta * frame.nu[:, None]], 1)
-    eye = jnp.eye(frame.v_mean.shape[0], dtype=problem.dtype)
-    return Maps(folded("query", frame.to_x.T), folded("key", change), folded("value", eye))
+    to_y_and_weight = jnp.concatenate([frame.to_y.T, frame.beta * frame.nu[:, None]], 1)
+    as_it_is = jnp.eye(frame.v_mean.shape[0], dtype=problem.dtype)
+    return Maps(
+        query=_folded(problem, "query", frame.to_x.T),
+        key=_folded(problem, "key", to_y_and_weight),
+        value=_folded(problem, "value", as_it_is),
+    )
 
 
-def keys(problem: LoRAProblem, frame: Frame, table: Maps, first, fresh, block: int) -> Keys:
+def keys(
+    problem: LoRAProblem,
+    frame: Frame,
+    table: Maps,
+    first: Int[Array, ""],
+    fresh: Bool[Array, " n"],
+    block: int,
+) -> Keys:
     """Keys and values first .. first + block, those not `fresh` with weight 0."""
     d = frame.nu.shape[0]
     dv = frame.v_mean.shape[0]
     xk = rows(problem.x_key, first, block)
-    xv = rows(problem.x_value, first, block)
+    xv = rows(problem.x_value, first, block) - frame.xv_mean[None]
     # inputs are centred before they are projected: a large common bias then costs no digits
     on_key = columns_of(table.key, xk - frame.k_shift[None])
-    xv = xv - frame.xv_mean[None]
     on_value = columns_of(table.value, xv)
-    log_w = on_key[d : d + 1] - (frame.shift - scalars(problem)[1] * dot(frame.mu, frame.nu))
-    w = jnp.where(fresh[None], jnp.exp(log_w), 0)
-    rest = dot(table.key[:, d + 1 :].T, frame.xk_mean - frame.k_shift)[:, None]
+    log_w = on_key[d : d + 1] - (frame.shift - frame.beta * dot(frame.mu, frame.nu))
+    # X_K B loses the weighted mean whether the keys are centred or not
+    rest = dot(table.key[:, d + 1 :].T, frame.xk_mean - frame.k_shift)
     return Keys(
-        xk - frame.xk_mean[None],
-        xv,
-        on_value[:dv],
-        w,
-        on_key[:d],
-        on_key[d + 1 :] - rest,
-        on_value[dv:],
+        xk=xk - frame.xk_mean[None],
+        xv=xv,
+        v=on_value[:dv],
+        w=jnp.where(fresh[None], jnp.exp(log_w), 0),
+        y=on_key[:d],
+        xk_b=on_key[d + 1 :] - rest[:, None],
+        xv_b=on_value[dv:],
     )
 
 
-def queries(problem: LoRAProblem, frame: Frame, table: Maps, first, block: int) -> Queries:
+def queries(
+    problem: LoRAProblem, frame: Frame, table: Maps, first: Int[Array, ""], block: int
+) -> Queries:
     """Queries first .. first + block."""
     d = frame.nu.shape[0]
     xq = rows(problem.x_query, first, block)
     on_query = columns_of(table.query, xq - frame.q_shift[None])
-    return Queries(
-        xq, on_query[:d], on_query[d:] + dot(table.query[:, d:].T, frame.q_shift)[:, None]
-    )
+    lost = dot(table.query[:, d:].T, frame.q_shift)
+    return Queries(xq=xq, x=on_query[:d], xq_b=on_query[d:] + lost[:, None])

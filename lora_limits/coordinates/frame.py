@@ -1,12 +1,14 @@
-"""Coordinates in which scores are small: centred, balanced, and read block by block so that no L x
-d copy exists.
+"""The frame: coordinates in which scores are small, for every part of the library that needs them.
 
-f is unchanged by K - 1 mu^T, and queries shifted by nu re-weight the keys: f_ij ~ w_j exp(x_i .
-y_j) with
-w_j = exp(beta nu . K_j), x_i = sqrt(beta) N^-T (Q_i - nu), y_j = sqrt(beta) N (K_j - mu). The
-balancing N equalises
-the second moments of x and y (a matrix geometric mean), which makes |x_i||y_j| a good bound of |x_i
-. y_j|.
+Three changes leave f = softmax(beta Q K^T) as it is or re-weight its keys:
+
+    centre    the keys lose a common mu, the queries a common nu:  Q_i -> Q_i - nu,  K_j -> K_j - mu
+    weigh     what nu did to the scores becomes a weight of the key:  w_j = exp(beta nu . K_j - shift)
+    balance   x_i = sqrt(beta) N^-T (Q_i - nu),  y_j = sqrt(beta) N (K_j - mu)
+
+so that f_ij is in proportion to w_j exp(x_i . y_j). N is the matrix geometric mean that gives x and
+y the same second moments, which makes |x_i||y_j| a good bound of |x_i . y_j|. mu is the mean of the
+keys under the weights w.
 """
 
 from __future__ import annotations
@@ -15,64 +17,143 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from lora_limits.coordinates import collectives
+from lora_limits.coordinates import collectives, sampling
 from lora_limits.coordinates.collectives import Axis
-from lora_limits.linalg import dot
-from lora_limits.problem import LoRAProblem, project, scalars
+from lora_limits.coordinates.sampling import Sample
+from lora_limits.coordinates.sweep import rows, sweep
+from lora_limits.linalg import column_norms, dot
+from lora_limits.problem import LoRAProblem, project, project_back, project_columns, scalars
 
-SAMPLE = 256
+NOWHERE = -1e4  # the least log-weight, that of a key that does not exist; exp of it is 0
+BLOCK = 512  # tokens to a block where nothing larger than the tokens is made of them
 
 
 class Frame(NamedTuple):
-    """What the sweeps need to know before the first feature is built. Vectors are columns, (d,) or
-    (d, d).
+    """Centres, weights and balance of one head. Rows in, rows out; a row is a token."""
+
+    beta: Float[Array, ""]
+    nu: Float[Array, " d"]  # centre of the queries; 0 when not centred
+    mu: Float[Array, " d"]  # centre of the keys, weighted; 0 when not centred
+    v_mean: Float[Array, " dv"]  # weighted mean of the values
+    xk_mean: Float[Array, " dk"]  # weighted mean of the key inputs
+    xv_mean: Float[Array, " dx"]  # weighted mean of the value inputs
+    q_shift: Float[Array, " dq"]  # what the query inputs lose so that the queries lose nu
+    k_shift: Float[Array, " dk"]  # what the key inputs lose so that the keys lose mu
+    shift: Float[Array, ""]  # the largest log-weight, taken out of all of them
+    total: Float[Array, ""]  # sum of the weights
+    to_x: Float[Array, "d d"]  # sqrt(beta) N^-T
+    to_y: Float[Array, "d d"]  # sqrt(beta) N
+
+    def centred_queries(self, problem: LoRAProblem, xq: jax.Array) -> jax.Array:
+        """Q_i - nu of input rows xq (n, dq).
+
+        Inputs are centred before they are projected: a large common bias then costs no digits.
+        """
+        return project(problem, "query", xq - self.q_shift[None])
+
+    def centred_keys(self, problem: LoRAProblem, xk: jax.Array) -> jax.Array:
+        """K_j - mu of input rows xk (n, dk)."""
+        return project(problem, "key", xk - self.k_shift[None])
+
+    def log_weights(self, k: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """log w_j of centred keys."""
+        return self.beta * dot(k, self.nu) - (self.shift - self.beta * dot(self.mu, self.nu))
+
+    def weights(self, k: Float[Array, "n d"], exists: Bool[Array, " n"]) -> Float[Array, " n"]:
+        """w_j of centred keys, 0 for those that do not exist."""
+        log_w = jnp.where(exists, self.log_weights(k), 0)
+        return jnp.where(exists, jnp.exp(log_w), 0)
+
+    def x(self, q: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """Balanced coordinates of centred queries."""
+        return dot(q, self.to_x.T)
+
+    def y(self, k: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """Balanced coordinates of centred keys."""
+        return dot(k, self.to_y.T)
+
+    def product(
+        self,
+        q: Float[Array, "m d"],
+        k: Float[Array, "n d"],
+        exists: Bool[Array, " n"] | None = None,
+    ) -> tuple[Float[Array, "m d_and_1"], Float[Array, "n d_and_1"]]:
+        """(x, y) with f = softmax(x y^T): the last column of x is 1 and that of y is log w_j <= 0.
+
+        q, k: centred. exists: which keys there are, all of them if None.
+        """
+        x, y = self.x(q), self.y(k)
+        log_w = jnp.maximum(self.log_weights(k), NOWHERE)
+        if exists is not None:
+            y = jnp.where(exists[:, None], y, 0)
+            log_w = jnp.where(exists, log_w, NOWHERE)
+        return (
+            jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1),
+            jnp.concatenate([y, log_w[:, None]], 1),
+        )
+
+
+def row_range(
+    x: Float[Array, "d n"], reach: Float[Array, ""], box: Float[Array, " d"]
+) -> Float[Array, "1 n"]:
+    """R_i >= max_j |x_i . y_j| of every column x_i.
+
+    The smaller of two bounds: Cauchy-Schwarz with reach = max_j |y_j|, and one coordinate at a time
+    with box = max_j |y_j| by coordinate.
     """
-
-    nu: jax.Array  # (d,) centre of the queries; 0 when not centred
-    mu: jax.Array  # (d,) weighted centre of the keys
-    v_mean: jax.Array  # (d_value,) weighted mean of the values
-    xk_mean: jax.Array  # (d_model,) weighted mean of the key inputs
-    xv_mean: jax.Array  # (d_model,) weighted mean of the value inputs
-    q_shift: jax.Array  # (d_model,) what is subtracted from the query inputs; 0 when not centred
-    k_shift: jax.Array  # (d_model,) the same for the key inputs
-    shift: jax.Array  # () largest log-weight, subtracted before exp
-    total: jax.Array  # () sum of the weights
-    to_x: jax.Array  # (d, d) sqrt(beta) N^-T
-    to_y: jax.Array  # (d, d) sqrt(beta) N
+    return jnp.minimum(column_norms(x) * reach, dot(box[None], jnp.abs(x)))
 
 
-def sweep(length: int, block: int, body, start):
-    """Folds body(carry, first, fresh) over blocks of `block` tokens; returns the last carry.
+def _sqrt_and_inverse(m: Float[Array, "d d"]) -> tuple[Float[Array, "d d"], Float[Array, "d d"]]:
+    """Symmetric square root of a positive definite matrix, and its inverse."""
+    values, vectors = jnp.linalg.eigh(m)
+    root = jnp.sqrt(jnp.maximum(values, jnp.finfo(m.dtype).tiny))
+    return dot(vectors * root[None], vectors.T), dot(vectors / root[None], vectors.T)
 
-    The last block is moved back to end at the last token, so no input is padded or copied; `fresh`
-    (block,) is 0 where a token was seen before. O(1) extra memory.
+
+def _normalised(m: Float[Array, "d d"]) -> tuple[Float[Array, "d d"], Float[Array, ""]]:
+    """(m over its trace, with a ridge of 1e-3; the trace). The identity where the trace is useless."""
+    d = m.shape[0]
+    eye = jnp.eye(d, dtype=m.dtype)
+    trace = jnp.trace(m)
+    usable = jnp.isfinite(trace) & (trace > jnp.finfo(m.dtype).tiny * 1e8)
+    trace = jnp.where(usable, trace, 1)
+    return jnp.where(usable, m, eye / d) / trace + 1e-3 / d * eye, trace
+
+
+def balance(
+    sx: Float[Array, "d d"], sy: Float[Array, "d d"]
+) -> tuple[Float[Array, "d d"], Float[Array, "d d"]]:
+    """(N, N^-T), symmetric, with N sy N = N^-1 sx N^-1 = their common second moment.
+
+    N^2 is the geometric mean sy^-1 # sx. Both moments get a ridge of 1e-3 of their trace, so the
+    condition number of N stays below about 30 and the change of coordinates costs no accuracy,
+    whatever the rank of the inputs. sx, sy: positive semi-definite.
     """
-    size = min(block, length)
-    blocks = -(-length // size)
-
-    def step(carry, i):
-        first = jnp.minimum(i * size, length - size)
-        fresh = first + jnp.arange(size, dtype=jnp.int32) >= i * size
-        return body(carry, first, fresh), None
-
-    return jax.lax.scan(step, start, jnp.arange(blocks, dtype=jnp.int32))[0]
+    sx, tx = _normalised(sx)
+    sy, ty = _normalised(sy)
+    root, inverse = _sqrt_and_inverse(sy)
+    middle, _ = _sqrt_and_inverse(dot(dot(root, sx), root))
+    n, n_inverse = _sqrt_and_inverse(dot(dot(inverse, middle), inverse))
+    scale = (tx / ty) ** 0.25
+    return n * scale, n_inverse / scale
 
 
-def rows(x: jax.Array, first: jax.Array, block: int) -> jax.Array:
-    """Tokens first .. first + block of x: (block, d_model)."""
-    return jax.lax.dynamic_slice_in_dim(x, first, min(block, x.shape[0]))
+def _key_statistics(
+    problem: LoRAProblem, direction: Float[Array, " dk"], block: int, axis: Axis
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, " dk"], Float[Array, " dx"]]:
+    """Over the keys of all devices: largest log-weight, sum of weights, weighted sums of inputs.
 
-
-def _key_statistics(problem: LoRAProblem, direction: jax.Array, block: int, axis: Axis):
-    """Online over keys, of all devices: largest log-weight, sum of weights, weighted sums of x_key
-    and x_value.
+    The log-weight of a key is its input row times `direction`. The weights are taken over the
+    largest one seen so far, and what was summed before shrinks when a larger one comes.
     """
     dtype = problem.dtype
     lk, dk = problem.x_key.shape
+    least = float(jnp.finfo(dtype).min)
     start = (
-        jnp.asarray(jnp.finfo(dtype).min, dtype),
+        jnp.asarray(least, dtype),
         jnp.zeros((), dtype),
         jnp.zeros(dk, dtype),
         jnp.zeros(problem.x_value.shape[1], dtype),
@@ -82,7 +163,7 @@ def _key_statistics(problem: LoRAProblem, direction: jax.Array, block: int, axis
         top, total, sum_k, sum_v = carry
         xk = rows(problem.x_key, first, block)
         xv = rows(problem.x_value, first, block)
-        log_w = jnp.where(fresh, dot(xk, direction), jnp.finfo(dtype).min)
+        log_w = jnp.where(fresh, dot(xk, direction), least)
         new = jnp.maximum(top, log_w.max())
         shrink = jnp.exp(top - new)
         w = jnp.exp(log_w - new)
@@ -93,88 +174,17 @@ def _key_statistics(problem: LoRAProblem, direction: jax.Array, block: int, axis
             sum_v * shrink + dot(w, xv),
         )
 
-    top, *sums = sweep(lk, block, body, start)
+    top, total, sum_k, sum_v = sweep(lk, block, body, start)
     if axis is None:
-        return top, *sums
+        return top, total, sum_k, sum_v
     new = collectives.largest(top, axis)
-    return new, *collectives.total([x * jnp.exp(top - new) for x in sums], axis)
+    shrink = jnp.exp(top - new)
+    sums = (total * shrink, sum_k * shrink, sum_v * shrink)
+    return new, *collectives.total(sums, axis)
 
 
-def _sqrt_and_inverse(m: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Symmetric square root of a positive definite matrix, and its inverse."""
-    values, vectors = jnp.linalg.eigh(m)
-    root = jnp.sqrt(jnp.maximum(values, jnp.finfo(m.dtype).tiny))
-    return dot(vectors * root[None], vectors.T), dot(vectors / root[None], vectors.T)
-
-
-def balance(sx: jax.Array, sy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(N, N^-T), symmetric, with N sy N = N^-1 sx N^-1 = their common second moment: N^2 = sy^-1 #
-    sx.
-
-    Both moments get a ridge of 1e-3 of their trace, so the condition number of N stays below about
-    30 and the change
-    of coordinates costs no accuracy, whatever the rank of the inputs. sx, sy: (d, d) positive
-    semi-definite.
-    """
-    d = sx.shape[0]
-    eye = jnp.eye(d, dtype=sx.dtype)
-
-    def normalised(m):
-        trace = jnp.trace(m)
-        usable = jnp.isfinite(trace) & (trace > jnp.finfo(m.dtype).tiny * 1e8)
-        trace = jnp.where(usable, trace, 1)
-        return jnp.where(usable, m, eye / d) / trace + 1e-3 / d * eye, trace
-
-    (sx, tx), (sy, ty) = normalised(sx), normalised(sy)
-    root, inverse = _sqrt_and_inverse(sy)
-    middle, _ = _sqrt_and_inverse(dot(dot(root, sx), root))
-    n, n_inverse = _sqrt_and_inverse(dot(dot(inverse, middle), inverse))
-    scale = (tx / ty) ** 0.25
-    return n * scale, n_inverse / scale
-
-
-def _sample_index(length: int, most: int, axis: Axis):
-    """Indices (n,) of the sample, counted from this device's first token; `length`: tokens to a
-    device.
-    """
-    whole = length * collectives.devices(axis)
-    index = np.unique(np.linspace(0, whole - 1, min(most, whole)).astype(np.int32))
-    return index if axis is None else index - jax.lax.axis_index(axis) * length
-
-
-def sample_rows(x: jax.Array, most: int = SAMPLE, axis: Axis = None) -> jax.Array:
-    """At most `most` rows of the whole sequence, evenly spread and static: the same however tokens
-    are split.
-
-    Rows that other devices hold come out as some row of this one, for `own` to take out.
-    """
-    index = _sample_index(x.shape[0], most, axis)
-    return x[index] if axis is None else x[jnp.clip(index, 0, x.shape[0] - 1)]
-
-
-def own(sampled: jax.Array, length: int, axis: Axis) -> jax.Array:
-    """`sampled` (n, ...), something per sampled token, with 0 for tokens held by other devices."""
-    if axis is None:
-        return sampled
-    index = _sample_index(length, sampled.shape[0], axis)
-    held = ((index >= 0) & (index < length)).reshape(-1, *[1] * (sampled.ndim - 1))
-    return jnp.where(held, sampled, 0)
-
-
-def sample_weights(problem: LoRAProblem, frame: Frame, axis: Axis = None) -> jax.Array:
-    """Weights w_j of the sampled keys, 0 for those of other devices."""
-    k = project(problem, "key", sample_rows(problem.x_key, axis=axis))
-    return own(
-        jnp.exp(scalars(problem)[1] * dot(k, frame.nu) - frame.shift), problem.x_key.shape[0], axis
-    )
-
-
-def make(problem: LoRAProblem, block: int, centred: bool, axis: Axis = None) -> Frame:
-    """The frame of a problem: two cheap passes, O(L d_model) time, O(d_model d) memory.
-
-    axis: mesh axes over which tokens are split, every device calling this with its own; O(d_model +
-    d^2) crosses them.
-    """
+def _centres(problem: LoRAProblem, block: int, centred: bool, axis: Axis) -> Frame:
+    """The frame before it is balanced: to_x and to_y are the identity."""
     beta = scalars(problem)[1]
     q_shift = problem.x_query.mean(0)
     if axis is not None:
@@ -182,24 +192,78 @@ def make(problem: LoRAProblem, block: int, centred: bool, axis: Axis = None) -> 
     if not centred:
         q_shift = jnp.zeros_like(q_shift)
     nu = project(problem, "query", q_shift[None])[0]
-    direction = beta * dot(problem.weights.key, nu)
-    if "key" in problem.adapters:
-        a = problem.adapters["key"].a
-        b = problem.adapters["key"].b
-        direction = direction + beta * scalars(problem)[0] * dot(b, dot(a, nu))
+    direction = beta * project_back(problem, "key", nu[None])[0]
     shift, total, sum_k, sum_v = _key_statistics(problem, direction, block, axis)
     xk_mean = sum_k / total
     xv_mean = sum_v / total
     k_shift = xk_mean if centred else jnp.zeros_like(xk_mean)
     mu = project(problem, "key", k_shift[None])[0]
     v_mean = project(problem, "value", xv_mean[None])[0]
-    d = nu.shape[0]
-    eye = jnp.eye(d, dtype=nu.dtype)
-    frame = Frame(nu, mu, v_mean, xk_mean, xv_mean, q_shift, k_shift, shift, total, eye, eye)
-    x = project(problem, "query", sample_rows(problem.x_query, axis=axis)) - nu[None]
-    x = own(x, problem.x_query.shape[0], axis)
-    y = project(problem, "key", sample_rows(problem.x_key, axis=axis)) - mu[None]
-    w = sample_weights(problem, frame, axis)
-    n, n_inverse = balance(*collectives.total((dot(x.T, x), dot((y * w[:, None]).T, y)), axis))
-    root = jnp.sqrt(beta)
-    return frame._replace(to_x=root * n_inverse, to_y=root * n)
+    eye = jnp.eye(nu.shape[0], dtype=nu.dtype)
+    return Frame(
+        beta, nu, mu, v_mean, xk_mean, xv_mean, q_shift, k_shift, shift, total, to_x=eye, to_y=eye
+    )
+
+
+def _draw(problem: LoRAProblem, frame: Frame, axis: Axis) -> Sample:
+    """The sample of a problem, centred by the frame; x and y are not balanced yet."""
+    lq, lk = problem.x_query.shape[0], problem.x_key.shape[0]
+    xq, target = (sampling.sample_rows(z, axis=axis) for z in (problem.x_query, problem.target))
+    xk, xv = (sampling.sample_rows(z, axis=axis) for z in (problem.x_key, problem.x_value))
+    q = sampling.own(frame.centred_queries(problem, xq), lq, axis).T
+    residual = sampling.own(frame.v_mean[None] - target, lq, axis)
+    k = sampling.own(frame.centred_keys(problem, xk), lk, axis)
+    w = sampling.own(jnp.exp(frame.log_weights(k)), lk, axis)
+    xk = sampling.own(xk - frame.xk_mean[None], lk, axis)
+    xv = sampling.own(xv - frame.xv_mean[None], lk, axis)
+    v = project_columns(problem, "value", xv)
+    return Sample(q, q, residual, k.T, k.T, w, xk, xv, v)
+
+
+def with_sample(
+    problem: LoRAProblem, block: int, centred: bool, axis: Axis = None
+) -> tuple[Frame, Sample]:
+    """The frame of a problem and the sample that balanced it.
+
+    Two cheap passes, O(L d_model) time, O(d_model d) memory. axis: mesh axes over which tokens are
+    split, every device calling this with its own; O(d_model + d^2) numbers cross them.
+    """
+    frame = _centres(problem, block, centred, axis)
+    sample = _draw(problem, frame, axis)
+    second = dot(sample.q, sample.q.T), dot(sample.k * sample.w[None], sample.k.T)
+    n, n_inverse = balance(*collectives.total(second, axis))
+    root = jnp.sqrt(frame.beta)
+    frame = frame._replace(to_x=root * n_inverse, to_y=root * n)
+    return frame, sample._replace(x=dot(frame.to_x, sample.q), y=dot(frame.to_y, sample.k))
+
+
+def of_problem(problem: LoRAProblem, block: int = BLOCK, centred: bool = True) -> Frame:
+    """The frame of a problem, as `with_sample` makes it."""
+    return with_sample(problem, block, centred)[0]
+
+
+def of_rows(
+    q: Float[Array, "m d"],
+    k: Float[Array, "n d"],
+    v: Float[Array, "n dv"],
+    exists: Bool[Array, " n"],
+    centred: bool = True,
+) -> Frame:
+    """The frame of rows whose scores are q k^T (beta = 1), of the keys that `exists` says there are.
+
+    Rows are their own inputs. O(L d^2) time.
+    """
+    nu = q.mean(0) if centred else jnp.zeros_like(q[0])
+    log_w = dot(k, nu)
+    shift = jnp.max(log_w, where=exists, initial=float(jnp.finfo(q.dtype).min))
+    w = jnp.where(exists, jnp.exp(jnp.where(exists, log_w - shift, 0)), 0)
+    # the largest weight is 1, unless there is no key
+    shares = w / jnp.maximum(w.sum(), 1)
+    k_mean = dot(shares, k)
+    mu = k_mean if centred else jnp.zeros_like(k[0])
+    v_mean = dot(shares, v)
+    x = q - nu[None]
+    y = k - mu[None]
+    n, n_inverse = balance(dot(x.T, x), dot((y * w[:, None]).T, y))
+    one = jnp.ones((), q.dtype)
+    return Frame(one, nu, mu, v_mean, k_mean, v_mean, nu, mu, shift, w.sum(), n_inverse, n)

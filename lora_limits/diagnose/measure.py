@@ -16,9 +16,10 @@ import numpy as np
 from lora_limits.diagnose.heads import Head
 from lora_limits.diagnose.times import Clock, predicted, run
 from lora_limits.factors import Skeleton, SparseLowRank
-from lora_limits.gradients.choosing import exact_method
+from lora_limits.gradients.cost import exact_method
 from lora_limits.gradients.exact import dense_terms
-from lora_limits.gradients.solve import Method, Polynomial
+from lora_limits.gradients.methods import Polynomial
+from lora_limits.method import Method
 from lora_limits.norms import norm_report
 from lora_limits.polynomial import monomials
 from lora_limits.problem import LoRAProblem
@@ -60,7 +61,7 @@ def label(method: Method) -> str:
     """A method as one would write it: Polynomial(3)."""
     told = [
         getattr(method, f.name)
-        for f in dataclasses.fields(method)
+        for f in dataclasses.fields(method)  # pyright: ignore[reportArgumentType]
         if f.default is dataclasses.MISSING or getattr(method, f.name) != f.default
     ]
     return f"{type(method).__name__}({', '.join(map(repr, told))})"

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_limits.gradients.choosing import exact_method, exact_operations, polynomial_operations
-from lora_limits.gradients.solve import GradientResult, Method, Polynomial, gradient
+from lora_limits.gradients.cost import exact_method, exact_operations, polynomial_operations
+from lora_limits.gradients.methods import Polynomial
+from lora_limits.gradients.solve import gradient
+from lora_limits.method import GradientResult, Method
 from lora_limits.problem import LoRAProblem
 
 LONGEST = 16384  # tokens that are timed; beyond, times are carried on as L and L^2

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 
 from lora_limits.checks import check_integer
 from lora_limits.factors.factor import Factor
+from lora_limits.factors.method import FactorMethod
 from lora_limits.linalg import dot
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptedMonomials:
+class AdaptedMonomials(FactorMethod):
     """exp(s) ~ the `rank` largest terms x^a y^a / a! of Taylor's series: each direction gets the
     degree it deserves.
 
@@ -33,12 +34,36 @@ class AdaptedMonomials:
         check_integer("AdaptedMonomials rank", self.rank, 1)
         check_integer("AdaptedMonomials degree", self.degree, 1)
 
+    def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, None]:
+        """As FactorMethod.factor; it does not know where it errs."""
+        w = jnp.exp(y[:, -1:])
+        on_queries = dot(x[:, :-1].T, x[:, :-1]) / x.shape[0]
+        on_keys = dot(y[:, :-1].T, w * y[:, :-1]) / w.sum()
+        size, axes = jnp.linalg.eigh((on_queries + on_keys) / 2)
+        # the longest axis first
+        size = size[::-1]
+        axes = axes[:, ::-1]
+        d = size.shape[0]
+        terms = min(self.rank, math.comb(d + self.degree, d))
+        index, value = largest_terms(size, terms, self.degree)
+        # multinomial coefficient over g!: 1 / a!, half of its root to each side
+        log_l = jnp.append(jnp.log(jnp.maximum(size, jnp.finfo(size.dtype).tiny)), 0)
+        half = jnp.exp((value - log_l[index].sum(1)) / 2)
+
+        def features(z):
+            z = jnp.concatenate([dot(z, axes), jnp.ones_like(z[:, :1])], 1).T
+            out = jnp.ones((index.shape[0], z.shape[1]), z.dtype)
+            for g in range(index.shape[1]):
+                out = out * z[index[:, g]]
+            return (out * half[:, None]).T
+
+        return Factor(features(x[:, :-1]), features(y[:, :-1]) * w), None
+
 
 def largest_terms(size: jax.Array, rank: int, degree: int) -> tuple[jax.Array, jax.Array]:
-    """(index (rank, degree), log of l^a / a! (rank,)) of the largest terms in l = size (d,),
-    largest first.
+    """(index (rank, degree), log of l^a / a! (rank,)) of the largest terms in l = size (d,).
 
-    A term is a list of directions, non-decreasing, then d for "no more". Terms of degree g come
+    Largest first. A term is a list of directions, non-decreasing, then d for "no more". Terms of degree g come
     from the `rank` largest of degree g - 1: none is missed, as leaving out its smallest direction
     makes a term no smaller while l_i <= a_i.
     """
@@ -63,27 +88,3 @@ def largest_terms(size: jax.Array, rank: int, degree: int) -> tuple[jax.Array, j
     index, value = (jnp.concatenate(z) for z in zip(*found, strict=True))
     value, chosen = jax.lax.top_k(value, min(rank, value.shape[0]))
     return index[chosen], value
-
-
-def factor(x: jax.Array, y: jax.Array, method: AdaptedMonomials) -> tuple[Factor, None]:
-    """(f~ not yet normalised, no indicator of errors)."""
-    w = jnp.exp(y[:, -1:])
-    second = dot(x[:, :-1].T, x[:, :-1]) / x.shape[0] + dot(y[:, :-1].T, w * y[:, :-1]) / w.sum()
-    size, axes = jnp.linalg.eigh(second / 2)
-    d = size.shape[0]
-    size = size[::-1]
-    axes = axes[:, ::-1]
-    terms = min(method.rank, math.comb(d + method.degree, d))
-    index, value = largest_terms(size, terms, method.degree)
-    # multinomial coefficient over g!: 1 / a!, half of its root to each side
-    log_l = jnp.append(jnp.log(jnp.maximum(size, jnp.finfo(size.dtype).tiny)), 0)
-    half = jnp.exp((value - log_l[index].sum(1)) / 2)
-
-    def features(z):
-        z = jnp.concatenate([dot(z, axes), jnp.ones_like(z[:, :1])], 1).T
-        out = jnp.ones((index.shape[0], z.shape[1]), z.dtype)
-        for g in range(index.shape[1]):
-            out = out * z[index[:, g]]
-        return (out * half[:, None]).T
-
-    return Factor(features(x[:, :-1]), features(y[:, :-1]) * w), None

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from lora_limits.checks import check_integer
 from lora_limits.factors.factor import Factor
+from lora_limits.factors.method import FactorMethod
 from lora_limits.linalg import dot
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomFeatures:
+class RandomFeatures(FactorMethod):
     """exp(x . y) = E exp(w . x - |x|^2 / 2) exp(w . y - |y|^2 / 2), w Gaussian: `rank` of them.
 
     Orthogonal by blocks of d. Unbiased for exp, not for f; the variance grows as exp(|x + y|^2).
@@ -27,6 +28,21 @@ class RandomFeatures:
     def __post_init__(self):
         check_integer("RandomFeatures rank", self.rank, 1)
 
+    def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, None]:
+        """As FactorMethod.factor. The largest exponents are divided out: they cancel in the rows."""
+        seed = jax.random.key(self.seed)
+        w = orthogonal_frequencies(seed, self.rank, x.shape[1] - 1, x.dtype)
+
+        def exponents(z):
+            return dot(z, w.T) - 0.5 * (z**2).sum(1, keepdims=True)
+
+        left = exponents(x[:, :-1])
+        right = exponents(y[:, :-1]) + y[:, -1:]
+        # a common factor of a row of U, or of all V, cancels in the normaliser
+        return Factor(
+            jnp.exp(left - left.max(1, keepdims=True)), jnp.exp(right - right.max())
+        ), None
+
 
 def orthogonal_frequencies(key: jax.Array, count: int, width: int, dtype=None) -> jax.Array:
     """(count, width) Gaussian rows, orthogonal within each block of `width` rows."""
@@ -37,16 +53,3 @@ def orthogonal_frequencies(key: jax.Array, count: int, width: int, dtype=None) -
     q = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
     lengths = jnp.linalg.norm(jax.random.normal(sizes, (blocks * width, width), dtype), axis=1)
     return (q.reshape(-1, width) * lengths[:, None])[:count]
-
-
-def factor(x: jax.Array, y: jax.Array, method: RandomFeatures) -> tuple[Factor, None]:
-    """(f~ not yet normalised, no indicator of errors). The largest exponents are divided out."""
-    w = orthogonal_frequencies(jax.random.key(method.seed), method.rank, x.shape[1] - 1, x.dtype)
-
-    def exponents(z):
-        return dot(z, w.T) - 0.5 * (z**2).sum(1, keepdims=True)
-
-    left = exponents(x[:, :-1])
-    right = exponents(y[:, :-1]) + y[:, -1:]
-    # a common factor of a row of U, or of all V, cancels in the normaliser
-    return Factor(jnp.exp(left - left.max(1, keepdims=True)), jnp.exp(right - right.max())), None

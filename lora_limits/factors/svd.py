@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from lora_limits.checks import check_integer
 from lora_limits.factors.factor import Factor
+from lora_limits.factors.method import FactorMethod
 from lora_limits.linalg import dot
 
 
 @dataclasses.dataclass(frozen=True)
-class Svd:
+class Svd(FactorMethod):
     """The best rank-k f~ in Frobenius norm (Eckart and Young), dense: to be compared with, never to
     be fast.
 
@@ -25,9 +26,8 @@ class Svd:
     def __post_init__(self):
         check_integer("Svd rank", self.rank, 1)
 
-
-def factor(x: jax.Array, y: jax.Array, method: Svd) -> tuple[Factor, None]:
-    """(f~ with rows that do not quite sum to 1, no indicator of errors)."""
-    u, s, vt = jnp.linalg.svd(jax.nn.softmax(dot(x, y.T), axis=1), full_matrices=False)
-    rank = min(method.rank, s.shape[0])
-    return Factor(u[:, :rank] * s[None, :rank], vt[:rank].T), None
+    def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, None]:
+        """As FactorMethod.factor, with rows that do not quite sum to 1."""
+        u, s, vt = jnp.linalg.svd(jax.nn.softmax(dot(x, y.T), axis=1), full_matrices=False)
+        rank = min(self.rank, s.shape[0])
+        return Factor(u[:, :rank] * s[None, :rank], vt[:rank].T), None

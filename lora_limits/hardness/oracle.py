@@ -7,7 +7,9 @@ from functools import partial
 
 import jax
 
-from lora_limits.gradients.solve import Exact, Method, gradient
+from lora_limits.gradients.methods import Exact
+from lora_limits.gradients.solve import gradient
+from lora_limits.method import Method
 from lora_limits.problem import Adapter, LoRAProblem
 
 DENSE_TOKENS = 2048

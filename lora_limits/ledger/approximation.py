@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from lora_limits.gradients import chain
+from lora_limits.gradients.chain_bounds import chain_errors
 from lora_limits.ledger.exactness import COUNTED, chain_operations, exponent
 from lora_limits.ledger.row import FULL, Evidence, Row, exact_gradient, problem, relative, terms
 from lora_limits.norms import norm_report
@@ -50,7 +51,7 @@ def factor(keys: int = 0, length: int = 24, gamma: float = 1.0) -> tuple[jax.Arr
 @functools.cache
 def errors(keys: int = 0) -> dict[str, tuple[float, float]]:
     """{term: (error, bound)} of the chain of degree 4."""
-    table = compiled(chain.chain_errors)(problem(FULL, keys=keys), *factor(keys))
+    table = compiled(chain_errors)(problem(FULL, keys=keys), *factor(keys))
     return {name: (float(error), float(bound)) for name, (error, bound) in table.items()}
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_limits.gradients.solve import Exact, gradient, loss
+from lora_limits.gradients.methods import Exact
+from lora_limits.gradients.solve import gradient, loss
 from lora_limits.ledger.row import (
     FULL,
     PARTIAL,

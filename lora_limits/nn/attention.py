@@ -1,22 +1,17 @@
-"""Attention for a Flax model: laid out as jax.nn.dot_product_attention, computed by a method of the
-library.
-"""
+"""Attention for a Flax model: jax.nn.dot_product_attention's layout, by a method of the library."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lora_limits.checks import fail
-from lora_limits.factors import FactorMethod
-from lora_limits.gradients.solve import Exact, Polynomial
-from lora_limits.linalg import dot
-from lora_limits.nn import factored, polynomial_causal, polynomial_full
-from lora_limits.polynomial import monomials
+from lora_limits.method import Method
+from lora_limits.nn.heads import attend
 
 
 def attention(
@@ -24,7 +19,7 @@ def attention(
     key: Any,
     value: Any,
     *,
-    method: Exact | Polynomial | FactorMethod,
+    method: Method,
     scale: Any = None,
     is_causal: bool = False,
     mask: Any = None,
@@ -64,7 +59,6 @@ def attention(
     """
     query, key, value = (jnp.asarray(x) for x in (query, key, value))
     exists = jnp.ones(key.shape[:2], bool) if mask is None else jnp.asarray(mask)
-    _check_method(method, is_causal)
     _check_arrays(query, key, value, exists, scale)
     (b, t, n, h), heads = query.shape, key.shape[2]
     dtype = query.dtype if jnp.finfo(query.dtype).bits >= 32 else jnp.float32
@@ -86,87 +80,12 @@ def _as_long_as(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
 
 
-def _head(method: Exact | Polynomial | FactorMethod, is_causal: bool, q, k, v, exists) -> jax.Array:
+def _head(method: Method, is_causal: bool, q, k, v, exists) -> jax.Array:
     """One key head and the queries (T, G, H) that read it -> (T, G, Hv)."""
     t, group, h = q.shape
-    rows = q.reshape(t * group, h)
-    if isinstance(method, Exact):
-        out = _exact(method.block_size or t * group, is_causal * group, rows, k, v, exists)
-    elif isinstance(method, FactorMethod):
-        out = cast(jax.Array, factored.head(method, rows, k, v, exists))
-    else:
-        out = _polynomial(method, is_causal * group, rows, k, v, exists)
+    out = attend(method, is_causal * group, q.reshape(t * group, h), k, v, exists)
     seen = jnp.repeat(jnp.cumsum(exists) > 0, group) if is_causal else exists.any()[None]
     return jnp.where(seen[:, None], out, 0).reshape(t, group, -1)
-
-
-def _polynomial(method: Polynomial, group: int, q, k, v, exists) -> jax.Array:
-    """Outputs (n, Hv) of queries (n, H). group: queries to a token where attention is causal, 0
-    where it is not.
-    """
-    block = method.block_size or _block_size(q.shape[1], v.shape[1], method.degree)
-    keys = -(-block // group) if group else block
-    if k.shape[0] <= keys:
-        return _exact(block, group, q, k, v, exists)
-    if not group:
-        return polynomial_full.head(method, block, q, k, v, exists)
-    out: Any = polynomial_causal.attend(keys, method.degree, q.T, k.T, exists.astype(q.dtype), v.T)
-    return out.T
-
-
-def _block_size(width: int, value_width: int, degree: int) -> int:
-    """Tokens to a block: a power of two from 128 to 512 that keeps its largest array near 2^20
-    entries.
-    """
-    entries = max(monomials.count(width, degree), width * (1 + value_width))
-    return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 9)
-
-
-def _exact(block: int, group: int, q, k, v, exists) -> jax.Array:
-    """Softmax attention of queries (n, H), `block` of them at a time, each recomputed on the way
-    back.
-
-    group: queries to a token where attention is causal, 0 where it is not.
-    """
-    n = q.shape[0]
-    size = min(block, n)
-    blocks = -(-n // size)
-
-    def rows(tile):
-        q, i = tile
-        allowed = exists[None]
-        if group:
-            allowed = allowed & (i[:, None] // group >= jnp.arange(k.shape[0])[None])
-        s = jnp.where(allowed, dot(q, k.T), -jnp.inf)
-        top = jax.lax.stop_gradient(
-            jnp.max(s, axis=1, keepdims=True, initial=float(jnp.finfo(s.dtype).min))
-        )
-        e = jnp.exp(s - top)
-        total = e.sum(1, keepdims=True)
-        return dot(e, v) / jnp.where(total > 0, total, 1)
-
-    if blocks == 1:
-        return rows((q, jnp.arange(n)))
-    padded = jnp.pad(q, ((0, blocks * size - n), (0, 0))).reshape(blocks, size, -1)
-    index = jnp.arange(blocks * size).reshape(blocks, size)
-    return jax.lax.map(jax.checkpoint(rows, prevent_cse=False), (padded, index)).reshape(
-        blocks * size, -1
-    )[:n]
-
-
-def _check_method(method: Any, is_causal: bool) -> None:
-    if not isinstance(method, Exact | Polynomial | FactorMethod):
-        fail("method", repr(method), "Exact, Polynomial or a factor (Skeleton, SparseLowRank, ...)")
-    if is_causal and isinstance(method, FactorMethod):
-        fail(
-            "method of causal attention", repr(method), "Exact or Polynomial: a factor looks ahead"
-        )
-    if is_causal and isinstance(method, Polynomial) and method.series != "taylor":
-        fail(
-            "series of a causal Polynomial",
-            repr(method.series),
-            "'taylor', which does not look ahead",
-        )
 
 
 def _check_arrays(

@@ -1,5 +1,4 @@
-"""Attention in which every query sees every key, and its derivative, through any factor of f
-(factors/).
+"""Attention in which every query sees every key, and its derivative, through any factor of f.
 
 out = f~ V,  rho_i = <g_i, out_i>,  p~ = f~ o (g V^T - rho 1^T)      g: the cotangent of out
 dQ = p~ K,   dK = p~^T Q,   dV = f~^T g                              for scores Q K^T
@@ -13,20 +12,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_limits import factors
-from lora_limits.factors import factor as moments
-from lora_limits.factors import scores
+from lora_limits.coordinates import frame as frames
+from lora_limits.factors.factor import apply, apply_transposed
+from lora_limits.factors.kernel import kernel, kernel_transposed, with_ones, with_rho
+from lora_limits.factors.method import FactorMethod, factorise
 
 
-def _forward(method, q, k, v, exists) -> tuple[jax.Array, Any]:
-    f, _, smallest = factors.factorise(*scores.of_rows(q, k, exists), method)
-    out = jnp.where(smallest > 0, moments.apply(f, v), jnp.nan)
+def _forward(method: FactorMethod, q, k, v, exists) -> tuple[jax.Array, Any]:
+    frame = frames.of_rows(q, k, v, exists)
+    xy = frame.product(q - frame.nu[None], k - frame.mu[None], exists)
+    f, _, smallest = factorise(xy, method)
+    out = jnp.where(smallest > 0, apply(f, v), jnp.nan)
     return out, (f, q, k, v, out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def head(
-    method: factors.FactorMethod, q: jax.Array, k: jax.Array, v: jax.Array, exists: jax.Array
+    method: FactorMethod, q: jax.Array, k: jax.Array, v: jax.Array, exists: jax.Array
 ) -> jax.Array:
     """f~ V for scores q k^T: (n, d), (S, d), (S, d_value), (S,) booleans -> (n, d_value).
 
@@ -39,11 +41,12 @@ def head(
 def _backward(method, kept, g):
     del method
     f, q, k, v, out = kept
-    c = jnp.concatenate([g, -(g * out).sum(1, keepdims=True)], 1)
-    h = jnp.concatenate([v, jnp.ones_like(v[:, :1])], 1)
+    c = with_rho(g, out)
+    h = with_ones(v)
     # p~ 1 = 0: centred keys give the same, with less cancellation
-    dq = moments.kernel(f, c, h, k - k.mean(0, keepdims=True))
-    return dq, moments.kernel_transposed(f, c, h, q), moments.apply_transposed(f, g), None
+    dq = kernel(f, c, h, k - k.mean(0, keepdims=True))
+    dk = kernel_transposed(f, c, h, q)
+    return dq, dk, apply_transposed(f, g), None
 
 
 head.defvjp(_forward, _backward)

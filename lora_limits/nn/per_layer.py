@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lora_limits.gradients.solve import Exact
+from lora_limits.gradients.methods import Exact
 from lora_limits.nn.lora import LoRAAttention
 from lora_limits.nn.transformer import Layered
 from lora_limits.norms import NormReport, norm_report

@@ -1,8 +1,7 @@
-"""Causal attention in linear time: the block a query lies in exactly, all blocks before it through
-k features.
+"""Causal attention in linear time: a query's own block exactly, the blocks before by k features.
 
 One key head: x (d, T G) queries, those of one token side by side, y (d, T) keys, w (T,) 1 where a
-key exists and 0 where not, v (d_value, T); psi, C, phi and P (Taylor) as in moments.py. For a query
+key exists and 0 where not, v (d_value, T); psi, C, phi and P (Taylor) as in gradients/sweeps.py. For a query
 i of block b:
 
     [D_i, D_i out_i] = psi(x_i) C M_{<b} + sum_{j <= i in b} w_j exp(x_i . y_j) [1, v_j],
@@ -23,8 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_limits.linalg import dot
-from lora_limits.nn.polynomial_full import (
-    coefficients,
+from lora_limits.nn.features import (
     cotangent,
     evaluate,
     join,
@@ -38,8 +36,9 @@ from lora_limits.polynomial import evaluation, monomials, series
 
 
 def _diagonal(x: jax.Array, y: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(exp(x_i . y_j - m_i) w_j for j <= i else 0, (G n, n); exp(-m_i), (1, G n)), m_i >= 0 the
-    largest exponent.
+    """(exp(x_i . y_j - m_i) w_j for j <= i else 0, (G n, n); exp(-m_i), (1, G n)).
+
+    m_i >= 0 is the largest exponent.
     """
     token = np.arange(x.shape[1]) // (x.shape[1] // y.shape[1])
     allowed = jnp.asarray(token[:, None] >= np.arange(y.shape[1])[None]) & (w > 0)
@@ -70,7 +69,7 @@ def _tiles(block: int, x: jax.Array, y: jax.Array, w: jax.Array, v: jax.Array):
 def _forward(block, degree, x, y, w, v):
     width = y.shape[0]
     columns = 1 + v.shape[0]
-    c = coefficients(series.taylor(degree, x.dtype), width)
+    c = monomials.coefficients(series.taylor(degree, x.dtype), width)
 
     def visit(m, tile):
         x, y, w, one_v = tile
@@ -89,7 +88,7 @@ def _backward(block, degree, saved, gout):
     width = y.shape[0]
     columns = 1 + v.shape[0]
     group = x.shape[1] // y.shape[1]
-    c = coefficients(series.taylor(degree, x.dtype), width)
+    c = monomials.coefficients(series.taylor(degree, x.dtype), width)
     tiles = _tiles(block, x, y, w, v)
     start = jnp.zeros((c.shape[0], columns), x.dtype)
 

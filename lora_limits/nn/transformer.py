@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lora_limits.gradients.solve import Exact
+from lora_limits.gradients.methods import Exact
 from lora_limits.nn.lora import HeadMethod, LoRA, LoRAAttention, Norm, Projection
 
 

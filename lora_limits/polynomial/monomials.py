@@ -61,6 +61,12 @@ def tables(width: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
     return order.astype(float), factorial[order] / factorial[alpha].prod(1)
 
 
+def coefficients(c: jax.Array, width: int) -> jax.Array:
+    """The diagonal of C, with psi(x) . C phi(y) = P(x . y), P of coefficients c: (k, 1)."""
+    order, multinomial = tables(width, c.shape[0] - 1)
+    return (c[order.astype(int)] * jnp.asarray(multinomial, c.dtype))[:, None]
+
+
 @functools.lru_cache(maxsize=64)
 def _sources(width: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
     """(which feature of degree - 1, which variable) each feature of `degree` is the product of."""

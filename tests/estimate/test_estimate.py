@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 import lora_limits as ll
 from experiments.contenders import degrees
 from lora_limits.coordinates import frame as frames
-from lora_limits.estimate import rows as estimate
+from lora_limits.estimate import intervals, rows
 from tests.support import problems, reference
 from tests.support.compiled import BLOCK, GRADIENT, polynomial
 from tests.support.tools import arrays, assert_close, quick_jit
@@ -24,20 +24,20 @@ TAYLOR = np.array([1, 1, 1 / 2, 1 / 6])
 ANY = np.array([1.02, 0.95, 0.52, 0.15])  # no series: exact at no score
 KEYS = 300
 
-FRAME = quick_jit(frames.make, static_argnums=(1, 2))
-PROBABILITIES = quick_jit(lambda p, frame: estimate.probabilities(p, frame, 3, BLOCK))
+FRAME = quick_jit(frames.of_problem, static_argnums=(1, 2))
+PROBABILITIES = quick_jit(lambda p, frame: intervals.probabilities(p, frame, 3, BLOCK))
 
 
 @quick_jit
 def every_row(p, frame, c):
     index = jnp.arange(p.x_query.shape[0])
-    return estimate.row_errors(p, frame, estimate.polynomial_kernel(c), index, BLOCK)
+    return rows.row_errors(p, frame, rows.polynomial_kernel(c), index, BLOCK)
 
 
 @functools.partial(quick_jit, static_argnums=(3, 4))
 def estimates(p, frame, c, rows, block):
     def one(key):
-        return estimate.error_estimate(p, frame, c, rows=rows, key=key, block=block)
+        return intervals.error_estimate(p, frame, c, rows=rows, key=key, block=block)
 
     return jax.vmap(one)(jax.random.split(jax.random.key(0), KEYS))
 
@@ -240,8 +240,8 @@ def test_the_interval_is_that_of_the_textbook():
     )
     x = np.einsum("tmi,tmj,m->mij", left, right, weights)
     deviation = x.std(0, ddof=1) / 9**0.5
-    interval = quick_jit(estimate.interval, static_argnums=2)
-    got = interval(estimate.Terms(1e-180 * left, right), weights, 0.8)
+    interval = quick_jit(intervals.interval, static_argnums=2)
+    got = interval(rows.Terms(1e-180 * left, right), weights, 0.8)
     np.testing.assert_allclose(got.error, 1e-180 * x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(got.half_width, 1e-180 * stdtrit(8, 0.9) * deviation, rtol=1e-10)
     margin = stdtrit(8, 1 - 0.1 / 12) * deviation
@@ -255,7 +255,7 @@ def test_the_interval_is_that_of_the_textbook():
 def test_rows_are_drawn_as_often_as_they_should_be(length, dtype):
     pi = np.random.default_rng(0).uniform(0.1, 1, length) ** 3
     pi, n = (pi / pi.sum()).astype(dtype), 30_000
-    index = np.asarray(quick_jit(estimate.draw, static_argnums=2)(jax.random.key(0), pi, n))
+    index = np.asarray(quick_jit(intervals.draw, static_argnums=2)(jax.random.key(0), pi, n))
     assert index.dtype == np.int32
     count = np.bincount(index, minlength=length)
     assert (np.abs(count - n * pi) <= 5 * (n * pi) ** 0.5).all()
@@ -284,8 +284,8 @@ def test_no_array_of_rows_by_keys():
     p = problems.make(0, shape=problems.Shape(lq=500, lk=8192))
 
     def run(p):
-        frame = frames.make(p, 512, True)
-        return estimate.error_estimate(p, frame, TAYLOR, rows=64, key=jax.random.key(0))
+        frame = frames.of_problem(p)
+        return intervals.error_estimate(p, frame, TAYLOR, rows=64, key=jax.random.key(0))
 
     assert max(sizes(jax.make_jaxpr(run)(p).jaxpr)) <= 64 * 512
 
@@ -293,7 +293,7 @@ def test_no_array_of_rows_by_keys():
 @pytest.mark.parametrize("rows", [1, 0, -3, 2.0, True, "4", None])
 def test_rows_that_are_no_count_are_refused(rows):
     with pytest.raises(ValueError, match=f"rows: got {rows!r}, expected an integer of at least 2"):
-        estimate.error_estimate(problems.make(0), None, TAYLOR, rows=rows, key=jax.random.key(0))
+        intervals.error_estimate(problems.make(0), None, TAYLOR, rows=rows, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("level", [0, 1.0, 95])
@@ -301,7 +301,7 @@ def test_levels_that_are_no_probability_are_refused(level):
     with pytest.raises(
         ValueError, match=f"level: got {level!r}, expected a number between 0 and 1"
     ):
-        estimate.error_estimate(
+        intervals.error_estimate(
             problems.make(0), None, TAYLOR, rows=8, key=jax.random.key(0), level=level
         )
 
@@ -310,7 +310,7 @@ def test_a_gradient_carries_its_estimate_when_asked():
     p = ll.random_problem(jax.random.key(1), length=64, width=2, rank=1, gamma=1.5)
     method, key = ll.Polynomial(3, block_size=BLOCK), jax.random.key(2)
     result = quick_jit(functools.partial(ll.gradient, method=method, rows=32))(p, key=key)
-    want = quick_jit(functools.partial(estimate.error_estimate, rows=32, block=BLOCK))(
+    want = quick_jit(functools.partial(intervals.error_estimate, rows=32, block=BLOCK))(
         p, FRAME(p, BLOCK, True), jnp.asarray(TAYLOR), key=key
     )
     assert result.estimate is not None

@@ -13,7 +13,7 @@ from jax.extend import core
 import lora_limits as ll
 from experiments import accelerator
 from experiments.contenders import baselines, kernels, truth
-from lora_limits.coordinates import blocks
+from lora_limits.gradients import plan
 from paper_figures import accelerator as figure
 from tests.support import problems
 from tests.support.tools import assert_close, quick_jit
@@ -95,10 +95,10 @@ def test_on_an_accelerator_a_block_is_an_equal_part_of_the_input_and_as_long_as_
     problem = jax.eval_shape(
         lambda: accelerator.make_problem(300_000, accelerator.Config(lengths=(1,)))
     )
-    assert blocks.block_size(problem, 3) == 2048
+    assert plan.block_size(problem, 3) == 2048
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert blocks.block_size(problem, 3) == 150_000  # of at most 2^25 / 165
-    assert blocks.block_size(problem, 2) == 300_000
+    assert plan.block_size(problem, 3) == 150_000  # of at most 2^25 / 165
+    assert plan.block_size(problem, 2) == 300_000
 
 
 def test_no_contender_is_held_against_itself(monkeypatch):

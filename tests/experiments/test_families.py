@@ -18,7 +18,7 @@ def test_the_largest_centred_score_is_the_reach(kind, reach):
         np.random.default_rng(0), kind, length=40, width=3, rank=2, reach=reach
     )
     q, k, _ = projections(problem)
-    centres = frame.make(problem, 16, centred=True)
+    centres = frame.of_problem(problem)
     scores = problem.beta * (q - centres.nu[None]) @ (k - centres.mu[None]).T
     assert float(np.abs(scores).max()) == pytest.approx(reach, rel=1e-9)
 

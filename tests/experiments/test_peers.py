@@ -9,7 +9,7 @@ import pytest
 import lora_limits as ll
 from experiments import peers
 from experiments.contenders import baselines, race, truth
-from lora_limits.factors import landmarks, random_features
+from lora_limits.factors import nystrom, random_features
 from lora_limits.problem import projections
 from paper_figures import peers as figure
 from tests.support import problems
@@ -101,10 +101,10 @@ def test_nystrom_converges_as_landmarks_are_added_to_what_its_cut_leaves():
 
 def test_segments_cover_every_row_once():
     x = np.arange(22.0).reshape(11, 2)
-    assert landmarks.segment_means(x, 11) == pytest.approx(x)
-    assert landmarks.segment_means(x, 1) == pytest.approx(x.mean(0, keepdims=True))
+    assert nystrom.segment_means(x, 11) == pytest.approx(x)
+    assert nystrom.segment_means(x, 1) == pytest.approx(x.mean(0, keepdims=True))
     parts = np.array_split(x, 4)
-    assert landmarks.segment_means(x, 4) == pytest.approx(np.stack([p.mean(0) for p in parts]))
+    assert nystrom.segment_means(x, 4) == pytest.approx(np.stack([p.mean(0) for p in parts]))
 
 
 def test_frequencies_are_orthogonal_in_blocks_and_gaussian_in_length():

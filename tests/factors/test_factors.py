@@ -15,17 +15,18 @@ import pytest
 
 import lora_limits as ll
 from experiments.problems import minilm
-from lora_limits import factors
-from lora_limits.factors import adapted, factor, landmarks, random_features, scores
+from lora_limits.coordinates import frame as frames
+from lora_limits.factors import adapted, factor, kernel, random_features
+from lora_limits.factors.method import coordinates, factorise
 from lora_limits.gradients import chain
 from lora_limits.problem import projections
 from tests.support import dense_attention, problems, reference
 from tests.support.compiled import GRADIENT
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
-GRADIENT_OF = quick_jit(factor.gradient)
+GRADIENT_OF = quick_jit(kernel.factored_gradient)
 FACTOR = quick_jit(
-    lambda p, method: factors.factorise(*scores.coordinates(p), method), static_argnums=1
+    lambda p, method: factorise(coordinates(p, frames.of_problem(p)), method), static_argnums=1
 )
 
 
@@ -114,7 +115,7 @@ def test_masked_keys_take_no_part_in_the_landmarks():
     x[:, -1] = 1
     masked = [1, 4, 8, 12]
     holes = np.insert(y, [1, 3, 6, 9], 0.0, axis=0)
-    holes[masked, -1] = scores.NOWHERE
+    holes[masked, -1] = frames.NOWHERE
     got, want = (factor_of(jnp.asarray(x), jnp.asarray(z)) for z in (holes, y))
     np.testing.assert_allclose(np.delete(got, masked, 1), want, rtol=1e-9)
     assert not got[:, masked].any()
@@ -122,7 +123,7 @@ def test_masked_keys_take_no_part_in_the_landmarks():
 
 def factor_of(x, y):
     """f~ of two landmarks, written out."""
-    found = landmarks.nystrom(x, y, ll.Nystrom(2))[0]
+    found = ll.Nystrom(2).factor(x, y)[0]
     return np.asarray(found.left @ found.right.T)
 
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_limits.factors import sparse
+from lora_limits.factors import search, sparse
 from tests.support.tools import quick_jit
 
 
 @pytest.mark.parametrize("n", [1, 5, 16, 33, 100])
 def test_a_tree_holds_every_point_once(n):
-    order = np.asarray(sparse.tree(jnp.asarray(np.random.default_rng(n).normal(size=(n, 3))), 16))
+    order = np.asarray(search.tree(jnp.asarray(np.random.default_rng(n).normal(size=(n, 3))), 16))
     assert sorted(order[order < n]) == list(range(n))
     assert order.shape[1] < 32
     assert order.shape[0] == 1 or order.shape[1] >= 16
@@ -24,7 +24,7 @@ def test_a_tree_puts_like_points_together():
     centres = 10 * rng.normal(size=(8, 5))
     kinds = rng.permutation(np.repeat(np.arange(8), 16))
     order = np.asarray(
-        sparse.tree(jnp.asarray(centres[kinds] + 0.1 * rng.normal(size=(128, 5))), 16)
+        search.tree(jnp.asarray(centres[kinds] + 0.1 * rng.normal(size=(128, 5))), 16)
     )
     assert (kinds[order] == kinds[order[:, :1]]).all()
 
@@ -33,7 +33,7 @@ def test_the_search_finds_the_keys_that_matter():
     rng = np.random.default_rng(0)
     x = jnp.asarray(np.hstack([3 * rng.normal(size=(200, 3)), np.ones((200, 1))]))
     y = jnp.asarray(np.hstack([rng.normal(size=(300, 3)), np.zeros((300, 1))]))
-    found = quick_jit(sparse.search, static_argnums=2)(x, y, 32)
+    found = quick_jit(search.search, static_argnums=2)(x, y, 32)
     f = np.exp(np.asarray(x @ y.T))
     f /= f.sum(1, keepdims=True)
     best = np.sort(f, 1)[:, -32:].sum(1).mean()

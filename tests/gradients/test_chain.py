@@ -12,16 +12,16 @@ import pytest
 
 import lora_limits as ll
 from lora_limits.coordinates import frame as frames
-from lora_limits.gradients import chain, exact
+from lora_limits.gradients import chain, chain_bounds, exact
 from lora_limits.polynomial import needed
 from lora_limits.problem import projections, pull_back, scalars
 from tests.support import problems
 from tests.support.compiled import UNCERTIFIED
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
-RUN = quick_jit(chain.run, static_argnums=1)
+RUN = quick_jit(ll.gradient, static_argnums=1)
 GRADIENT = quick_jit(chain.chain_gradient)
-ERRORS = quick_jit(chain.chain_errors)
+ERRORS = quick_jit(chain_bounds.chain_errors)
 FACTOR = quick_jit(chain.polynomial_factor, static_argnums=(1, 2))
 NORMS = quick_jit(ll.norm_report)
 DENSE = quick_jit(exact.dense_gradient)
@@ -70,7 +70,8 @@ def test_the_error_falls_with_the_degree(shape, series):
     top = max(np.abs(x).max() for x in want.values())
     worst = []
     for degree in (2, 4, 8):
-        _, got, rank = RUN(p, chain.Chain(degree, series))
+        result = RUN(p, chain.Chain(degree, series))
+        got, rank = result.gradient, result.rank
         assert rank == (degree + 2) * (degree + 1) // 2
         worst.append(max(np.abs(x - want[n]).max() for n, x in arrays(got).items()) / top)
     assert worst[0] > 5 * worst[1] > 50 * worst[2]
@@ -103,14 +104,14 @@ def test_rows_of_any_factor_are_normalised():
 
 def test_large_biases_are_centred_away():
     p = problems.make(5, kind="large biases", reach=0.5)
-    assert_close(RUN(p, chain.Chain(8))[1], DENSE(p)[1], 1e-6)
+    assert_close(RUN(p, chain.Chain(8)).gradient, DENSE(p)[1], 1e-6)
 
 
 def test_dtype_follows_the_inputs():
     p = problems.make(6, dtype=np.float32)
     got = RUN(p, chain.Chain(6))
-    assert {x.dtype for x in jax.tree.leaves(got[:2])} == {np.dtype(np.float32)}
-    assert_close(got[1], DENSE(p)[1], 1e-3)
+    assert {x.dtype for x in jax.tree.leaves(got)} == {np.dtype(np.float32)}
+    assert_close(got.gradient, DENSE(p)[1], 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def two_factor_gradient(p, degree):
     h = diag(D_{g-1} / D_g) f~_{g-1};  p^ = h o (q~_g - rho~_g 1^T);  dl/dQ = beta p^ (K - 1 mu^T);
     dl/dW_K = beta (X_K - 1 m^T)^T (p^^T (Q - 1 nu^T) + p~_g^T 1 nu^T);  dl/dV = f~_g^T c~_g.
     """
-    frame, beta = quick_jit(frames.make, static_argnums=(1, 2))(p, chain.BLOCK, True), scalars(p)[1]
+    frame, beta = quick_jit(frames.of_problem)(p), scalars(p)[1]
     q, k, _ = projections(p)
     high, low = (FACTOR(p, g, "taylor") for g in (degree, degree - 1))
     t = chain.chain_terms(p, *high)
@@ -245,7 +246,7 @@ def test_the_fast_gradient_is_a_chain_of_two_factors(shape, degree):
     got, loss = two_factor_gradient(p, degree)
     np.testing.assert_allclose(fast.loss, loss, rtol=1e-12)
     assert_close(fast.gradient, got, 1e-11)
-    own = RUN(p, chain.Chain(degree))[1]
+    own = RUN(p, chain.Chain(degree)).gradient
     assert_close({"value": own["value"]}, {"value": fast.gradient["value"]}, 1e-11)
 
 
@@ -256,7 +257,11 @@ def test_chain_and_fast_gradient_one_degree_higher_agree_to_the_order_of_the_rem
     gaps, errors = [], []
     for reach in (0.4, 0.2):
         p = problems.make(12, reach=reach, shape=problems.CROSS)
-        many = (DENSE(p)[1], UNCERTIFIED(p, ll.Polynomial(2)).gradient, RUN(p, chain.Chain(1))[1])
+        many = (
+            DENSE(p)[1],
+            UNCERTIFIED(p, ll.Polynomial(2)).gradient,
+            RUN(p, chain.Chain(1)).gradient,
+        )
         want, fast, slow = (arrays(g)["query.a"] for g in many)
         gaps.append(np.abs(fast - slow).max() / np.abs(want).max())
         errors.append(np.abs(slow - want).max() / np.abs(want).max())
@@ -268,10 +273,12 @@ def test_chain_and_fast_gradient_one_degree_higher_agree_to_the_order_of_the_rem
 def test_vmap_over_a_batch_equals_one_by_one():
     many = [problems.make(seed) for seed in (14, 15)]
     batched = quick_jit(
-        jax.vmap(functools.partial(chain.run, method=chain.Chain(2))),
+        jax.vmap(functools.partial(ll.gradient, method=chain.Chain(2))),
     )(problems.stack(many))
     for i, p in enumerate(many):
         assert_close(
-            jax.tree.map(lambda x, i=i: x[i], batched[1]), RUN(p, chain.Chain(2))[1], 1e-11
+            jax.tree.map(lambda x, i=i: x[i], batched.gradient),
+            RUN(p, chain.Chain(2)).gradient,
+            1e-11,
         )
-    assert jnp.shape(batched[0]) == (2,)
+    assert jnp.shape(batched.loss) == (2,)

@@ -2,18 +2,16 @@
 would pick.
 """
 
-import importlib
-
 import jax
 import numpy as np
 import pytest
 
 import lora_limits as ll
+from lora_limits.gradients import cost
 from lora_limits.polynomial import monomials
 from tests.support.compiled import UNCERTIFIED
 from tests.support.tools import later, quick_jit
 
-choosing = importlib.import_module("lora_limits.gradients.choosing")
 GRADIENT = quick_jit(ll.gradient, static_argnames="method")
 MAKE = jax.jit(lambda key, gamma: ll.random_problem(key, length=1024, width=3, rank=2, gamma=gamma))
 
@@ -58,14 +56,14 @@ def test_the_cost_model_is_quadratic_against_linear():
     for length in (1024, 2048):
         problem = ll.random_problem(jax.random.key(0), length=length, width=3, rank=2, gamma=1.0)
         costs[length] = (
-            choosing.exact_operations(problem),
-            choosing.polynomial_operations(problem, 4),
+            cost.exact_operations(problem),
+            cost.polynomial_operations(problem, 4),
         )
     assert costs[2048][0] == 4 * costs[1024][0]
     assert costs[2048][1] == 2 * costs[1024][1]
-    degree = choosing.affordable(problem)
-    assert choosing.polynomial_operations(problem, degree) < costs[2048][0]
-    assert choosing.polynomial_operations(problem, degree + 1) >= costs[2048][0]
+    degree = cost.affordable(problem)
+    assert cost.polynomial_operations(problem, degree) < costs[2048][0]
+    assert cost.polynomial_operations(problem, degree + 1) >= costs[2048][0]
     assert monomials.count(3, degree) > 1
 
 

@@ -9,7 +9,7 @@ import pytest
 import lora_limits as ll
 from experiments import accelerator
 from experiments.contenders import baselines, kernels
-from lora_limits.coordinates import blocks
+from lora_limits.gradients import plan
 from lora_limits.instruments import timing
 from tests.support import problems
 from tests.support.tools import assert_close
@@ -79,7 +79,7 @@ def test_the_polynomial_gradient_needs_no_array_that_grows_with_the_length():
     sizes = []
     for length in (2 * block, 8 * block):
         problem = accelerator.make_problem(length, config)
-        assert blocks.block_size(problem, 3) == block
+        assert plan.block_size(problem, 3) == block
         compiled = jax.jit(lambda p: ll.gradient(p, ll.Polynomial(3))).lower(problem).compile()
         sizes.append(timing.temporary_bytes(compiled))
     assert sizes[1] <= 1.1 * sizes[0] < 2**30

@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
-from lora_limits.certificate import columns
-from lora_limits.coordinates import blocks
-from lora_limits.coordinates import frame as frames
-from lora_limits.gradients import sweeps
+from lora_limits.gradients import fitting, plan, sweeps
 from tests.support import problems, reference
 from tests.support.compiled import (
     BATCH,
@@ -71,10 +68,8 @@ def coefficients(problem, m):
         return np.array([1 / math.factorial(n) for n in range(m.degree + 1)])
 
     def run(p):
-        frame = frames.make(p, BLOCK, m.centred)
-        table = blocks.maps(p, frame)
-        summary = sweeps._summarise(p, frame, table, columns.columns(p, frame), m.degree, BLOCK)
-        return sweeps._setup(p, frame, table, summary[1], m, 1e-13, BLOCK).c
+        made = plan.make(p, m)
+        return fitting.setup(made, sweeps.summarise(made).moments).c
 
     return np.asarray(quick_jit(run)(problem))
 

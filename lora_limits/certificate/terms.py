@@ -1,0 +1,103 @@
+"""What the bounds of the three adapters share: what they stand on, and the factors of (*)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lora_limits.certificate.columns import Columns
+from lora_limits.certificate.floors import Floors, QueryRounding
+from lora_limits.certificate.row_bounds import Column, Rows, Setup, settle
+from lora_limits.coordinates.frame import Frame
+from lora_limits.linalg import column_norms, dot, frobenius
+from lora_limits.problem import LoRAProblem
+
+
+class Grounds(NamedTuple):
+    """What a bound stands on before the first query is seen."""
+
+    problem: LoRAProblem
+    frame: Frame
+    columns: Columns
+    floors: Floors
+    setup: Setup
+
+
+class Visit(NamedTuple):
+    """What one block of queries hands to the bound; tokens last, except in x_in."""
+
+    x_in: Float[Array, "n dq"]  # inputs
+    u: Float[Array, "rq n"]  # X_Q B
+    q: Float[Array, "d n"] | None  # centred queries; for key adapters
+    dq: Float[Array, "d n"] | None  # computed gradient rows; for query adapters
+    c: Float[Array, "dv n"]  # residual
+    m: Float[Array, "dv n"]  # m(v), centred
+    m_xb: Float[Array, "rv n"] | None  # mean of X_V B under f~; for value adapters
+    scale_y: Float[Array, "1 n"]  # |Y_i| + |v_mean|
+    rounded: QueryRounding
+    live: Float[Array, "1 n"]  # 1 on tokens not seen before, else 0
+
+
+class Terms(NamedTuple):
+    """Row quantities shared by the adapters: each bounds one factor of (*)."""
+
+    cn: Float[Array, "1 n"]  # |N3^-T c~|
+    z: Float[Array, "1 n"]  # >= sqrt(eta[|Z^o|^2])
+    z_prime: Float[Array, "1 n"]  # the same under eta'
+    dc: Float[Array, "1 n"]  # >= |N3^-T eps[v^o]|
+    root1: Float[Array, "1 n"]  # sqrt(eta[1])
+    fz: Float[Array, "1 n"]  # >= sqrt(E_f[|Z|^2])
+    rounding: Float[Array, "1 n"]  # rounding of a row of G~ over sqrt(absolute sum of k^2)
+    moved: Float[Array, "1 n"]  # the same for rounded scores, over sqrt(E_f[k^2])
+    flat: Float[Array, "1 n"]  # >= sum_j |w_j P'(s_ij) q^o_j| / D_i: the same for rounding of k
+
+    def second(self, k: Column) -> Float[Array, "1 n"]:
+        """The two terms of (*) in eps: eps[q^o] E_f[k] and eps[v^o] . Cov_f(v, k)."""
+        return self.cn * self.z * self.root1 * k.centre + self.dc * self.fz * k.mean
+
+    def rounded(self, k: Column, floor: Float[Array, ""] | float) -> Float[Array, "1 n"]:
+        """Rounding of a row of G~ in the column k, whose own entries are rounded by `floor`."""
+        return self.rounding * k.size + self.moved * k.mean + self.flat * floor
+
+
+def make(grounds: Grounds, visit: Visit, rows: Rows, at: dict[str, Column]) -> Terms:
+    """The factors of (*) for a block of queries, by Cauchy-Schwarz in each measure."""
+    gamma = grounds.setup.gamma
+    columns = grounds.columns
+    floors = grounds.floors
+    one, of_z, of_w = at["one"], at["Z"], at["W"]
+    cn = column_norms(dot(columns.n3_inverse, visit.c))
+    mz = column_norms(dot(columns.n3, visit.m))
+    mw = column_norms(dot(columns.n3_inverse, visit.m))
+    m = column_norms(visit.m)
+    # sqrt(eta[|Z^o|^2]) <= sqrt(eta[|Z|^2]) + |m(Z)| sqrt(eta[1]), and so for W
+    z = of_z.eta + mz * one.eta
+    z_prime = of_z.eta_prime + mz * one.eta_prime
+    dc = one.eta * (of_w.eta + mw * one.eta)
+    spread = of_z.size + mz * one.size
+    # rounding of c~, through N3^-T: of the moments behind it, of the values, of v_mean
+    inverse = frobenius(columns.n3_inverse)
+    rounded_c = gamma * inverse * (inverse * one.size * of_z.size + m + visit.scale_y)
+    rounded_c = rounded_c + inverse * (floors.value * one.size**2 + floors.v_mean)
+    # of q^o = c~ . v^o: of the sums, of c~, of the values
+    rounding = 2 * gamma * cn * spread + rounded_c * spread
+    rounding = rounding + column_norms(visit.c) * floors.value * one.size
+    moved = 6 * visit.rounded.score * cn * of_z.mean
+    return Terms(
+        *settle(cn, z, z_prime, dc, one.eta, of_z.mean, rounding, moved, cn * spread * one.size)
+    )
+
+
+def added(sums, *terms):
+    """Sums of the same kind with `terms` added, field by field.
+
+    A query with c = 0 and no certified normaliser gives 0 * inf: that is not certified, so infinite.
+    """
+    return type(sums)(
+        *(
+            old + jnp.where(jnp.isnan(new), jnp.inf, new)
+            for old, new in zip(sums, terms, strict=True)
+        )
+    )

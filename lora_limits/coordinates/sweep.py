@@ -1,0 +1,42 @@
+"""Sums over tokens, block by block: the only loop that the fast gradient has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Carry = TypeVar("Carry")
+
+
+def sweep(
+    length: int,
+    block: int,
+    body: Callable[[Carry, jax.Array, jax.Array], Carry],
+    start: Carry,
+) -> Carry:
+    """Folds body(carry, first, fresh) over blocks of `block` tokens; returns the last carry.
+
+    The last block is moved back so that it ends at the last token: no input is padded or copied.
+    `fresh` (block,) is False where a token was in the block before, and the body must count that
+    token as nothing. O(1) extra memory.
+    """
+    size = min(block, length)
+    blocks = -(-length // size)
+
+    def step(carry, i):
+        first = jnp.minimum(i * size, length - size)
+        fresh = first + jnp.arange(size, dtype=jnp.int32) >= i * size
+        return body(carry, first, fresh), None
+
+    return jax.lax.scan(step, start, jnp.arange(blocks, dtype=jnp.int32))[0]
+
+
+def rows(
+    x: Float[Array, "tokens width"], first: Int[Array, ""], block: int
+) -> Float[Array, "n width"]:
+    """Tokens first .. first + block of x."""
+    return jax.lax.dynamic_slice_in_dim(x, first, min(block, x.shape[0]))

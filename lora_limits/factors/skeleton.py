@@ -1,0 +1,56 @@
+"""Skeleton (CUR): a factor of f through a few of its columns and rows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lora_limits.checks import check_integer
+from lora_limits.factors.factor import Factor
+from lora_limits.factors.method import FactorMethod
+from lora_limits.linalg import dot, pseudo_inverse
+
+QUERIES = 4  # landmark queries for each landmark key
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton(FactorMethod):
+    """f ~ E_:J (E_IJ)^+ E_I: with E = exp(S), `rank` keys J and four times as many queries I.
+
+    Both by farthest-point sampling. Rows of E_I: are scaled by their sums, so that the fit counts
+    every query alike. O(L k (d + k)) time, O(L k) memory. No guarantee: good on tame heads, and
+    loud where it fails.
+    Raises ValueError for a rank that is not an integer of at least 1.
+    """
+
+    rank: int
+
+    def __post_init__(self):
+        check_integer("Skeleton rank", self.rank, 1)
+
+    def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, None]:
+        """As FactorMethod.factor; it does not know where it errs."""
+        keys = farthest_points(y[:, :-1], min(self.rank, y.shape[0]))
+        queries = farthest_points(x[:, :-1], min(QUERIES * self.rank, x.shape[0]))
+        s = dot(x, y[keys].T)
+        # rows are normalised in the end
+        left = jnp.exp(s - s.max(1, keepdims=True))
+        rows = jax.nn.softmax(dot(x[queries], y.T), axis=1)
+        return Factor(left, dot(pseudo_inverse(rows[:, keys]), rows).T), None
+
+
+def farthest_points(points: Float[Array, "n d"], count: int) -> Int[Array, " count"]:
+    """Indices, each the farthest from those before it, the first the longest. O(n d count)."""
+    square = (points**2).sum(1)
+
+    def step(carry, _):
+        nearest, last = carry
+        from_last = square - 2 * dot(points, points[last][:, None])[:, 0] + square[last]
+        nearest = jnp.minimum(nearest, from_last)
+        return (nearest, jnp.argmax(nearest)), last
+
+    start = (jnp.full_like(square, jnp.inf), jnp.argmax(square))
+    return jax.lax.scan(step, start, length=count)[1]
