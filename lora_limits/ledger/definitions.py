@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_limits.gradients.solve import Exact, gradient, loss
+from lora_limits.instruments.comparing import max_error as relative
+from lora_limits.instruments.comparing import softmax
 from lora_limits.ledger.row import (
     FULL,
     PARTIAL,
@@ -17,8 +19,6 @@ from lora_limits.ledger.row import (
     close,
     exact_gradient,
     problem,
-    relative,
-    softmax,
     terms,
 )
 from lora_limits.problem import Adapter, LoRAProblem, project, reduced_form
