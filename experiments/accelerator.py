@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+import lora_limits as ll
+from experiments.contenders import kernels, truth
+from experiments.contenders.kernels import Contender
+from experiments.contenders.truth import Reference
 from experiments.runner.config import Fields
-
-if TYPE_CHECKING:
-    import lora_limits as ll
-    from experiments.contenders.kernels import Contender
-    from experiments.contenders.truth import Reference
+from lora_limits.instruments import timing
 
 VERSION = 1
 SHARED = (
@@ -36,10 +38,10 @@ SHARED = (
     "most_seconds",
     "most_bytes",
 )
-PILOT = (
-    16384  # no exact gradient of a longer input is tried before one of this length has been timed
-)
+# No exact gradient of a longer input is tried before one of this length has been timed.
+PILOT = 16384
 SAMPLED = 128  # queries behind an estimated error
+TOLD = ("family", "dtype", "precision", "features")  # of every contender, run or not
 
 
 class Config(Fields):
@@ -69,33 +71,22 @@ class Config(Fields):
 
 def points(config: Config) -> list[dict[str, Any]]:
     """Every length, on the device that is there: on another device it is another point."""
-    import jax
-
     device = jax.devices()[0]
     if device.platform == "cpu":
         gone = "no accelerator found: Pallas, cuDNN and TF32 are left out"
-        print(
-            f"{gone}; XLA in float32, the tiled exact gradient and ours run on this CPU",
-            file=sys.stderr,
-        )
+        left = "XLA in float32, the tiled exact gradient and ours run on this CPU"
+        print(f"{gone}; {left}", file=sys.stderr)
     return [{"length": n, "device": device.device_kind} for n in sorted(set(config.lengths))]
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Time, memory, precision and errors of every contender by name, or why it was left out."""
-    import jax
-
-    from experiments.contenders import kernels
-    from lora_limits.instruments import timing
-
     problem = make_problem(point["length"], config)
     true, source = reference(problem, config)
     methods: dict[str, dict[str, Any]] = {}
     calls = {}
     for name, contender in contenders(config).items():
-        methods[name] = {
-            k: getattr(contender, k) for k in ("family", "dtype", "precision", "features")
-        }
+        methods[name] = {quality: getattr(contender, quality) for quality in TOLD}
         reason = too_long(name, point["length"], config) if contender.family == "exact" else None
         if reason:
             methods[name]["left_out"] = reason
@@ -105,25 +96,19 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         if program is not None:
             calls[name] = functools.partial(program, problem)
             methods[name] |= judge(value, true) if name != source else {}
-    for name, time in timing.interleaved(
-        calls, repeats=config.repeats, max_seconds=config.max_seconds
-    ).items():
+    times = timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
+    for name, time in times.items():
         methods[name] |= time
     if true is None:
         for name, error in estimates(problem, config).items():
-            methods[name]["estimated_error"] = methods[f"{name}, certified"]["estimated_error"] = (
-                error
-            )
+            methods[name]["estimated_error"] = error
+            methods[f"{name}, certified"]["estimated_error"] = error
     device = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
     return device | {"reference": source, "methods": methods}
 
 
 def make_problem(length: int, config: Config) -> ll.LoRAProblem:
     """Random self-attention with query and value adapters, beta = 1/width."""
-    import jax
-
-    import lora_limits as ll
-
     key = jax.random.key(config.seed)
     return ll.random_problem(
         key, length=length, width=config.width, rank=config.rank, gamma=config.gamma
@@ -132,22 +117,17 @@ def make_problem(length: int, config: Config) -> ll.LoRAProblem:
 
 def polynomials(config: Config) -> dict[str, ll.Polynomial]:
     """Polynomial methods by name."""
-    import lora_limits as ll
-
     out = {}
     for degree in config.degrees:
         for block in config.blocks:
-            name = f"degree {degree}" + (
-                f", block {block or 'auto'}" if len(config.blocks) > 1 else ""
-            )
-            out[name] = ll.Polynomial(degree, block_size=block or None)
+            # A block is named where there is a choice of them.
+            suffix = f", block {block or 'auto'}" if len(config.blocks) > 1 else ""
+            out[f"degree {degree}{suffix}"] = ll.Polynomial(degree, block_size=block or None)
     return out
 
 
 def contenders(config: Config) -> dict[str, Contender]:
     """Every contender by name."""
-    from experiments.contenders import kernels
-
     return kernels.contenders(config.tiles, polynomials(config), config.width)
 
 
@@ -156,16 +136,12 @@ def pilot_seconds(name: str, config: Config) -> float:
     """Seconds that a contender takes for PILOT tokens; 0 if it cannot be run, so that every length
     says why.
     """
-    from experiments.contenders import kernels
-    from lora_limits.instruments import timing
-
     problem = make_problem(PILOT, config)
     program = kernels.attempt(contenders(config)[name], problem, config.most_bytes)[1]
     if program is None:
         return 0.0
-    return timing.median_time(program, problem, repeats=3, max_seconds=config.max_seconds / 4)[
-        "seconds"
-    ]
+    share = config.max_seconds / 4
+    return timing.median_time(program, problem, repeats=3, max_seconds=share)["seconds"]
 
 
 def too_long(name: str, length: int, config: Config) -> str | None:
@@ -180,12 +156,6 @@ def reference(problem: ll.LoRAProblem, config: Config) -> tuple[Reference | None
     """The exact gradient, where one is within the limits, and whose: float64 on the host, or a
     contender's own.
     """
-    import jax
-    import numpy as np
-
-    import lora_limits as ll
-    from experiments.contenders import truth
-
     length = problem.target.shape[0]
     tile = config.tiles[-1]
     if length <= truth.FLOAT64_LENGTH:
@@ -194,40 +164,34 @@ def reference(problem: ll.LoRAProblem, config: Config) -> tuple[Reference | None
     if too_long(f"tiled {tile}", length, config):
         return None, None
     gradient = jax.jit(lambda p: ll.gradient(p, ll.Exact(tile)).gradient)(problem)
-    return truth.Reference(truth.named(gradient), np.arange(0), np.empty((0, 0))), f"tiled {tile}"
+    return truth.of_gradient(gradient), f"tiled {tile}"
 
 
 def judge(value: Any, true: Reference | None) -> dict[str, Any]:
     """Errors of a gradient and, where it comes with one, its certified bound over the largest
     entry.
     """
-    from experiments.contenders import truth
-
     if true is None:
         return {}
     gradient, bound = value
-    return truth.errors(gradient, true) | (
-        {"bound": truth.relative_bound(bound, true)} if bound is not None else {}
-    )
+    out = truth.errors(gradient, true)
+    return out if bound is None else out | {"bound": truth.relative_bound(bound, true)}
 
 
 def estimates(problem: ll.LoRAProblem, config: Config) -> dict[str, float]:
     """By polynomial that runs: the upper end of its estimated max-norm error over the largest
     entry, worst array.
     """
-    import jax
-    import jax.numpy as jnp
-
-    import lora_limits as ll
-    from experiments.contenders import kernels
 
     def run(problem: ll.LoRAProblem, method: ll.Polynomial) -> Any:
         result = ll.gradient(problem, method, rows=SAMPLED, key=jax.random.key(config.seed + 1))
         assert result.estimate is not None
-        pairs = [(result.estimate[n], x) for n, x in result.gradient.items()]
-        return jnp.stack(
-            [e.high / jnp.abs(g).max() for x, y in pairs for e, g in ((x.a, y.a), (x.b, y.b))]
-        ).max()
+        worst = []
+        for name, adapter in result.gradient.items():
+            estimate = result.estimate[name]
+            worst.append(estimate.a.high / jnp.abs(adapter.a).max())
+            worst.append(estimate.b.high / jnp.abs(adapter.b).max())
+        return jnp.stack(worst).max()
 
     out = {}
     for name, method in polynomials(config).items():

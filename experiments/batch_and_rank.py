@@ -5,12 +5,21 @@ its batch.
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from flax import nnx
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from experiments.runner.config import Fields
+from experiments.training import bases, gradient_noise, tasks
+from lora_limits.instruments.compiling import quick_jit
+from lora_limits.nn import per_layer
+from lora_limits.nn.lora import LoRA
+from lora_limits.nn.transformer import Transformer
+from lora_limits.problem import NAMES
+from lora_limits.training import batches, loop
+from lora_limits.training.loop import Recipe
 
 VERSION = 1
 SHARED = (
@@ -25,7 +34,6 @@ SHARED = (
     "degrees",
     "batches",
 )
-ADAPT = ("query", "key", "value")
 SHRINK = 0.35
 
 
@@ -68,13 +76,14 @@ def points(config: Config) -> list[dict[str, Any]]:
     first = config.norms[0]
     rank = middle(config.ranks)
     batch = middle(config.batches)
-    star = [(first, r, batch) for r in config.ranks] + [(first, rank, b) for b in config.batches]
-    star = list(dict.fromkeys([*star, *((n, rank, batch) for n in config.norms)]))
-    out = []
+    star = [(first, r, batch) for r in config.ranks]
+    star += [(first, rank, b) for b in config.batches]
+    star += [(n, rank, batch) for n in config.norms]
+    star = list(dict.fromkeys(star))  # the middle of the star once
+    out: list[dict[str, Any]] = []
     for norms, r in dict.fromkeys((n, r) for n, r, _ in star):
-        out += [
-            {"kind": "noise", "norms": norms, "rank": r, "seed": s} for s in range(config.seeds)
-        ]
+        where = {"kind": "noise", "norms": norms, "rank": r}
+        out += [where | {"seed": s} for s in range(config.seeds)]
     for norms, r, b in star:
         for method in ("exact", *(f"polynomial {degree}" for degree in config.degrees)):
             where = {"kind": "run", "norms": norms, "rank": r, "batch": b, "method": method}
@@ -87,114 +96,62 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     return _noise(point, config) if point["kind"] == "noise" else _run(point, config)
 
 
-def model_of(config: Config, point: dict[str, Any]) -> Any:
+def _model(config: Config, point: dict[str, Any]) -> Transformer:
     """The pretrained base with fresh adapters, its norms as the point wants them."""
-    from experiments.training import loop
-    from lora_limits.nn.lora import LoRA
-
-    recipe = loop.Recipe(config.pretrain_steps, rate=config.rate, every=config.pretrain_steps)
-    sizes = {
-        "d_model": 32,
-        "heads": 4,
-        "layers": config.layers,
-        "normalised": point["norms"] == "normalised",
-        "width": 4,
-    }
-    base = loop.Base(config.task, config.length, recipe, options=tuple(sorted(sizes.items())))
-    lora = LoRA(point["rank"], 2.0 * point["rank"], adapt=ADAPT)
-    model = loop.pretrained(base, lora, Path(config.cache), seed=point["seed"])
-    if point["norms"] == "shrunk":
-        for block in model.blocks:
-            for kernel in (block.attention.query.kernel, block.attention.key.kernel):
-                kernel[...] = SHRINK * kernel[...]
-    return model
+    recipe = Recipe(config.pretrain_steps, rate=config.rate, every=config.pretrain_steps)
+    normalised = point["norms"] == "normalised"
+    sizes = {"d_model": 32, "heads": 4, "layers": config.layers, "width": 4}
+    base = bases.base(config.task, config.length, recipe, normalised=normalised, **sizes)
+    lora = LoRA(point["rank"], 2.0 * point["rank"], adapt=NAMES)
+    model = bases.pretrained(base, lora, config.cache, seed=point["seed"])
+    return bases.with_scaled_scores(model, SHRINK) if point["norms"] == "shrunk" else model
 
 
-def _recipe(config: Config, batch: int, seed: int) -> Any:
-    from experiments.training import loop
-
-    return loop.Recipe(
-        config.steps, batch, config.rate, seed, every=config.steps, tests=config.tests
-    )
+def _recipe(config: Config, batch: int, seed: int) -> Recipe:
+    order = {"seed": seed, "every": config.steps, "tests": config.tests}
+    return Recipe(config.steps, batch, config.rate, **order)
 
 
 def _noise(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """{"before", "after"}: moments as gradient_noise.compare has them, and norms."""
-    from experiments.finetune import read_method
-    from experiments.training import gradient_noise, loop, tasks
-
-    model = model_of(config, point)
+    seed = point["seed"]
+    model = _model(config, point)
     task = tasks.load(config.task, config.length, "target")
-    methods = {
-        f"polynomial {g}": read_method(f"polynomial {g}", config.length) for g in config.degrees
-    }
-    data = tasks.batch(
-        task.train, config.sample, point["seed"], config.steps + 1
-    )  # a step that no run takes
+    names = [f"polynomial {degree}" for degree in config.degrees]
+    methods = {name: bases.read_method(name, config.length) for name in names}
+    # Of a step that no run takes.
+    data = batches.batch(task.train, config.sample, seed, config.steps + 1)
 
-    def look():
-        return {
-            "moments": gradient_noise.compare(model, data, methods),
-            **_norms(model, data.tokens[:2]),
-        }
+    def look() -> dict[str, Any]:
+        moments = gradient_noise.compare(model, data, methods)
+        return {"moments": moments, **_norms(model, data.tokens[:2])}
 
     before = look()
-    loop.train(model, task, _recipe(config, middle(config.batches), point["seed"]))
+    loop.train(model, task, _recipe(config, middle(config.batches), seed))
     return {"before": before, "after": look()}
 
 
 @functools.cache
 def _reports() -> Any:
-    from flax import nnx
+    """(graphdef, params, tokens) -> a norm report of each layer."""
 
-    from lora_limits.instruments.compiling import quick_jit
-    from lora_limits.nn import per_layer
+    def reports(graphdef, params, tokens):
+        return per_layer.norms(nnx.merge(graphdef, params), tokens)
 
-    return quick_jit(
-        lambda graphdef, params, x: per_layer.norms(nnx.merge(graphdef, params), x),
-        static_argnums=0,
-    )
+    return quick_jit(reports, static_argnums=0)
 
 
-def _norms(model: Any, tokens: Any) -> dict[str, float]:
+def _norms(model: Transformer, tokens: np.ndarray) -> dict[str, float]:
     """Gamma / sqrt(ln L) and R / ln L of the head where they are largest."""
-    import numpy as np
-    from flax import nnx
-
     reports = _reports()(*nnx.split(model), tokens)
     return {
-        n: max(float(np.max(getattr(r, n))) for r in reports)
-        for n in ("gamma_ratio", "score_ratio")
+        name: max(float(np.max(getattr(report, name))) for report in reports)
+        for name in ("gamma_ratio", "score_ratio")
     }
 
 
 def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from experiments.finetune import read_method
-    from experiments.training import tasks
-
-    model = model_of(config, point)
-    model.set_methods([read_method(point["method"], config.length)] * config.layers)
-    return tune(
-        model,
-        tasks.load(config.task, config.length, "target"),
-        _recipe(config, point["batch"], point["seed"]),
-    )
-
-
-def tune(model: Any, task: Any, recipe: Any) -> dict[str, Any]:
-    """Train in place; held-out scores "before" and after, by the model's methods ("own") and by
-    exact attention.
-
-    "finite": whether every loss on the way was, held out or not.
-    """
-    import numpy as np
-
-    from experiments.training import loop
-
-    history = loop.train(model, task, recipe)
-    before, own = (
-        {"loss": history["test_loss"][n], "accuracy": history["accuracy"][n]} for n in (0, -1)
-    )
-    exact = loop.with_methods(model, [loop.EXACT] * len(model.blocks))
-    scores = {"before": before, "own": own, "exact": loop.evaluate(exact, task.test, recipe)}
-    return scores | {"finite": bool(np.isfinite(history["loss"] + history["test_loss"]).all())}
+    model = _model(config, point)
+    model.set_methods([bases.read_method(point["method"], config.length)] * config.layers)
+    task = tasks.load(config.task, config.length, "target")
+    return bases.tune(model, task, _recipe(config, point["batch"], point["seed"]))

@@ -2,9 +2,8 @@
 families of inputs.
 
 True errors are against the dense exact gradient, in float64. An error at the level of that
-gradient's own rounding
-says nothing of its bound: its guard, GUARD times that level, tells which they are, and they are
-counted.
+gradient's own rounding says nothing of its bound: its guard, GUARD times that level, tells which
+they are, and they are counted.
 """
 
 from __future__ import annotations
@@ -13,9 +12,14 @@ import functools
 import math
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
+import lora_limits as ll
+from experiments.problems import families
 from experiments.runner.config import Fields
+from lora_limits.instruments.comparing import named
+from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 1
 SHARED = ("instances", "rank", "lowest", "highest", "seed")
@@ -62,11 +66,8 @@ def points(config: Config) -> list[dict[str, Any]]:
     out = []
     for length, width in config.shapes:
         for series in ("taylor", "chebyshev", "fitted"):
-            degrees = [
-                g
-                for g in getattr(config, series)
-                if math.comb(width + g, g) <= config.most_features
-            ]
+            every = getattr(config, series)
+            degrees = [g for g in every if math.comb(width + g, g) <= config.most_features]
             cell = {"length": length, "width": width, "series": series, "degrees": degrees}
             out += [{"kind": kind} | cell for kind in config.kinds if degrees]
     return out
@@ -80,15 +81,13 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     over instances, arrays and degrees: checked; refused, infinite bounds; rounding, errors within
     their guard; violations, errors above both guard and bound.
     """
-    import numpy as np
-
     count = config.instances * (2 if point["kind"] == "self-attention" else 1)
     instances = [_instance(point, config, number) for number in range(count)]
     names = instances[0]["arrays"]
     error, bound, guard = (
         np.stack([instance[what] for instance in instances]) for what in ("error", "bound", "guard")
     )
-    # so that NaN counts as an error, not as rounding
+    # Said so that NaN counts as an error, not as rounding.
     clear = ~(error <= guard[..., None])
     return {
         "reach": _short([instance["reach"] for instance in instances]),
@@ -104,58 +103,35 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 def _instance(point: dict[str, Any], config: Config, number: int) -> dict[str, Any]:
     """One problem: errors and bounds (arrays, degrees), guards (arrays,)."""
-    import numpy as np
-
-    import lora_limits as ll
-    from experiments.problems import families
-
     length = point["length"]
     width = point["width"]
-    # the same problems for every series
-    rng = np.random.default_rng(
-        [config.seed, families.KINDS.index(point["kind"]), length, width, number]
-    )
+    # The same problems for every series.
+    kind = families.KINDS.index(point["kind"])
+    rng = np.random.default_rng([config.seed, kind, length, width, number])
     reach = math.exp(rng.uniform(math.log(config.lowest), math.log(config.highest)))
     problem = families.problem(
         rng, point["kind"], length=length, width=width, rank=config.rank, reach=reach
     )
-    exact = _arrays(_gradient()(problem, method=ll.Exact()).gradient)
+    exact = named(_gradient()(problem, method=ll.Exact()).gradient)
     sizes = np.array([np.abs(x).max() for x in exact.values()])
     error, bound = np.empty((2, len(exact), len(point["degrees"])))
     for at, degree in enumerate(point["degrees"]):
         result = _gradient()(problem, method=ll.Polynomial(degree, point["series"]))
-        error[:, at] = [
-            np.abs(x - exact[name]).max() for name, x in _arrays(result.gradient).items()
-        ]
-        bound[:, at] = list(_arrays(result.bound).values())
+        got = named(result.gradient)
+        error[:, at] = [np.abs(x - exact[name]).max() for name, x in got.items()]
+        bound[:, at] = list(named(result.bound).values())
     guard = GUARD * math.sqrt(length) * np.finfo(float).eps * sizes
     scaled = {"error": error, "bound": bound, "guard": guard}
-    return {"arrays": list(exact), "reach": reach} | {
-        name: x / sizes.max() for name, x in scaled.items()
-    }
+    relative = {name: x / sizes.max() for name, x in scaled.items()}
+    return {"arrays": list(exact), "reach": reach, **relative}
 
 
 @functools.cache
 def _gradient() -> Any:
     """ll.gradient, compiled once for each shape and method."""
-    import lora_limits as ll
-    from lora_limits.instruments.compiling import quick_jit
-
     return quick_jit(ll.gradient, static_argnames="method")
-
-
-def _arrays(gradient: Any) -> dict[str, Any]:
-    import numpy as np
-
-    return {
-        f"{n}.{half}": np.asarray(getattr(pair, half))
-        for n, pair in gradient.items()
-        for half in "ab"
-    }
 
 
 def _short(values: Any) -> Any:
     """Nested lists of numbers, to three digits."""
-    import numpy as np
-
     return [_short(x) for x in values] if np.ndim(values) else float(f"{values:.2e}")

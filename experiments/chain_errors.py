@@ -12,9 +12,15 @@ import functools
 import math
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 from pydantic import Field, PositiveInt
 
+import lora_limits as ll
 from experiments.runner.config import Fields
+from lora_limits.gradients import chain, chain_bounds, exact
+from lora_limits.polynomial import needed
+from lora_limits.problem import NAMES
 
 VERSION = 1
 X64 = True
@@ -41,9 +47,8 @@ class Config(Fields):
 
 def points(config: Config) -> list[dict[str, Any]]:
     """Each factor of each size at each gamma."""
-    sizes = [(name, size) for name in config.series for size in config.degrees] + [
-        ("svd", k) for k in config.ranks
-    ]
+    sizes = [(name, size) for name in config.series for size in config.degrees]
+    sizes += [("svd", k) for k in config.ranks]
     return [
         {"gamma": gamma, "factor": name, "size": size}
         for gamma in config.gammas
@@ -55,10 +60,6 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """terms: {name: [max-norm error, bound, largest exact entry]}; k1; row-l1 error of f, Lemma
     3.3's bound of it.
     """
-    import jax.numpy as jnp
-
-    from lora_limits.polynomial import needed
-
     problem, true, sizes, radius = _prepare(
         point["gamma"], config.length, config.width, config.rank, config.seed
     )
@@ -73,30 +74,18 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     k1 = u1.shape[1]
     u1 = u1 / (u1 @ v1.sum(0))[:, None]
     row_error = jnp.abs(u1 @ v1.T - true["f"]).sum(1).max()
-    # columns of zeros change nothing, and one width is compiled once
-    most = max(
-        config.ranks + tuple(math.comb(config.width + degree, degree) for degree in config.degrees)
-    )
+    # Columns of zeros change nothing, and one width is compiled once.
+    features = [math.comb(config.width + degree, degree) for degree in config.degrees]
+    most = max([*config.ranks, *features])
     padded = (jnp.pad(x, ((0, 0), (0, most - k1))) for x in (u1, v1))
     table = _jitted("chain_errors")(problem, *padded)
-    return {
-        "terms": {
-            name: [float(error), float(limit), sizes[name]]
-            for name, (error, limit) in table.items()
-        },
-        "k1": k1,
-        "row_error": float(row_error),
-        "row_bound": bound,
-    }
+    terms = {name: [float(e), float(limit), sizes[name]] for name, (e, limit) in table.items()}
+    return {"terms": terms, "k1": k1, "row_error": float(row_error), "row_bound": bound}
 
 
 @functools.cache
 def _jitted(name: str, *static: int) -> Any:
     """A function of the chain, compiled once for all points."""
-    import jax
-
-    from lora_limits.gradients import chain, chain_bounds
-
     module = chain_bounds if name == "chain_errors" else chain
     return jax.jit(getattr(module, name), static_argnums=static)
 
@@ -108,20 +97,11 @@ def _prepare(
     """The problem of a gamma, its dense terms, the largest entry of each term and gradient,
     and R.
     """
-    import jax
-    import jax.numpy as jnp
-
-    import lora_limits as ll
-    from lora_limits.gradients import exact
-
     shape = {"length": length, "width": width, "rank": rank}
-    problem = ll.random_problem(
-        jax.random.key(seed), **shape, gamma=gamma, adapt=("query", "key", "value")
-    )
+    problem = ll.random_problem(jax.random.key(seed), **shape, gamma=gamma, adapt=NAMES)
     true = exact.dense_terms(problem)
     sizes = {name: float(jnp.abs(true[name]).max()) for name in ("f", "c", "q", "p1", "p2", "p")}
     for name, adapter in exact.dense_gradient(problem)[1].items():
-        sizes |= {
-            f"{name}.{half}": float(jnp.abs(getattr(adapter, half)).max()) for half in ("a", "b")
-        }
+        sizes[f"{name}.a"] = float(jnp.abs(adapter.a).max())
+        sizes[f"{name}.b"] = float(jnp.abs(adapter.b).max())
     return problem, true, sizes, float(jax.jit(ll.norm_report)(problem).score_bound)

@@ -4,18 +4,36 @@ its own error.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from pydantic import PositiveFloat, PositiveInt, field_validator
 
+import lora_limits as ll
+from experiments import Refused
+from experiments.contenders import truth
+from experiments.contenders.methods import BLOCKS, compiled, exact_methods, fastest
+from experiments.problems import minilm
 from experiments.runner.config import Fields
+from lora_limits.instruments import timing
+from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 2
 SHARED = ("inputs", "noise", "rank", "seed", "repeats", "max_seconds", "widths", "timed_widths")
-METHODS = ("svd", "skeleton", "sparse", "monomials", "random", "nystrom")
+MAKERS: dict[str, Any] = {
+    "svd": ll.Svd,
+    "skeleton": ll.Skeleton,
+    "sparse": lambda k: ll.SparseLowRank(max(k // 2, 1), max(k // 2, 1)),
+    "monomials": ll.AdaptedMonomials,
+    "random": ll.RandomFeatures,
+    "nystrom": ll.Nystrom,
+}
+METHODS = tuple(MAKERS)
 DENSE = 2048  # the longest sequence whose singular value decomposition is computed
-TILES = (512, 1024, 2048)
 
 
 class Config(Fields):
@@ -23,11 +41,9 @@ class Config(Fields):
     tokens.
 
     noise: of the target, beside the head's output: errors are relative to the gradient, which grows
-    with it.
-    inputs: a file of longer inputs made by experiments/data/make_minilm_heads.py; "" for the 512
-    tokens embedded.
-    Times need no text: they are taken on a head whose tokens are repeated with noise. sparse: half
-    of its width is entries.
+    with it. inputs: a file of longer inputs made by experiments/data/make_minilm_heads.py; "" for
+    the 512 tokens embedded. Times need no text: they are taken on a head whose tokens are repeated
+    with noise. sparse: half of its width is entries.
     """
 
     inputs: str = ""
@@ -53,20 +69,8 @@ class Config(Fields):
 
 def points(config: Config) -> list[dict[str, Any]]:
     """Errors of one method on one head at one length; then times at one length."""
-    from experiments.problems import minilm
-
-    path = _path(config)
-    chosen = []
-    for layer in dict.fromkeys(layer for layer, _ in minilm.heads(path)):
-        own = [pair for pair in minilm.heads(path) if pair[0] == layer]
-        places = sorted(
-            {
-                round(i * (len(own) - 1) / max(config.most - 1, 1))
-                for i in range(min(config.most, len(own)))
-            }
-        )
-        chosen += [own[place] for place in places]
-    # method before head: a program is compiled once for all heads
+    chosen = _chosen(config)
+    # Method before head: a program is compiled once for all heads.
     out: list[dict[str, Any]] = [
         {"kind": "error", "method": method, "layer": layer, "head": head, "length": length}
         for length in config.lengths
@@ -77,6 +81,18 @@ def points(config: Config) -> list[dict[str, Any]]:
     return out + [{"kind": "time", "length": length} for length in config.timed]
 
 
+def _chosen(config: Config) -> list[tuple[int, int]]:
+    """`most` heads of each layer, spread evenly from tame to wild."""
+    every = minilm.heads(_path(config))
+    chosen = []
+    for layer in dict.fromkeys(layer for layer, _ in every):
+        own = [pair for pair in every if pair[0] == layer]
+        gaps = max(config.most - 1, 1)
+        places = {round(i * (len(own) - 1) / gaps) for i in range(min(config.most, len(own)))}
+        chosen += [own[place] for place in sorted(places)]
+    return chosen
+
+
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """By width: relative Frobenius errors by array, their estimates, failure; or times and errors
     at one length.
@@ -84,40 +100,23 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     return _times(point, config) if point["kind"] == "time" else _errors(point, config)
 
 
-def _path(config: Config):
-    from pathlib import Path
-
-    from experiments import Refused
-    from experiments.problems import minilm
-
-    if config.inputs and not Path(config.inputs).is_file():
-        raise Refused(
-            f"inputs: got {config.inputs!r}, expected a file made by experiments/data/make_minilm_heads.py"
-        )
-    return Path(config.inputs) if config.inputs else minilm.PATH
+def _path(config: Config) -> Path:
+    if not config.inputs:
+        return minilm.PATH
+    if not Path(config.inputs).is_file():
+        made = "a file made by experiments/data/make_minilm_heads.py"
+        raise Refused(f"inputs: got {config.inputs!r}, expected {made}")
+    return Path(config.inputs)
 
 
-def make(name: str, width: int):
+def make(name: str, width: int) -> ll.Method:
     """The method of that name and width."""
-    import lora_limits as ll
-
-    if name == "sparse":
-        return ll.SparseLowRank(max(width // 2, 1), max(width // 2, 1))
-    kinds = {
-        "svd": ll.Svd,
-        "skeleton": ll.Skeleton,
-        "monomials": ll.AdaptedMonomials,
-        "random": ll.RandomFeatures,
-        "nystrom": ll.Nystrom,
-    }
-    return kinds[name](width)
+    return MAKERS[name](width)
 
 
 @functools.cache
-def _quick(name: str, width: int):
-    import lora_limits as ll
-    from lora_limits.instruments.compiling import quick_jit
-
+def _quick(name: str, width: int) -> Any:
+    """problem -> (gradient, its estimated error, whether the method says it failed)."""
     method = make(name, width)
 
     def run(problem):
@@ -128,102 +127,60 @@ def _quick(name: str, width: int):
 
 
 @functools.cache
-def _exact():
-    import lora_limits as ll
-    from lora_limits.instruments.compiling import quick_jit
-
-    return quick_jit(lambda problem: ll.gradient(problem, ll.Exact(min(TILES))).gradient)
+def _exact() -> Any:
+    return quick_jit(lambda problem: ll.gradient(problem, ll.Exact(min(BLOCKS))).gradient)
 
 
 def _errors(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    import numpy as np
-
-    from experiments.contenders import truth
-    from experiments.problems import minilm
-
     place = point["layer"], point["head"]
-    length = point["length"]
     path = _path(config)
-    problem = minilm.problem(
-        *place, length=length, rank=config.rank, seed=config.seed, noise=config.noise, path=path
-    )
-    true = truth.Reference(truth.named(_exact()(problem)), np.zeros(0), np.zeros(0))
+    own = {"rank": config.rank, "seed": config.seed, "noise": config.noise}
+    problem = minilm.problem(*place, length=point["length"], path=path, **own)
+    true = truth.of_gradient(_exact()(problem))
     widths = []
     for width in config.widths:
         gradient, estimated, failed = _quick(point["method"], width)(problem)
         found = truth.errors(gradient, true)
-        said = {name: float(x) for name, x in truth.named(estimated).items()}
-        widths.append(
-            {"width": width, **found, "estimated": max(said.values()), "failed": bool(failed)}
-        )
+        said = max(float(x) for x in truth.named(estimated).values())
+        widths.append({"width": width, **found, "estimated": said, "failed": bool(failed)})
     return {"score_range": minilm.score_range(*place, path=path), "widths": widths}
 
 
-def stretched(problem, length: int, seed: int = 0):
+def stretched(problem: ll.LoRAProblem, length: int, seed: int = 0) -> ll.LoRAProblem:
     """The problem with its tokens repeated up to `length`, with noise of a twentieth of the spread
     of each column.
     """
-    import dataclasses
-
-    import jax.numpy as jnp
-    import numpy as np
-
     random = np.random.default_rng(seed)
 
     def longer(x):
         x = np.asarray(x)
         out = np.resize(x, (length, x.shape[1]))
-        return jnp.asarray(
-            out + 0.05 * x.std(0) * random.standard_normal(out.shape).astype(x.dtype), x.dtype
-        )
+        noise = random.standard_normal(out.shape).astype(x.dtype)
+        return jnp.asarray(out + 0.05 * x.std(0) * noise, x.dtype)
 
     x = longer(problem.x_query)
-    return dataclasses.replace(
-        problem, x_query=x, x_key=x, x_value=x, target=longer(problem.target)
-    )
+    target = longer(problem.target)
+    return dataclasses.replace(problem, x_query=x, x_key=x, x_value=x, target=target)
 
 
 def _times(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    import jax
-    import numpy as np
-
-    import lora_limits as ll
-    from experiments.contenders import truth
-    from experiments.problems import minilm
-    from lora_limits.instruments import timing
-    from lora_limits.instruments.counting import count_operations
-
-    head = minilm.problem(
-        *minilm.heads()[11], rank=config.rank, seed=config.seed, noise=config.noise
-    )
+    own = {"rank": config.rank, "seed": config.seed, "noise": config.noise}
+    head = minilm.problem(*minilm.heads()[11], **own)
     problem = stretched(head, point["length"])
-    methods = {f"exact {b}": ll.Exact(b) for b in TILES if b <= point["length"]} or {
-        "exact": ll.Exact(point["length"])
-    }
-    methods |= {
-        f"{name} {k}": make(name, k) for name in ("skeleton", "sparse") for k in config.timed_widths
-    }
-    out: dict[str, Any] = {}
+    exact = exact_methods(point["length"])
+    methods: dict[str, ll.Method] = dict(exact)
+    for name in ("skeleton", "sparse"):
+        methods |= {f"{name} {k}": make(name, k) for k in config.timed_widths}
+    out: dict[str, dict[str, Any]] = {}
     programs = {}
     for name, method in methods.items():
-        run = jax.jit(lambda p, method=method: ll.gradient(p, method).gradient)
-        programs[name], seconds = timing.compile_seconds(run, problem)
-        operations = count_operations(
-            lambda p, method=method: ll.gradient(p, method).gradient, problem
-        )["flops"]
-        out[name] = {
-            "compile": seconds,
-            "temporary": timing.temporary_bytes(programs[name]),
-            "operations": operations,
-        }
+        out[name], programs[name] = compiled(problem, method)
     calls = {name: functools.partial(program, problem) for name, program in programs.items()}
     times = timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
-    exact = min(
-        (name for name in out if name.startswith("exact")), key=lambda name: times[name]["seconds"]
-    )
-    true = truth.Reference(truth.named(programs[exact](problem)), np.zeros(0), np.zeros(0))
+    best = fastest(times, exact)
+    true = truth.of_gradient(programs[best](problem))
     for name in out:
         out[name] |= times[name]
-        if not name.startswith("exact"):
+        if name not in exact:
             out[name] |= truth.errors(programs[name](problem), true)
-    return {"best": exact, "contenders": out}
+    return {"best": best, "contenders": out}

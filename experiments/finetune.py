@@ -4,26 +4,41 @@ time and memory.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+from flax import nnx
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from experiments.contenders.methods import exact_methods, fastest
+from experiments.runner import store
 from experiments.runner.config import Fields
+from experiments.training import bases, tasks
+from lora_limits.instruments import timing
+from lora_limits.nn.lora import LoRA
+from lora_limits.nn.transformer import Transformer
+from lora_limits.problem import NAMES
+from lora_limits.training import batches, checkpoints, loop
+from lora_limits.training.loop import Recipe
 
 VERSION = 1
 SHARED = ("short", "long", "rank", "alpha", "repeats", "max_seconds")
 BLOCKS = (128, 512, 2048)  # of the exact contenders, timed beside XLA's own
-KINDS = {"exact": 0, "polynomial": 1, "skeleton": 1}  # numbers behind each method's name
+SIZES = ("d_model", "heads", "width", "layers", "normalised")  # of the model
 
 
 class Case(Fields):
-    """Sizes of the model, of pretraining on each task's source and of fine-tuning on its target."""
+    """Sizes of the model, of pretraining on each task's source and of fine-tuning on its target.
 
-    tasks: dict[
-        Literal["digits", "prose_or_code", "which_module", "next_byte"], PositiveInt
-    ]  # and their lengths
+    tasks: and their lengths. words: vocabulary of which_module; the other texts are read byte by
+    byte. base_length: pixels that the base was pretrained on, where fewer.
+    """
+
+    tasks: dict[Literal["digits", "prose_or_code", "which_module", "next_byte"], PositiveInt]
     pretrain_steps: PositiveInt
     pretrain_batch: PositiveInt = 16
     steps: PositiveInt
@@ -37,18 +52,16 @@ class Case(Fields):
     width: PositiveInt = 4
     layers: PositiveInt = 2
     normalised: bool = True
-    words: PositiveInt = 512  # vocabulary of which_module; the other texts are read byte by byte
-    base_length: PositiveInt | None = None  # pixels that the base was pretrained on, where fewer
+    words: PositiveInt = 512
+    base_length: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _square(self):
-        lengths = [*self.tasks.values(), self.base_length]
-        if self.base_length and (
-            set(self.tasks) != {"digits"} or any(math.isqrt(n) ** 2 != n for n in lengths)
-        ):
-            raise ValueError(
-                f"base_length: got {self.base_length} with {self.tasks}, expected squares, of digits alone"
-            )
+        if self.base_length:
+            squares = all(math.isqrt(n) ** 2 == n for n in (*self.tasks.values(), self.base_length))
+            if set(self.tasks) != {"digits"} or not squares:
+                got = f"{self.base_length} with {self.tasks}"
+                raise ValueError(f"base_length: got {got}, expected squares, of digits alone")
         return self
 
 
@@ -76,11 +89,7 @@ class Config(Fields):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            kind, *numbers = name.split()
-            if KINDS.get(kind) != len(numbers) or not all(n.isdecimal() for n in numbers):
-                raise ValueError(
-                    f"got {name!r}, expected 'exact', 'polynomial DEGREE' or 'skeleton RANK'"
-                )
+            bases.check_name(name)
         return names
 
 
@@ -96,7 +105,7 @@ def points(config: Config) -> list[dict[str, Any]]:
     for case, (methods, seeds) in cases.items():
         for task, length in getattr(config, case).tasks.items():
             where = {"case": case, "task": task, "length": length}
-            # a skeleton looks ahead, and the next token is predicted causally
+            # A skeleton looks ahead, and the next token is predicted causally.
             fitting = [m for m in methods if task != "next_byte" or not m.startswith("skeleton")]
             out.append({"kind": "time", **where, "methods": fitting})
             out += [
@@ -107,42 +116,21 @@ def points(config: Config) -> list[dict[str, Any]]:
     return out
 
 
-def read_method(name: str, length: int) -> Any:
-    """The method of a name. A polynomial gets blocks short enough that attention is not exact: no
-    task is shorter.
-    """
-    import lora_limits as ll
-    from experiments.training.loop import EXACT
-
-    kind, *numbers = name.split()
-    if kind == "exact":
-        return EXACT
-    if kind == "skeleton":
-        return ll.Skeleton(int(numbers[0]))
-    return ll.Polynomial(int(numbers[0]), block_size=min(512, length // 4))
-
-
 def _words(case: Case, task: str) -> int:
     return case.words if task == "which_module" else 0
 
 
-def _model(config: Config, point: dict[str, Any], seed: int) -> Any:
+def _model(config: Config, point: dict[str, Any], seed: int) -> Transformer:
     """The pretrained base with fresh adapters of that seed."""
-    from experiments.training import loop
-    from lora_limits.nn.lora import LoRA
-
     case = getattr(config, point["case"])
-    recipe = loop.Recipe(case.pretrain_steps, case.pretrain_batch, 5e-3, every=case.pretrain_steps)
-    sizes = {
-        name: getattr(case, name) for name in ("d_model", "heads", "width", "layers", "normalised")
-    }
+    recipe = Recipe(case.pretrain_steps, case.pretrain_batch, 5e-3, every=case.pretrain_steps)
+    sizes = {name: getattr(case, name) for name in SIZES}
     length = case.base_length or point["length"]
-    words = _words(case, point["task"])
-    base = loop.Base(point["task"], length, recipe, words, tuple(sorted(sizes.items())))
-    lora = LoRA(config.rank, config.alpha, adapt=("query", "key", "value"))
-    model = loop.pretrained(base, lora, Path(config.cache), seed=seed)
+    base = bases.base(point["task"], length, recipe, _words(case, point["task"]), **sizes)
+    lora = LoRA(config.rank, config.alpha, adapt=NAMES)
+    model = bases.pretrained(base, lora, config.cache, seed=seed)
     if length != point["length"]:
-        loop.stretch(model, point["length"])
+        bases.stretch(model, point["length"])
     return model
 
 
@@ -157,37 +145,28 @@ def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
     A run that is killed goes on from its last evaluation.
     """
-    import dataclasses
-
-    from experiments.runner import store
-    from experiments.training import loop, tasks
-
     case = getattr(config, point["case"])
     seed = point["seed"]
     model = _model(config, point, seed)
-    model.set_methods([read_method(point["method"], point["length"])] * case.layers)
+    model.set_methods([bases.read_method(point["method"], point["length"])] * case.layers)
     task = tasks.load(point["task"], point["length"], "target", _words(case, point["task"]))
-    recipe = loop.Recipe(case.steps, case.batch, case.rate, seed, case.every, case.tests)
+    recipe = Recipe(case.steps, case.batch, case.rate, seed, case.every, case.tests)
     shared = config.model_dump(mode="json", include=set(SHARED))
     folder = Path(config.cache) / "runs" / store.key("finetune", VERSION, shared, point)
     history = loop.train(model, task, recipe, watch=point["method"] != "exact", folder=folder)
-    loop.forget(folder)
-    if point["method"] == "exact" and case.final_tests == case.tests:  # evaluated so already
-        return history | {
-            "final": {"loss": history["test_loss"][-1], "accuracy": history["accuracy"][-1]}
-        }
-    exact = loop.with_methods(model, [loop.EXACT] * case.layers)
-    return history | {
-        "final": loop.evaluate(
-            exact, task.test, dataclasses.replace(recipe, tests=case.final_tests)
-        )
-    }
+    checkpoints.forget(folder)
+    if point["method"] == "exact" and case.final_tests == case.tests:
+        # The last evaluation on the way was this one.
+        final = {"loss": history["test_loss"][-1], "accuracy": history["accuracy"][-1]}
+    else:
+        exact = loop.with_methods(model, [loop.EXACT] * case.layers)
+        longer = dataclasses.replace(recipe, tests=case.final_tests)
+        final = loop.evaluate(exact, task.test, longer)
+    return history | {"final": final}
 
 
-def xla(q, k, v, is_causal):
+def xla(q: jax.Array, k: jax.Array, v: jax.Array, is_causal: bool) -> jax.Array:
     """jax.nn.dot_product_attention, dense, at full precision."""
-    import jax
-
     with jax.default_matmul_precision("highest"):
         return jax.nn.dot_product_attention(q, k, v, is_causal=is_causal, implementation="xla")
 
@@ -196,26 +175,18 @@ def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """{contender: seconds, spread, repeats, temporary bytes} of a training step; "best": the
     fastest exact one.
     """
-    import functools
-
-    from flax import nnx
-
-    import lora_limits as ll
-    from experiments.training import loop, tasks
-    from lora_limits.instruments import timing
-
     case = getattr(config, point["case"])
     length = point["length"]
     model = _model(config, point, 0)
-    recipe = loop.Recipe(case.steps, case.batch, case.rate)
+    recipe = Recipe(case.steps, case.batch, case.rate)
     task = tasks.load(point["task"], length, "target", _words(case, point["task"]))
-    data = tasks.batch(task.train, case.batch, 0, 0)
-    blocks = [b for b in BLOCKS if b < length] or [loop.EXACT.block_size]
-    exact = {f"exact {b}": ll.Exact(b) for b in blocks} | {"xla": xla}
-    contenders = exact | {
-        name: read_method(name, length) for name in point["methods"] if name != "exact"
-    }
-    out = {}
+    data = batches.batch(task.train, case.batch, 0, 0)
+    # One block over the whole sequence would be dense, as XLA's own is.
+    tiled = exact_methods(length - 1, BLOCKS, otherwise=loop.EXACT.block_size)
+    exact: dict[str, Any] = {**tiled, "xla": xla}
+    approximate = [name for name in point["methods"] if name != "exact"]
+    contenders = exact | {name: bases.read_method(name, length) for name in approximate}
+    out: dict[str, dict[str, Any]] = {}
     calls = {}
     for name, method in contenders.items():
         model.set_methods([method] * case.layers)
@@ -224,9 +195,7 @@ def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
         run = loop.compiled_step(recipe, graphdef, *args)
         calls[name] = functools.partial(run, *args)
         out[name] = {"temporary": timing.temporary_bytes(run)}
-    for name, time in timing.interleaved(
-        calls, repeats=config.repeats, max_seconds=config.max_seconds
-    ).items():
+    times = timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
+    for name, time in times.items():
         out[name] |= time
-    best = min(exact, key=lambda name: out[name]["seconds"])
-    return {"methods": out, "best": best}
+    return {"methods": out, "best": fastest(times, exact)}

@@ -6,13 +6,13 @@ decider, and nothing of them but LoRA problems. Families:
 
 exact        the library's exact gradient
 polynomial   the library's Polynomial(degree), Taylor
-chebyshev    exp replaced by its degree-g Chebyshev interpolant on the range of S; evaluated densely, entry by entry, so
-             that degrees can be tried whose k = binom(d + 1 + g, g) features (d + 1: rank of S)
-             could never be formed
-columns      f projected on the span of k of its columns drawn uniformly: no factor built on those keys is nearer to f
-svd          f of rank k by its singular value decomposition: no factor of that width is nearer to f at all
+chebyshev    exp replaced by its degree-g Chebyshev interpolant on the range of S, whose k is
+             binom(d + 1 + g, g), d + 1 being the rank of S
+columns      f projected on the span of k of its columns drawn uniformly: no factor built on those
+             keys is nearer to f
+svd          f of rank k by its singular value decomposition: no factor of that width is nearer at all
 
-The last three are dense, O(L^2) or more: they bound what a fast method of that k could answer. Rows
+The last three are dense stand-ins for f: they bound what a fast method of that k could answer. Rows
 are normalised after the replacement, and the gradient is that of Lemma 3.2 with the new f in place
 of f.
 """
@@ -26,10 +26,19 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
+import lora_limits as ll
+from experiments.contenders.stand_ins import chebyshev, columns, dense_gradient, truncated
 from experiments.runner.config import Fields
+from lora_limits import hardness
+from lora_limits.hardness import instances as generators
+from lora_limits.hardness.deciders import PATH_SLACK, QUADRATURE_SHARE, READOUT_SLACK
+from lora_limits.hardness.gadgets import score_range
 
 Family = Literal["exact", "polynomial", "chebyshev", "columns", "svd"]
-MAKERS = {"random": "random_neighbours", "clustered": "clustered_neighbours"}
+MAKERS = {
+    "random": generators.random_neighbours,
+    "clustered": generators.clustered_neighbours,
+}
 VERSION = 1
 X64 = True
 SHARED = ("instances", "distance")
@@ -63,20 +72,12 @@ def points(config: Config) -> list[dict[str, Any]]:
     """Decisions by length, family, size and strength; then one quadrature comparison for each
     length.
     """
-    out = []
+    out: list[dict[str, Any]] = []
     for n in config.lengths:
         for family in config.families:
             for size in _sizes(config, family, n):
-                out += [
-                    {
-                        "panel": "decision",
-                        "n": n,
-                        "family": family,
-                        "size": size,
-                        "strength": strength,
-                    }
-                    for strength in config.strengths
-                ]
+                oracle = {"panel": "decision", "n": n, "family": family, "size": size}
+                out += [oracle | {"strength": strength} for strength in config.strengths]
     return out + [{"panel": "quadrature", "n": n} for n in config.quadrature_lengths]
 
 
@@ -99,35 +100,25 @@ def shape(n: int) -> tuple[int, int]:
 
 def instances(n: int, config: Config) -> Iterator[tuple[str, bool, Any, Any]]:
     """(kind, answer, a, b), the same for every oracle and strength."""
-    from lora_limits.hardness import instances as generators
-
     width, gap = shape(n)
     for number in range(config.instances):
-        for index, (kind, maker) in enumerate(MAKERS.items()):
+        for index, (kind, make) in enumerate(MAKERS.items()):
             for answer in (True, False):
                 rng = np.random.default_rng([n, number, index, answer])
-                yield (
-                    kind,
-                    answer,
-                    *getattr(generators, maker)(rng, n, width, config.distance, gap, answer),
-                )
+                a, b = make(rng, n, width, config.distance, gap, answer)
+                yield kind, answer, a, b
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """The share of right answers of one oracle at one strength, or the errors of the quadratures at
     one n.
     """
-    return (
-        _quadrature(point["n"], config)
-        if point["panel"] == "quadrature"
-        else _decisions(point, config)
-    )
+    if point["panel"] == "quadrature":
+        return _quadrature(point["n"], config)
+    return _decisions(point, config)
 
 
 def _decisions(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from lora_limits import hardness
-    from lora_limits.hardness.deciders import READOUT_SLACK
-
     n = point["n"]
     width, gap = shape(n)
     oracle, k = make_oracle(point["family"], point["size"], n)
@@ -155,10 +146,6 @@ def _decisions(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _quadrature(n: int, config: Config) -> dict[str, Any]:
-    from lora_limits import hardness
-    from lora_limits.hardness.deciders import PATH_SLACK, QUADRATURE_SHARE
-    from lora_limits.hardness.gadgets import score_range
-
     width, gap = shape(n)
     kind, answer, a, b = next(x for x in instances(n, config) if not x[1])
     gadget = hardness.hamming_gadget(a, b, config.distance, gap)
@@ -167,8 +154,10 @@ def _quadrature(n: int, config: Config) -> dict[str, Any]:
     truth = ((odds / (1 + odds)) ** 2).sum() - n * (n / gadget.tokens) ** 2
     oracle = hardness.gradient_oracle()
 
+    def problem_at(lam: float) -> ll.LoRAProblem:
+        return hardness.path_problem(gadget, beta0, lam)
+
     def error(nodes: int, rule: Callable[..., float]) -> float:
-        problem_at = lambda lam: hardness.path_problem(gadget, beta0, lam)  # noqa: E731
         return abs(hardness.path_integral(problem_at, oracle, nodes, rule) - truth)
 
     published = math.ceil(math.log(n) ** 4)
@@ -187,9 +176,6 @@ def make_oracle(
     family: str, size: int, n: int
 ) -> tuple[Callable[[Any], dict[str, Any]], int | None]:
     """(oracle, k). k is None for an exact gradient."""
-    import lora_limits as ll
-    from lora_limits import hardness
-
     width, _ = shape(n)
     if family == "exact":
         return hardness.gradient_oracle(), None
@@ -198,64 +184,7 @@ def make_oracle(
         # features are made of.
         return hardness.gradient_oracle(ll.Polynomial(size)), math.comb(2 * width + 1 + size, size)
     if family == "chebyshev":
-        return (lambda p: dense_gradient(p, lambda s: chebyshev(s, size))), math.comb(
-            width + 1 + size, size
-        )
-    if family == "columns":
-        return (lambda p: dense_gradient(p, lambda s: columns(s, size))), size
-    return (lambda p: dense_gradient(p, lambda s: truncated(s, size))), size
-
-
-def softmax(s: np.ndarray) -> np.ndarray:
-    """Row by row: (L, L)."""
-    e = np.exp(s - s.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
-
-
-def chebyshev(s: np.ndarray, degree: int) -> np.ndarray:
-    """P_g(S), P_g the Chebyshev interpolant of exp(s - max) on [min S, max S]. Its range is read
-    from S: exact.
-    """
-    low = float(s.min())
-    high = float(s.max())
-    series = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(x - high), degree, [low, high])
-    return series(s)
-
-
-def columns(s: np.ndarray, k: int) -> np.ndarray:
-    """f projected on the span of k of its columns, drawn uniformly (with one seed for each k)."""
-    f = softmax(s)
-    chosen = np.random.default_rng(k).choice(f.shape[1], k, replace=False)
-    basis, size, _ = np.linalg.svd(f[:, chosen], full_matrices=False)
-    basis = basis[:, size > 1e-10 * size[0]]
-    return basis @ (basis.T @ f)
-
-
-def truncated(s: np.ndarray, k: int) -> np.ndarray:
-    """The nearest matrix of rank k to f."""
-    u, size, v = np.linalg.svd(softmax(s), full_matrices=False)
-    return (u[:, :k] * size[:k]) @ v[:k]
-
-
-def dense_gradient(problem: Any, replace: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """The query adapter's gradient with f = replace(S), rows normalised, in NumPy, float64. O(L^2
-    d) beside `replace`.
-
-    c = f V - Y, p = f o (c V^T) - diag(rho) f with rho_i = <c_i, (f V)_i>; dl/dW = beta X_Q^T p K.
-    A row sum that is not positive is divided by all the same: such an oracle has failed, and may
-    say so.
-    """
-    from lora_limits.problem import Adapter, projections
-
-    q, k, v = (np.asarray(x) for x in projections(problem))
-    adapter = problem.adapters["query"]
-    beta = float(problem.beta)
-    scale = float(problem.scale)
-    f = replace(beta * q @ k.T)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        f = f / f.sum(1, keepdims=True)
-        out = f @ v
-        c = out - np.asarray(problem.target)
-        rows = beta * (f * (c @ v.T) - (c * out).sum(1)[:, None] * f) @ k
-        weight = scale * np.asarray(problem.x_query).T @ rows
-    return {"query": Adapter(np.asarray(adapter.b).T @ weight, weight @ np.asarray(adapter.a).T)}
+        k = math.comb(width + 1 + size, size)
+        return (lambda p: dense_gradient(p, lambda s: chebyshev(s, size))), k
+    stand_in = columns if family == "columns" else truncated
+    return (lambda p: dense_gradient(p, lambda s: stand_in(s, size))), size

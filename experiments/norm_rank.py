@@ -8,9 +8,16 @@ import functools
 import math
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
+import lora_limits as ll
+from experiments.contenders import degrees
 from experiments.runner.config import Fields
+from lora_limits.instruments.comparing import frobenius_error
+from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 1
 SHARED = ("length", "width", "rank", "alpha", "tolerance", "base_gamma", "seed")
@@ -56,12 +63,6 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _error(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    import jax
-    import numpy as np
-
-    import lora_limits as ll
-    from lora_limits.instruments.compiling import quick_jit
-
     make = functools.partial(
         ll.random_problem, length=config.length, width=config.width, rank=config.rank
     )
@@ -69,42 +70,30 @@ def _error(point: dict[str, Any], config: Config) -> dict[str, Any]:
     run = quick_jit(ll.gradient, static_argnames="method")
     exact = jax.tree.leaves(run(problem, method=ll.Exact(1024)).gradient)
     result = run(problem, method=ll.Polynomial(point["degree"]))
+    pairs = list(zip(jax.tree.leaves(result.gradient), exact, strict=True))
     top = max(float(np.abs(x).max()) for x in exact)
-    gaps = [
-        np.abs(np.asarray(a - b))
-        for a, b in zip(jax.tree.leaves(result.gradient), exact, strict=True)
-    ]
     return {
         "features": result.rank,
-        "max_error": max(float(x.max()) for x in gaps) / top,
-        "frobenius_error": max(
-            float(np.linalg.norm(x) / np.linalg.norm(e)) for x, e in zip(gaps, exact, strict=True)
-        ),
+        "max_error": max(float(np.abs(got - want).max()) for got, want in pairs) / top,
+        "frobenius_error": max(frobenius_error(got, want) for got, want in pairs),
         "bound": max(float(b) for b in jax.tree.leaves(result.bound)) / top,
         "normaliser": float(np.asarray(result.normaliser)),
     }
 
 
 def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    import jax
-    import jax.numpy as jnp
-
-    import lora_limits as ll
-    from experiments.contenders import degrees
-    from lora_limits.instruments.compiling import quick_jit
-
     key = jax.random.key(config.seed)
     make = functools.partial(ll.random_problem, length=config.length, width=config.width, rank=1)
     base = quick_jit(make)(key, gamma=config.base_gamma)
     a_key, b_key = jax.random.split(jax.random.key(config.seed + 1))
     r = point["rank"]
     d = config.width
-    # one large draw, cut to the rank: curves over r differ by r, not by the draw
+    # One large draw, cut to the rank: curves over r differ by r, not by the draw.
     a = point["size"] * jax.random.normal(a_key, (max(config.ranks), d))[:r]
     b = point["size"] * jax.random.normal(b_key, (d, max(config.ranks)))[:, :r]
     scale = config.alpha / (r if point["convention"] == "alpha/r" else math.sqrt(r))
-    # the frozen query weight of the base problem with its own adapter merged, so that only the new
-    # one moves
+    # The frozen query weight of the base problem has its own adapter merged, so that only the new
+    # one moves.
     merged = base.adapters["query"]
     query = base.weights.query + base.scale * jnp.matmul(merged.b, merged.a)
     problem = ll.LoRAProblem(
@@ -118,9 +107,8 @@ def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
         beta=base.beta,
     )
     report = quick_jit(ll.norm_report)(problem)
-    exact = quick_jit(ll.gradient, static_argnames="method")(
-        problem, method=ll.Exact(1024)
-    ).gradient
+    run = quick_jit(ll.gradient, static_argnames="method")
+    exact = run(problem, method=ll.Exact(1024)).gradient
     scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact, config.tolerance)
     degree = degrees.first_below(scan, "max_error", config.tolerance)
     return {

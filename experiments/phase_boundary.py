@@ -6,14 +6,21 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
+import lora_limits as ll
+from experiments.contenders import degrees
+from experiments.contenders.methods import exact_methods, fastest, gradient_alone
 from experiments.runner.config import Fields
-
-if TYPE_CHECKING:
-    import lora_limits as ll
+from lora_limits.gradients.exact import dense_terms
+from lora_limits.instruments.compiling import quick_jit
+from lora_limits.instruments.timing import interleaved
+from lora_limits.polynomial.needed import degree_needed, width_exponent
 
 VERSION = 1
 SHARED = (
@@ -32,6 +39,9 @@ X64 = True
 class Config(Fields):
     """lengths x gammas, at a fixed width and at width ceil(log2 L); beta = 1/width, tolerance
     L^-power (relative).
+
+    certified_lengths: where the certificate is run as well. most_work: tokens times features beyond
+    which an approximation is not timed.
     """
 
     lengths: tuple[PositiveInt, ...]
@@ -44,10 +54,8 @@ class Config(Fields):
     repeats: PositiveInt = 5
     max_seconds: PositiveFloat = 2.0
     svd_length: int = Field(default=1024, ge=0)
-    certified_lengths: tuple[PositiveInt, ...]  # where the certificate is run as well
-    most_work: PositiveFloat = (
-        4e7  # tokens times features beyond which an approximation is not timed
-    )
+    certified_lengths: tuple[PositiveInt, ...]
+    most_work: PositiveFloat = 4e7
     counted_exponents: tuple[PositiveInt, ...] = (10, 16, 24, 32, 48, 64)
     counted_ratios: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0, 2.0)
 
@@ -87,8 +95,6 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from lora_limits.polynomial.needed import degree_needed, width_exponent
-
     log_length = point["log2_length"] * math.log(2)
     gamma = point["ratio"] * math.sqrt(log_length)
     tolerance = math.exp(-config.power * log_length)
@@ -101,18 +107,11 @@ def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    import jax
-    import numpy as np
-
-    import lora_limits as ll
-    from experiments.contenders import degrees
-    from lora_limits.instruments.compiling import quick_jit
-
     make = functools.partial(
         ll.random_problem, length=point["length"], width=point["width"], rank=config.rank
     )
     problem = quick_jit(make)(jax.random.key(config.seed), gamma=point["gamma"])
-    # quick compilation pays only while the L x L work is small
+    # Quick compilation pays only while the L x L work is small
     jit = quick_jit if point["length"] <= 1024 else jax.jit
     run = jit(ll.gradient, static_argnames="method")
     tolerance = float(point["length"]) ** -config.power
@@ -125,14 +124,13 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
         "gamma_ratio": float(report.gamma_ratio),
         "score_bound": float(report.score_bound),
         "degree": degree,
-        "features": None if degree is None else math.comb(point["width"] + degree, degree),
+        "features": None,
+        "exponent": None,
     }
-    out["exponent"] = (
-        None if degree is None else math.log(out["features"]) / math.log(point["length"])
-    )
+    if degree is not None:
+        out["features"] = math.comb(point["width"] + degree, degree)
+        out["exponent"] = math.log(out["features"]) / math.log(point["length"])
     if point["length"] <= config.svd_length:
-        from lora_limits.gradients.exact import dense_terms
-
         values = np.linalg.svd(np.asarray(dense_terms(problem)["f"]), compute_uv=False)
         out["svd_rank"] = int((values > tolerance * values[0]).sum())
     if degree is not None:
@@ -147,38 +145,23 @@ def _fits(problem: Any, degree: int, config: Config) -> bool:
     length = problem.x_query.shape[0]
     width = problem.weights.query.shape[1]
     k = math.comb(width + degree, degree)
-    return (
-        k <= 2 * length and k * length <= config.most_work
-    )  # beyond twice the length none can win
+    # With more features than twice the tokens none can win.
+    return k <= 2 * length and k * length <= config.most_work
 
 
 def _certified(problem: Any, degree: int, tolerance: float, config: Config) -> dict[str, Any]:
     """The first degree, from the measured one on, whose certificate meets the tolerance; None where
     none was run.
     """
-    import jax
-
-    import lora_limits as ll
-    from lora_limits.instruments.compiling import quick_jit
-
     run = quick_jit(ll.gradient, static_argnames="method")
     for g in range(degree, degree + 3):
         if not _fits(problem, g, config):
             break
         bound = run(problem, method=ll.Polynomial(g)).bound
         if all(float(b) <= tolerance for b in jax.tree.leaves(bound)):
-            return {
-                "certified_degree": g,
-                "certified_features": math.comb(problem.weights.query.shape[1] + g, g),
-            }
+            k = math.comb(problem.weights.query.shape[1] + g, g)
+            return {"certified_degree": g, "certified_features": k}
     return {"certified_degree": None, "certified_features": None}
-
-
-def only_gradient(problem: ll.LoRAProblem, method: ll.Method) -> dict[str, ll.Adapter]:
-    """The gradient without its certificate, which the compiler then leaves out."""
-    import lora_limits as ll
-
-    return ll.gradient(problem, method).gradient
 
 
 def _timed(problem: Any, degree: int, config: Config) -> dict[str, Any]:
@@ -187,30 +170,17 @@ def _timed(problem: Any, degree: int, config: Config) -> dict[str, Any]:
     """
     if not _fits(problem, degree, config):
         return {"seconds": None, "exact_seconds": None, "speed_up": None}
-    import jax
-    import jax.numpy as jnp
-
-    import lora_limits as ll
-    from lora_limits.instruments.timing import interleaved
-
     single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
-    length = problem.x_query.shape[0]
-    methods: dict[str, ll.Method] = {
-        "poly": ll.Polynomial(degree),
-        "tiled": ll.Exact(min(1024, length)),
-    }
-    if length <= 2048:
-        methods["dense"] = ll.Exact()
-    calls = {}
-    for name, method in methods.items():
-        calls[name] = functools.partial(
-            jax.jit(only_gradient, static_argnames="method"), single, method=method
-        )
+    exact = exact_methods(problem.x_query.shape[0], (1024,), dense_up_to=2048)
+    methods: dict[str, ll.Method] = {"polynomial": ll.Polynomial(degree), **exact}
+    run = jax.jit(gradient_alone, static_argnames="method")
+    calls = {n: functools.partial(run, single, method=method) for n, method in methods.items()}
     times = interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
-    best = min(times[n]["seconds"] for n in times if n != "poly")
+    ours = times["polynomial"]
+    best = times[fastest(times, exact)]["seconds"]
     return {
-        "seconds": times["poly"]["seconds"],
-        "spread": times["poly"]["spread"],
+        "seconds": ours["seconds"],
+        "spread": ours["spread"],
         "exact_seconds": best,
-        "speed_up": best / times["poly"]["seconds"],
+        "speed_up": best / ours["seconds"],
     }

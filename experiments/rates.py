@@ -16,9 +16,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
+import lora_limits as ll
 from experiments.runner.config import Fields
+from lora_limits.gradients import exact
+from lora_limits.instruments.comparing import max_error
+from lora_limits.instruments.counting import count_operations
+from lora_limits.polynomial import needed
 
 VERSION = 1
 X64 = True
@@ -81,24 +89,12 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 @functools.cache
 def _problem(length: int, width: int, rank: int) -> Callable[..., Any]:
-    """(key, gamma) -> a random problem of one shape, compiled once."""
-    import jax
-
-    import lora_limits as ll
-
-    return jax.jit(
-        lambda key, gamma: ll.random_problem(
-            key, length=length, width=width, rank=rank, gamma=gamma
-        )
-    )
+    """(key, gamma=) -> a random problem of one shape, compiled once."""
+    return jax.jit(functools.partial(ll.random_problem, length=length, width=width, rank=rank))
 
 
 def _abstract(length: int, width: int, rank: int) -> Any:
     """A problem without numbers: counting needs shapes alone."""
-    import jax
-
-    import lora_limits as ll
-
     shape = {"length": length, "width": width, "rank": rank, "adapt": ("query", "value")}
     return jax.eval_shape(lambda key: ll.random_problem(key, **shape, gamma=1.0), jax.random.key(0))
 
@@ -107,11 +103,6 @@ def _literal(problem: Any) -> Any:
     """Lemma 3.1 as written: an L x L matrix diag f_j - f_j f_j^T and an L x d^2 block C_j for every
     token j.
     """
-    import jax
-    import jax.numpy as jnp
-
-    from lora_limits.gradients import exact
-
     t = exact.dense_terms(problem)
 
     def token(x: Any, f: Any, q: Any) -> Any:
@@ -122,33 +113,23 @@ def _literal(problem: Any) -> Any:
 
 
 def _operations(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    import lora_limits as ll
-    from lora_limits.gradients import exact
-    from lora_limits.instruments.counting import count_operations
-
     functions = {
         "literal": _literal,
         "dense": exact.dense_gradient,
         "chain": lambda p: ll.gradient(p, ll.Chain(config.degree)).gradient,
         "fast": lambda p: ll.gradient(p, ll.Polynomial(config.degree + 1)).gradient,
     }
-    return count_operations(
-        functions[point["algorithm"]], _abstract(2 ** point["power"], config.width, 2)
-    )
+    problem = _abstract(2 ** point["power"], config.width, 2)
+    return count_operations(functions[point["algorithm"]], problem)
 
 
 def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    from lora_limits.polynomial import needed
-
     power = point["power"]
     log_length = point["power"] * math.log(2)
     degree = needed.degree_needed(point["kappa"] ** 2 * log_length, 2.0**-power)
     exponent = needed.width_exponent(power, degree, log_length)
-    return {
-        "degree": degree,
-        "exponent": exponent,
-        "limit": needed.limit_exponent(point["kappa"] ** 2),
-    }
+    limit = needed.limit_exponent(point["kappa"] ** 2)
+    return {"degree": degree, "exponent": exponent, "limit": limit}
 
 
 def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
@@ -165,16 +146,10 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Every factor is evaluated densely, entry by entry, so degrees can be tried whose features
     would not fit.
     """
-    import jax
-    import numpy as np
-
-    from lora_limits.gradients import exact
-    from lora_limits.polynomial import needed
-
     power = point["power"]
     length = 2 ** point["power"]
     gamma = point["kappa"] * math.sqrt(math.log(length))
-    problem = _problem(length, power, 4)(jax.random.key(config.seed), gamma)
+    problem = _problem(length, power, 4)(jax.random.key(config.seed), gamma=gamma)
     t = {name: np.asarray(x) for name, x in exact.dense_terms(problem).items()}
     q = t["Q"] - t["Q"].mean(0)
     k = t["K"]
@@ -185,13 +160,12 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     error = _gradient_error(problem, t)
 
     def polynomial(degree: int) -> bool:
-        p = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(radius * x), degree + 40).truncate(
-            degree + 1
-        )
-        return error(w * p(s / radius)) <= 1 / length
+        long = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(radius * x), degree + 40)
+        series = long.truncate(degree + 1)
+        return error(w * series(s / radius)) <= 1 / length
 
     u, sigma, vt = np.linalg.svd(t["f"])
-    # one by one: odd and even degrees need not fall in line
+    # One by one: odd and even degrees need not fall in line
     degree = next((g for g in range(41) if polynomial(g)), None)
     rank = _smallest(lambda k: error((u[:, :k] * sigma[:k]) @ vt[:k]) <= 1 / length, 0, length)
     exponent = None if degree is None else needed.width_exponent(power, degree, math.log(length))
@@ -202,7 +176,6 @@ def _gradient_error(problem: Any, t: dict[str, Any]) -> Callable[[Any], float]:
     """f~ (rows of any sum) -> largest max-norm error of the four arrays relative to the largest
     entry of each.
     """
-    import numpy as np
 
     def rows(f: Any) -> tuple[Any, Any]:
         f = f / f.sum(1, keepdims=True)
@@ -213,41 +186,26 @@ def _gradient_error(problem: Any, t: dict[str, Any]) -> Callable[[Any], float]:
 
     def arrays(f: Any) -> list[Any]:
         pulled = []
-        for name, x, dh in zip(
-            ("query", "value"), (problem.x_query, problem.x_value), rows(f), strict=True
-        ):
-            a, b, x = (
-                np.asarray(y) for y in (problem.adapters[name].a, problem.adapters[name].b, x)
-            )
+        for name, dh in zip(("query", "value"), rows(f), strict=True):
+            x = np.asarray(getattr(problem, f"x_{name}"))
+            a = np.asarray(problem.adapters[name].a)
+            b = np.asarray(problem.adapters[name].b)
             pulled += [(x @ b).T @ dh, x.T @ (dh @ a.T)]
         return pulled
 
     want = arrays(t["f"])
-    return lambda f: max(
-        float(np.abs(x - y).max() / np.abs(y).max()) for x, y in zip(arrays(f), want, strict=True)
-    )
+    return lambda f: max(max_error(x, y) for x, y in zip(arrays(f), want, strict=True))
 
 
 def _rank(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    import jax
-    import numpy as np
-
-    import lora_limits as ll
-    from lora_limits.gradients import exact
-    from lora_limits.instruments.counting import count_operations
-
     shape = {"width": config.rank_width, "rank": point["rank"]}
-    problem = _problem(config.rank_length, **shape)(jax.random.key(config.seed), 1.0)
+    problem = _problem(config.rank_length, **shape)(jax.random.key(config.seed), gamma=1.0)
     want = jax.jit(exact.dense_gradient)(problem)[1]
     got = jax.jit(lambda p: ll.gradient(p, ll.Chain(config.rank_degree)).gradient)(problem)
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    error = max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
     long = _abstract(2**14, **shape)
-    fast = count_operations(
-        lambda p: ll.gradient(p, ll.Polynomial(config.rank_degree + 1)).gradient, long
-    )
-    return {
-        "error": error,
-        "fast": fast["flops"],
-        "dense": count_operations(exact.dense_gradient, long)["flops"],
-    }
+    method = ll.Polynomial(config.rank_degree + 1)
+    fast = count_operations(lambda p: ll.gradient(p, method).gradient, long)
+    dense = count_operations(exact.dense_gradient, long)
+    error = max(max_error(x, y) for x, y in pairs)
+    return {"error": error, "fast": fast["flops"], "dense": dense["flops"]}

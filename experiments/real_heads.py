@@ -7,13 +7,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
+import lora_limits as ll
+from experiments.contenders import degrees
+from experiments.problems import minilm
 from experiments.runner.config import Fields
+from lora_limits.gradients.exact import dense_terms
+from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 1
 SHARED = ("length", "rank", "seed", "tolerances", "highest")
 X64 = True
+EMBEDDED = 8  # heads of each layer
 
 
 class Config(Fields):
@@ -31,17 +38,13 @@ class Config(Fields):
 
 def points(config: Config) -> list[dict[str, Any]]:
     """One point a head."""
-    from experiments.problems import minilm
-
     seen: dict[int, int] = {}
     out = []
+    spacing = max(1, EMBEDDED // config.most)
     for layer, head in minilm.heads():
         place = seen.get(layer, 0)
         seen[layer] = place + 1
-        if (
-            place % max(1, 8 // config.most) == 0
-            and place // max(1, 8 // config.most) < config.most
-        ):
+        if place % spacing == 0 and place // spacing < config.most:
             out.append({"layer": layer, "head": head})
     return out
 
@@ -50,14 +53,6 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Norms, R / ln L, and for each tolerance the degree, the features k*, and the length from
     which k* < L.
     """
-    import numpy as np
-
-    import lora_limits as ll
-    from experiments.contenders import degrees
-    from experiments.problems import minilm
-    from lora_limits.gradients.exact import dense_terms
-    from lora_limits.instruments.compiling import quick_jit
-
     problem = minilm.problem(
         point["layer"],
         point["head"],
@@ -68,9 +63,8 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     )
     report = quick_jit(ll.norm_report)(problem)
     exact = quick_jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact()).gradient
-    scan = degrees.errors_by_degree(
-        problem, range(1, min(config.highest, degrees.HIGHEST) + 1), exact
-    )
+    highest = min(config.highest, degrees.HIGHEST)
+    scan = degrees.errors_by_degree(problem, range(1, highest + 1), exact)
     q, k = (np.asarray(dense_terms(problem)[n]) for n in ("Q", "K"))
     beta = float(problem.beta)
     weights = np.exp(beta * (k @ q.mean(0) - (k @ q.mean(0)).max()))

@@ -4,16 +4,21 @@ fitted exponents.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
+import jax
 from pydantic import PositiveFloat, PositiveInt
 
+import lora_limits as ll
+from experiments.contenders.methods import BLOCKS, compiled, exact_methods, fastest
 from experiments.runner.config import Fields
+from lora_limits.instruments import timing
+from lora_limits.instruments.comparing import frobenius_error
 
 VERSION = 1
 SHARED = ("width", "rank", "gamma", "degree", "seed", "repeats", "max_seconds")
 ADAPT = {"partial": ("query", "value"), "full": ("query", "key", "value")}
-BLOCKS = (512, 1024, 2048)
 
 
 class Config(Fields):
@@ -47,13 +52,6 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Seconds, counted operations and temporary bytes of both methods, and the error beside
     them.
     """
-    import jax
-    import numpy as np
-
-    import lora_limits as ll
-    from lora_limits.instruments import timing
-    from lora_limits.instruments.counting import count_operations
-
     problem = ll.random_problem(
         jax.random.key(config.seed),
         length=point["length"],
@@ -62,47 +60,38 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         gamma=config.gamma,
         adapt=ADAPT[point["case"]],
     )
-    methods: dict[str, ll.Method] = {"polynomial": ll.Polynomial(config.degree)}
-    if point["exact"]:
-        # past 2^15 the best block no longer changes, and each exact run takes seconds
-        tried = BLOCKS if point["length"] <= 16384 else (1024,)
-        blocks = [b for b in tried if b <= point["length"]] or [point["length"]]
-        methods |= {f"exact {b}": ll.Exact(b) for b in blocks}
-        if point["length"] <= 4096:
-            methods["exact dense"] = ll.Exact()
-    out = {}
+    exact = _exact(point["length"]) if point["exact"] else {}
+    methods: dict[str, ll.Method] = {"polynomial": ll.Polynomial(config.degree), **exact}
+    out: dict[str, dict[str, Any]] = {}
     calls = {}
     values = {}
     for name, method in methods.items():
-        run = jax.jit(lambda p, m=method: ll.gradient(p, m).gradient)
-        compiled, seconds = timing.compile_seconds(run, problem)
-        counted = count_operations(lambda p, m=method: ll.gradient(p, m).gradient, problem)["flops"]
-        out[name] = {
-            "compile": seconds,
-            "temporary": timing.temporary_bytes(compiled),
-            "operations": counted,
-        }
-        calls[name] = lambda c=compiled: c(problem)
-        values[name] = compiled(problem)
-    # with the certificate, as the result carries it
-    certified = (
-        jax.jit(lambda p: ll.gradient(p, ll.Polynomial(config.degree))).lower(problem).compile()
-    )
-    calls["certified"] = lambda: certified(problem)
+        out[name], program = compiled(problem, method)
+        calls[name] = functools.partial(program, problem)
+        values[name] = program(problem)
+    # With the certificate, as the result carries it.
+    certified = jax.jit(lambda p: ll.gradient(p, methods["polynomial"])).lower(problem).compile()
+    calls["certified"] = functools.partial(certified, problem)
     out["certified"] = {"temporary": timing.temporary_bytes(certified)}
-    for name, time in timing.interleaved(
-        calls, repeats=config.repeats, max_seconds=config.max_seconds
-    ).items():
+    times = timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
+    for name, time in times.items():
         out[name] |= time
-    exact = [n for n in methods if n != "polynomial"]
-    result: dict[str, Any] = {"methods": out, "features": certified(problem).rank}
-    if exact:
-        best = min(exact, key=lambda n: out[n]["seconds"])
-        pairs = zip(
-            jax.tree.leaves(values["polynomial"]), jax.tree.leaves(values[best]), strict=True
-        )
-        result["best"] = best
-        result["speed_up"] = out[best]["seconds"] / out["polynomial"]["seconds"]
-        result["speed_up_certified"] = out[best]["seconds"] / out["certified"]["seconds"]
-        result["error"] = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
-    return result
+    result = {"methods": out, "features": certified(problem).rank}
+    return result | (_against(fastest(out, exact), out, values) if exact else {})
+
+
+def _exact(length: int) -> dict[str, ll.Exact]:
+    """From 2^15 on the best block no longer changes, and each exact run takes seconds: one is left."""
+    return exact_methods(length, BLOCKS if length <= 16384 else (1024,), dense_up_to=4096)
+
+
+def _against(best: str, out: dict[str, dict[str, Any]], values: dict[str, Any]) -> dict[str, Any]:
+    """Speed-ups over the best exact contender, and the error against its gradient."""
+    pairs = zip(jax.tree.leaves(values["polynomial"]), jax.tree.leaves(values[best]), strict=True)
+    least = out[best]["seconds"]
+    return {
+        "best": best,
+        "speed_up": least / out["polynomial"]["seconds"],
+        "speed_up_certified": least / out["certified"]["seconds"],
+        "error": max(frobenius_error(got, want) for got, want in pairs),
+    }

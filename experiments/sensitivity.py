@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from experiments.runner.config import Fields
+from experiments.training import bases, gradient_noise, tasks
+from lora_limits.nn.lora import LoRA
+from lora_limits.nn.transformer import Transformer
+from lora_limits.problem import NAMES
+from lora_limits.training import batches
+from lora_limits.training.loop import Recipe
 
 VERSION = 1
 SHARED = ("pretrain_steps", "steps", "batch", "rate", "tests", "sample", "layers")
@@ -55,8 +61,6 @@ def points(config: Config) -> list[dict[str, Any]]:
 
 def features(method: str) -> int | None:
     """k of a method by its name; None for the exact one."""
-    import math
-
     kind, *numbers = method.split()
     if kind == "exact":
         return None
@@ -65,39 +69,28 @@ def features(method: str) -> int | None:
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Scores of a run as batch_and_rank.tune has them, k, and the moments of gradient and error
-    before and after it.
+    """Scores of a run as `bases.tune` has them, k, and the moments of gradient and error before and
+    after it.
     """
-    from experiments.batch_and_rank import tune
-    from experiments.finetune import read_method
-    from experiments.training import gradient_noise, loop, tasks
-
     length = point["length"]
     seed = point["seed"]
-    model = model_of(config, point["task"], length, seed)
+    model = _model(config, point["task"], length, seed)
     task = tasks.load(point["task"], length, "target")
-    method = read_method(point["method"], length)
-    data = tasks.batch(
-        task.train, config.sample, seed, config.steps + 1
-    )  # a step that no run takes
+    method = bases.read_method(point["method"], length)
+    # Of a step that no run takes.
+    data = batches.batch(task.train, config.sample, seed, config.steps + 1)
     watched = {} if point["method"] == "exact" else {"method": method}
     model.set_methods([method] * config.layers)
     before = gradient_noise.compare(model, data, watched)
-    recipe = loop.Recipe(
-        config.steps, config.batch, config.rate, seed, every=config.steps, tests=config.tests
-    )
-    scores = tune(model, task, recipe)
+    order = {"seed": seed, "every": config.steps, "tests": config.tests}
+    scores = bases.tune(model, task, Recipe(config.steps, config.batch, config.rate, **order))
     gradient = {"before": before, "after": gradient_noise.compare(model, data, watched)}
     return scores | {"gradient": gradient, "features": features(point["method"])}
 
 
-def model_of(config: Config, task: str, length: int, seed: int) -> Any:
+def _model(config: Config, task: str, length: int, seed: int) -> Transformer:
     """The task's pretrained base with fresh adapters."""
-    from experiments.training import loop
-    from lora_limits.nn.lora import LoRA
-
-    recipe = loop.Recipe(config.pretrain_steps, rate=config.rate, every=config.pretrain_steps)
+    recipe = Recipe(config.pretrain_steps, rate=config.rate, every=config.pretrain_steps)
     sizes = {"d_model": 32, "heads": 4, "layers": config.layers, "normalised": True, "width": WIDTH}
-    base = loop.Base(task, length, recipe, options=tuple(sorted(sizes.items())))
-    lora = LoRA(4, 8.0, adapt=("query", "key", "value"))
-    return loop.pretrained(base, lora, Path(config.cache), seed=seed)
+    base = bases.base(task, length, recipe, **sizes)
+    return bases.pretrained(base, LoRA(4, 8.0, adapt=NAMES), config.cache, seed=seed)

@@ -22,11 +22,12 @@ import matplotlib.pyplot as plt
 from flax import nnx
 
 import lora_limits as ll
-from experiments.training import loop, tasks
-from experiments.training.loop import Recipe
+from experiments.training import tasks
 from lora_limits.nn import per_layer
 from lora_limits.nn.lora import LoRA
 from lora_limits.nn.transformer import Shape, Transformer
+from lora_limits.training import loop
+from lora_limits.training.loop import Recipe
 
 # %% [markdown]
 # ## A base that tells prose from code

@@ -1,24 +1,39 @@
 """python -m paper_figures [NAME ...] [--results DIR] [--out DIR]: draw figures from stored
-results.
+results. A NAME with a dot is a module of one's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import paper_figures
+from experiments.runner import store
+
 HERE = Path(__file__).parent
 STORED = HERE / "data"
-SKIP = {"__init__", "__main__"}
 
 
 def available() -> list[str]:
-    """Names of the figures there are: one module each."""
-    return sorted(p.stem for p in HERE.glob("*.py") if p.stem not in SKIP)
+    """Names of the figures there are: one module each, whatever is not a package of helpers."""
+    modules = pkgutil.iter_modules(paper_figures.__path__)
+    return sorted(m.name for m in modules if not m.ispkg and m.name != "__main__")
+
+
+def known(name: str) -> bool:
+    """Whether there is such a figure: one of `available`, or the module NAME when it has a dot."""
+    if "." not in name:
+        return name in available()
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # of a package that it would lie in
+        return False
 
 
 def load(results: Path, config: str) -> list[dict[str, Any]] | None:
@@ -27,8 +42,6 @@ def load(results: Path, config: str) -> list[dict[str, Any]] | None:
 
     One row where results/CONFIG.json is all there is.
     """
-    from experiments.runner import store
-
     kept = results / f"{config}.jsonl"
     if kept.is_file():
         rows = [store.decode(json.loads(line)) for line in kept.read_text().splitlines()]
@@ -43,23 +56,25 @@ def load(results: Path, config: str) -> list[dict[str, Any]] | None:
 
 def draw(name: str, results: Path, out: Path) -> str | None:
     """Draws one figure; returns what is missing, or None."""
-    module = importlib.import_module(f"paper_figures.{name}")
+    module = importlib.import_module(name if "." in name else f"paper_figures.{name}")
     rows = load(results, module.CONFIG)
     if rows is None:
         where = "" if results == STORED else f" --out {results / module.CONFIG}"
-        make = getattr(
-            module, "COMMAND", f"python -m experiments configs/{module.CONFIG}.toml{where}"
-        )
+        command = f"python -m experiments configs/{module.CONFIG}.toml{where}"
+        make = getattr(module, "COMMAND", command)
         return f"{name}: no results of {module.CONFIG} in {results}; make them with: {make}"
-    also = {config: load(results, config) or [] for config in getattr(module, "ALSO", ())}
+    # Here, for --help does not wait for matplotlib.
     from paper_figures.drawing import style
 
+    also = {config: load(results, config) or [] for config in getattr(module, "ALSO", ())}
     figure = module.draw(rows, also) if also else module.draw(rows)
-    for path in style.save(figure, out / name):
+    stem = out / name.rpartition(".")[2]
+    for path in style.save(figure, stem):
         print(path)
     if hasattr(module, "table"):
-        (out / f"{name}.md").write_text(module.table(rows))
-        print(out / f"{name}.md")
+        table = stem.with_suffix(".md")
+        table.write_text(module.table(rows))
+        print(table)
     return None
 
 
@@ -67,8 +82,6 @@ def keep(folder: Path) -> None:
     """Copies the results in a folder to those kept here: CONFIG.jsonl, and of the manifest all but
     paths and argv.
     """
-    from experiments.runner import store
-
     manifest = json.loads(next(iter(sorted(folder.glob("manifest*.json")))).read_text())
     name = manifest["experiment"]
     STORED.mkdir(exist_ok=True)
@@ -111,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 2
         keep(args.keep)
-    unknown = sorted(set(args.names) - set(available()))
+    unknown = sorted({name for name in args.names if not known(name)})
     if unknown:
         print(f"error: figures: got {unknown}, expected names among {available()}", file=sys.stderr)
         return 2
@@ -120,9 +133,8 @@ def main(argv: list[str] | None = None) -> int:
             f"error: --results: got {args.results}, expected a folder of results", file=sys.stderr
         )
         return 2
-    missing = [
-        m for m in (draw(name, args.results, args.out) for name in args.names or available()) if m
-    ]
+    told = [draw(name, args.results, args.out) for name in args.names or available()]
+    missing = [line for line in told if line is not None]
     for line in missing:
         print(line, file=sys.stderr if args.names else sys.stdout)
     return 1 if missing and args.names else 0

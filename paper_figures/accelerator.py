@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from paper_figures.drawing import style
 
-NAME = "accelerator"
 CONFIG = "accelerator"
 OURS = (style.COLOURS[0], style.COLOURS[1], style.COLOURS[2])
 EXACT = (

@@ -4,135 +4,33 @@ loses by either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import stats
 
 from paper_figures.drawing import style
-from paper_figures.drawing.tables import markdown
+from paper_figures.drawing.statistics import interval
+from paper_figures.numbers.batch_and_rank import (
+    crossing,
+    degrees,
+    grouped,
+    moments,
+    reference,
+    rule,
+    table,
+    typical,
+)
 
-NAME = "batch_and_rank"
+__all__ = ["draw", "rule", "table"]
+
 CONFIG = "batch_and_rank"
 BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, _ = style.COLOURS
 LEAST, MOST = 1, 1e7  # batch sizes past them are drawn at the edge
 NORMS = {"normalised": (BLUE, "o"), "shrunk": (GREEN, "s"), "free": (RED, "^")}
-AXES = ("norms", "rank", "batch")
-
-
-def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % t interval; the half-width is 0 for one value."""
-    values = np.asarray(list(values), float)
-    if len(values) < 2:
-        return float(values.mean()), 0.0
-    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-
-
-def ratio(exact: dict[str, float], error: dict[str, float], batch: float) -> float:
-    """Error over noise of a batch, root mean squares: sqrt((mean + spread / b) / (exact's spread /
-    b)).
-    """
-    return float(np.sqrt((max(error["mean"], 0) * batch + error["spread"]) / exact["spread"]))
-
-
-def crossing(exact: dict[str, float], error: dict[str, float]) -> float:
-    """b*, from which the error is the larger of the two; 0 where it always is, inf where no batch
-    shows it.
-    """
-    if np.isnan(error["mean"]):
-        return np.nan
-    if error["mean"] <= 0:
-        return np.inf
-    return max(exact["spread"] - error["spread"], 0) / error["mean"]
-
-
-def reference(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The norms, rank and batch that most runs share."""
-    runs = [row["point"] for row in rows if row["point"]["kind"] == "run"]
-    values = {name: [point[name] for point in runs] for name in AXES}
-    return {name: max(dict.fromkeys(each), key=each.count) for name, each in values.items()}
-
-
-def degrees(rows: list[dict[str, Any]]) -> list[int]:
-    """The degrees there are runs of."""
-    names = {row["point"]["method"] for row in rows if row["point"]["kind"] == "run"} - {"exact"}
-    return sorted(int(name.split()[1]) for name in names)
-
-
-def moments(
-    rows: list[dict[str, Any]], stage: str, **where: Any
-) -> list[dict[str, dict[str, float]]]:
-    """The moments before or after training, of each seed, where the point is as said."""
-    noise = [row for row in rows if row["point"]["kind"] == "noise"]
-    return [
-        r["metrics"][stage]["moments"]
-        for r in noise
-        if all(r["point"][n] == x for n, x in where.items())
-    ]
-
-
-def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every approximate run beside the exact one of its seed: its point, the error over noise, and
-    what it lost.
-
-    "ratio": the larger of before and after exact training. "loss", "accuracy": (by own method, by
-    exact attention), less those of exact training; loss is better below 0, accuracy above.
-    """
-    runs = {tuple(row["point"].values()): row for row in rows if row["point"]["kind"] == "run"}
-    out = []
-    for row in runs.values():
-        point = row["point"]
-        metrics = row["metrics"]
-        if point["method"] == "exact":
-            continue
-        base = runs.get(tuple((point | {"method": "exact"}).values()))
-        where = {name: point[name] for name in ("norms", "rank", "seed")}
-        stages = [moments(rows, stage, **where) for stage in ("before", "after")]
-        if base is None or not all(stages):
-            continue
-        ratios = [ratio(m[0]["exact"], m[0][point["method"]], point["batch"]) for m in stages]
-        lost = {
-            name: tuple(
-                metrics[way][name] - base["metrics"]["own"][name] for way in ("own", "exact")
-            )
-            for name in ("loss", "accuracy")
-        }
-        out.append(
-            {"point": point, "ratio": float(np.max(ratios)), "finite": metrics["finite"], **lost}
-        )
-    return out
-
-
-def grouped(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Pairs that differ in their seed alone."""
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for pair in paired(rows):
-        groups.setdefault(tuple(pair["point"][n] for n in (*AXES, "method")), []).append(pair)
-    return list(groups.values())
-
-
-def typical(group: list[dict[str, Any]]) -> float:
-    """The geometric mean of a group's ratios."""
-    return float(np.exp(np.mean(np.log([pair["ratio"] for pair in group]))))
-
-
-def rule(
-    rows: list[dict[str, Any]], name: str, way: int, *, below: bool
-) -> tuple[float, float, int] | None:
-    """What is lost on one side of error = noise: mean, half-width of its 95 % interval over seeds,
-    kinds of run.
-    """
-    groups = [g for g in grouped(rows) if all(p["finite"] for p in g) and (typical(g) < 1) == below]
-    seeds = sorted({p["point"]["seed"] for g in groups for p in g})
-    means = [
-        float(np.mean([p[name][way] for g in groups for p in g if p["point"]["seed"] == s]))
-        for s in seeds
-    ]
-    return (*interval(means), len(groups)) if means else None
 
 
 def colour_of(degree: int, every: Sequence[int]) -> str:
@@ -301,56 +199,3 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     lines = [Line2D([], [], color=colour_of(g, every), label=f"degree {g}", **look) for g in every]
     fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), columnspacing=1.2)
     return fig
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rule, then every kind of run: error over noise, and loss and accuracy less those of exact
-    training.
-    """
-    header = ["norms", "rank", "batch", "degree", "error / noise"]
-    header += [
-        "loss, own method",
-        "loss, exact attention",
-        "accuracy, own method",
-        "accuracy, exact attention",
-    ]
-    lines = []
-    for below, text in ((True, "error below noise"), (False, "error above noise")):
-        found = [
-            rule(rows, name, way, below=below) for name in ("loss", "accuracy") for way in (0, 1)
-        ]
-        cells = ["none" if f is None else f"{f[0]:+.3f} ± {f[1]:.3f}" for f in found]
-        bad = sum(
-            not all(p["finite"] for p in g) for g in grouped(rows) if (typical(g) < 1) == below
-        )
-        lines.append(
-            [
-                text,
-                "",
-                "",
-                "",
-                f"{found[0][2] if found[0] else 0} kinds of run, {bad} more not finite",
-                *cells,
-            ]
-        )
-    for group in sorted(grouped(rows), key=typical):
-        point = group[0]["point"]
-        cells = [
-            point["norms"],
-            str(point["rank"]),
-            str(point["batch"]),
-            point["method"].split()[1],
-        ]
-        scores = [
-            interval(pair[name][way] for pair in group)
-            for name in ("loss", "accuracy")
-            for way in (0, 1)
-        ]
-        failed = sum(not pair["finite"] for pair in group)
-        told = (
-            [f"{failed} of {len(group)} not finite"] * 4
-            if failed
-            else [f"{m:+.3f} ± {h:.3f}" for m, h in scores]
-        )
-        lines.append([*cells, f"{typical(group):.2g}", *told])
-    return markdown(header, lines)

@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 
 from paper_figures.drawing import style
 
-NAME = "certificates"
 CONFIG = "certificates"
 SERIES = {"taylor": ("Taylor", "o"), "chebyshev": ("Chebyshev", "s"), "fitted": ("fitted", "^")}
 RIGHT = 0.1  # largest error, over the largest entry of the gradient, at which a gradient is of use

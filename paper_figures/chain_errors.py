@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 
 from paper_figures.drawing import style
 
-NAME = "chain_errors"
 CONFIG = "chain_errors"
 TERMS = {"f": "$f$", "c": "$c$", "p1": "$p_1$", "p2": "$p_2$", "p": "$p$"}
 ARRAYS = {"query.a": "$A_Q$", "key.b": "$B_K$", "value.a": "$A_V$"}

@@ -14,7 +14,6 @@ from matplotlib.lines import Line2D
 from paper_figures.drawing import style
 from paper_figures.drawing.tables import markdown
 
-NAME = "crossing"
 CONFIG = "crossing"
 BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, _ = style.COLOURS
 BEYOND = 1e7  # bounds past it are counted, not drawn

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from lora_limits.diagnose import picture
 from paper_figures.drawing import style
 
-NAME = "diagnose"
 CONFIG = "diagnose"
 COMMAND = "lora-limits diagnose MODEL_DIR --text FILE --out DIR, its diagnosis.json kept there as diagnose.json"
 

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from paper_figures.drawing import style
 
-NAME = "factors"
 CONFIG = "factors"
 LABELS = {
     "svd": "SVD (limit)",

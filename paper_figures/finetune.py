@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures.batch_and_rank import interval
 from paper_figures.drawing import style
+from paper_figures.drawing.statistics import interval
 
-NAME = "finetune"
 CONFIG = "finetune"
 TASKS = {
     "digits": "digits",

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from paper_figures.drawing import style
 
-NAME = "hardness"
 CONFIG = "hardness"
 BLUE, RED, GREEN, _, ORANGE, _, BLACK, _ = style.COLOURS
 # A marker to each colour, so that colour is never the only cue.

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from paper_figures.drawing import style
 
-NAME = "norm_rank"
 CONFIG = "norm_rank"
 
 

@@ -4,7 +4,6 @@ grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,54 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures import scaling
-from paper_figures.drawing import style, tables
-from paper_figures.drawing.tables import names_of, seconds_of
+from paper_figures.drawing import style
+from paper_figures.drawing.statistics import crossover
+from paper_figures.numbers.peers import (
+    NAMES,
+    PUBLISHED,
+    Rows,
+    names_of,
+    panel,
+    seconds_of,
+    table,
+)
 
-NAME = "peers"
+__all__ = ["draw", "table"]
+
 CONFIG = "peers"
-# JamesSand/MultiLayer (arXiv 2408.13233): milliseconds of its exact and degree-2 forward on its own
-# CPU, by d
-PUBLISHED = {
-    4: (1.01, 0.71),
-    6: (2.19, 0.85),
-    8: (12.2, 1.29),
-    9: (47.3, 1.79),
-    10: (192.0, 7.2),
-    11: (808.0, 20.0),
-    12: (3297.0, 41.8),
+LOOKS = {
+    "exact": (style.COLOURS[6], "s"),
+    "polynomial": (style.COLOURS[0], "o"),
+    "certified": (style.COLOURS[5], "o"),
+    "chain": (style.COLOURS[2], "D"),
+    "favor": (style.COLOURS[1], "^"),
+    "nystrom": (style.COLOURS[3], "v"),
 }
-FAMILIES = {
-    "exact": ("best exact", style.COLOURS[6], "s"),
-    "polynomial": ("polynomial", style.COLOURS[0], "o"),
-    "certified": ("with certificate", style.COLOURS[5], "o"),
-    "chain": ("literal chain", style.COLOURS[2], "D"),
-    "favor": ("FAVOR+", style.COLOURS[1], "^"),
-    "nystrom": ("Nyström", style.COLOURS[3], "v"),
-}
-Rows = list[dict[str, Any]]
-
-
-def panel(rows: Rows, name: str) -> Rows:
-    """Rows of one panel by length."""
-    return sorted(
-        (r for r in rows if r["point"]["panel"] == name), key=lambda r: r["point"]["length"]
-    )
-
-
-def crossover(
-    lengths: Sequence[float], slow: Sequence[float], fast: Sequence[float]
-) -> float | None:
-    """The length from which `slow` takes longer than `fast`, by log-log interpolation; None if it
-    lies outside.
-    """
-    x = np.log(np.asarray(lengths, float))
-    gap = np.log(np.asarray(slow, float) / np.asarray(fast, float))
-    below = np.flatnonzero(gap <= 0)
-    if len(below) == 0 or below[-1] == len(x) - 1:
-        return None
-    i = below[-1]
-    return float(np.exp(x[i] - gap[i] * (x[i + 1] - x[i]) / (gap[i + 1] - gap[i])))
 
 
 def analytic_crossover(row: dict[str, Any], name: str) -> float:
@@ -92,13 +66,13 @@ def _errors(ax: Axes, rows: Rows) -> None:
         ax.plot(
             *zip(*points, strict=True),
             "-",
-            color=FAMILIES[family][1],
+            color=LOOKS[family][0],
             marker=".",
             markersize=3,
             linewidth=0.7,
         )
     for family in ("favor", "nystrom", "chain", "polynomial"):
-        _, colour, marker = FAMILIES[family]
+        colour, marker = LOOKS[family]
         names = names_of(metrics, family)
         points = [
             (metrics["methods"][n]["error"], metrics["speed_up"]["gradient"][n]) for n in names
@@ -122,7 +96,7 @@ def _errors(ax: Axes, rows: Rows) -> None:
         ax.plot(
             *zip(*points, strict=True),
             "-",
-            color=FAMILIES["certified"][1],
+            color=LOOKS["certified"][0],
             marker=marker,
             markersize=4.5,
         )
@@ -159,7 +133,7 @@ def _times(ax: Axes, rows: Rows) -> None:
     }
     lines = {family: _series(rows, pick) for family, pick in picks.items()}
     for family, (lengths, seconds) in lines.items():
-        _, colour, marker = FAMILIES[family]
+        colour, marker = LOOKS[family]
         ax.plot(lengths, np.array(seconds) * 1e3, color=colour, marker=marker, markersize=2.5)
     ax.set_yscale("log")
     style.powers_of_two(ax, [r["point"]["length"] for r in rows])
@@ -247,106 +221,10 @@ def draw(rows: Rows) -> Figure:
     _times(axes[0, 1], rows)
     _grid(axes[0, 2], rows)
     handles = [
-        Line2D([], [], color=c, marker=m, markersize=3.5, label=label)
-        for label, c, m in FAMILIES.values()
+        Line2D([], [], color=colour, marker=marker, markersize=3.5, label=NAMES[family])
+        for family, (colour, marker) in LOOKS.items()
     ]
     fig.legend(
         handles=handles, loc="outside upper center", ncols=6, handlelength=1.4, columnspacing=1.2
     )
     return fig
-
-
-def table(rows: Rows) -> str:
-    """Markdown: MultiLayer's grid beside its published figures, every approximation over L, the
-    polynomial alone.
-
-    Errors are relative. "loses to": exact, where that is faster; zero, whose error is 1; another,
-    faster and nearer.
-    """
-    grid = []
-    lengths = []
-    for row in panel(rows, "grid"):
-        d = row["point"]["width"]
-        metrics = row["metrics"]
-        best = metrics["best"].get("gradient", "")
-        times = PUBLISHED.get(d)
-        told = f"{times[0]:g} / {times[1]:g} = {times[0] / times[1]:.3g}" if times else ""
-        exact = f"{best}: {1e3 * (seconds_of(metrics, best) or np.nan):.3g}"
-        for name in names_of(metrics, "polynomial"):
-            share = metrics["attained"].get(name)
-            rate = "" if share is None else f"{share:.0%}"
-            degree = f"{name.split()[1]} ({metrics['methods'][name]['features']})"
-            grid.append(
-                [
-                    str(d),
-                    str(row["point"]["length"]),
-                    exact,
-                    degree,
-                    *tables.figures(metrics, name),
-                    rate,
-                    told,
-                ]
-            )
-    for row in panel(rows, "length"):
-        metrics = row["metrics"]
-        for family in ("polynomial", "chain", "favor", "nystrom"):
-            for name in names_of(metrics, family):
-                k = str(metrics["methods"][name]["features"])
-                lengths.append(
-                    [
-                        str(row["point"]["length"]),
-                        FAMILIES[family][0],
-                        k,
-                        *tables.figures(metrics, name),
-                    ]
-                )
-    head = (
-        "d",
-        "L",
-        "best exact, ms",
-        "degree (k)",
-        *tables.COMMON,
-        "of skinny rate",
-        "published, forward, ms",
-    )
-    parts = [
-        tables.markdown(head, grid),
-        tables.markdown(("L", "method", "k", *tables.COMMON), lengths),
-    ]
-    return "\n".join(parts + _alone(rows))
-
-
-def _alone(rows: Rows) -> list[str]:
-    """Tables of the polynomial alone: over L, beside the products of the same run, and its compile
-    time by degree.
-    """
-    long = []
-    compiled = []
-    times = []
-    for row in panel(rows, "long"):
-        metrics = row["metrics"]
-        length = row["point"]["length"]
-        for name, method in metrics["methods"].items():
-            own = method["gradient"]
-            whole = method["certified"]
-            times.append((length, own["seconds"]))
-            cells = [
-                1e3 * own["seconds"],
-                1e3 * whole["seconds"],
-                own["temporary"] / 1e6,
-                metrics["to_square"][name],
-            ]
-            long.append(
-                [str(length), *(f"{x:.3g}" for x in cells), f"{metrics['attained'][name]:.0%}"]
-            )
-    for row in (r for r in rows if r["point"]["panel"] == "compile"):
-        (method,) = row["metrics"]["methods"].values()
-        seconds = [f"{method[part]['compile']:.2g}" for part in ("gradient", "certified")]
-        compiled.append([str(row["point"]["degree"]), *seconds])
-    fit = scaling.exponent([n for n, _ in times], [t for _, t in times])
-    title = "gradient, ms" + (f": exponent {fit[0]:.2f} ± {fit[1]:.2f}" if fit else "")
-    head = ("L", title, "certified, ms", "MB", "of 2048^3 product", "of skinny rate")
-    return [
-        tables.markdown(head, long),
-        tables.markdown(("degree", "compile, s", "certified, s"), compiled),
-    ]

@@ -14,7 +14,6 @@ from matplotlib.patches import Patch
 
 from paper_figures.drawing import style
 
-NAME = "phase_boundary"
 CONFIG = "phase_boundary"
 ALSO = ("real_heads",)
 HEAD: dict[str, Any] = {

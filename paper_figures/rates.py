@@ -14,7 +14,6 @@ from matplotlib.lines import Line2D
 
 from paper_figures.drawing import style
 
-NAME = "rates"
 CONFIG = "rates"
 ALGORITHMS = {
     "literal": ("Lemma 3.1 as written", "v"),

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from paper_figures.drawing import style
 
-NAME = "real_heads"
 CONFIG = "real_heads"
 
 

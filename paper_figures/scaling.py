@@ -7,28 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 from paper_figures.drawing import style
+from paper_figures.drawing.statistics import exponent
 
-NAME = "scaling"
 CONFIG = "scaling"
 LABELS = {"exact": "best exact", "polynomial": "polynomial", "certified": "with certificate"}
-
-
-def exponent(lengths, values, least: int = 2048) -> tuple[float, float] | None:
-    """Slope of log value against log L over L >= least (all, if fewer than three), with its 95 %
-    half-width.
-    """
-    x = np.log(np.asarray(lengths, float))
-    y = np.log(np.asarray(values, float))
-    keep = np.asarray(lengths) >= least
-    if keep.sum() < 3:
-        keep[:] = True
-    if keep.sum() < 3:
-        return None
-    fit: Any = stats.linregress(x[keep], y[keep])
-    return float(fit.slope), float(stats.t.ppf(0.975, keep.sum() - 2) * fit.stderr)
 
 
 def series(

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 import lora_limits as ll
-from experiments import crossing, outlier_free
+from experiments.problems import causal_heads
+from experiments.training import bases, watching
 from lora_limits.instruments.counting import count_operations
 from lora_limits.ledger import approximation, corrections
 from lora_limits.nn import per_layer
@@ -47,7 +48,7 @@ def test_the_residual_watched_in_training_is_as_large_as_the_output(normalised):
     cotangent, scaled.
     """
     module, x, cotangent = layer(normalised=normalised), normal(7, 10), normal(7, 2, 8, seed=2)
-    make = crossing.normalised_problem if normalised else crossing.adapted_problem
+    make = watching.normalised_problem if normalised else watching.adapted_problem
     problem = quick_jit(lambda x, c: make(module, x, c))(x, cotangent)
     out = module.attend(x[None], ll.Exact())[0].transpose(1, 0, 2)
     np.testing.assert_allclose(
@@ -74,7 +75,7 @@ def test_other_norms_are_those_of_a_copy():
         Shape(8, 0, 4, d_model=8, heads=2, width=4, layers=1), FULL, rngs=nnx.Rngs(0)
     )
     before = jax.tree.map(np.asarray, nnx.state(model))
-    copy = outlier_free.stretched(model, 4.0)
+    copy = bases.with_scaled_scores(model, 4.0)
     kept, changed = (jax.tree.leaves(jax.tree.map(np.asarray, nnx.state(m))) for m in (model, copy))
     assert all(np.array_equal(a, b) for a, b in zip(kept, jax.tree.leaves(before), strict=True))
     assert sum(not np.array_equal(a, b) for a, b in zip(kept, changed, strict=True)) == 2
@@ -89,7 +90,7 @@ def test_a_block_of_a_causal_head_has_the_gradients_of_the_model_in_turned_coord
         normal(12, 2, 8, seed=2),
     )
     problem = jax.tree.map(lambda z: z[1], quick_jit(lambda x: per_layer.problem_of(module, x))(x))
-    turned = outlier_free.block_problem(problem, np.asarray(cotangent[:, 1]))
+    turned = causal_heads.block_problem(problem, np.asarray(cotangent[:, 1]))
     assert turned.x_key.shape[0] == 7
     assert bool((problem.x_key[0] == 0).all()) == softmax_1
     rows = {

@@ -5,12 +5,17 @@ Dense on purpose: one compilation serves all degrees, and the tests hold the fas
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import jax
+import jax
+import jax.numpy as jnp
 
-    import lora_limits as ll
+import lora_limits as ll
+from lora_limits.coordinates import frame as frames
+from lora_limits.instruments.compiling import quick_jit
+from lora_limits.linalg import dot
+from lora_limits.polynomial import series
+from lora_limits.problem import project, pull_back
 
 HIGHEST = 24
 
@@ -25,13 +30,6 @@ def series_gradient(
     gradient, centred.
     O(Lq Lk (d + degree)) time, O(Lq Lk) memory.
     """
-    import jax.numpy as jnp
-
-    from lora_limits.coordinates import frame as frames
-    from lora_limits.linalg import dot
-    from lora_limits.polynomial import series
-    from lora_limits.problem import project, pull_back
-
     frame = frames.of_problem(problem)
     beta = frame.beta
     q = frame.centred_queries(problem, problem.x_query)
@@ -51,9 +49,8 @@ def series_gradient(
         "key": beta * (dot(prime.T, q) + (f * kernel).sum(0)[:, None] * frame.nu[None]),
         "value": dot(f.T, residual),
     }
-    if (
-        "key" in problem.adapters
-    ):  # sum_j dl/dK_j = 0 exactly; the fast route imposes it by centring X_K
+    if "key" in problem.adapters:
+        # sum_j dl/dK_j = 0 exactly; the fast route imposes it by centring X_K.
         rows["key"] = rows["key"] - (w / frame.total).T * rows["key"].sum(0, keepdims=True)
     return {n: pull_back(problem, n, rows[n]) for n in problem.adapters}, total.min() / frame.total
 
@@ -66,12 +63,6 @@ def errors_by_degree(
 
     Stops after two degrees in a row whose max-norm error is at most `enough`.
     """
-    import jax
-    import jax.numpy as jnp
-
-    from lora_limits.instruments.compiling import quick_jit
-    from lora_limits.polynomial import series
-
     run = (quick_jit if problem.x_query.shape[0] <= 1024 else jax.jit)(series_gradient)
     top = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(exact))
     norms = [float(jnp.linalg.norm(x)) for x in jax.tree.leaves(exact)]
@@ -79,21 +70,19 @@ def errors_by_degree(
     for g in degrees:
         c = jnp.zeros(HIGHEST + 1, problem.dtype).at[: g + 1].set(series.taylor(g, problem.dtype))
         got, normaliser = run(problem, c)
-        gaps = [
-            jnp.abs(a - b)
-            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True)
-        ]
-        fro = max(
+        pairs = zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True)
+        gaps = [jnp.abs(a - b) for a, b in pairs]
+        most = max(float(x.max()) for x in gaps)
+        relative = [
             float(jnp.linalg.norm(x)) / max(n, 1e-300) for x, n in zip(gaps, norms, strict=True)
-        )
-        out.append(
-            {
-                "degree": g,
-                "max_error": max(float(x.max()) for x in gaps) / max(top, 1e-300),
-                "frobenius_error": fro,
-                "normaliser": float(normaliser),
-            }
-        )
+        ]
+        row = {
+            "degree": g,
+            "max_error": most / max(top, 1e-300),
+            "frobenius_error": max(relative),
+            "normaliser": float(normaliser),
+        }
+        out.append(row)
         if len(out) > 1 and max(out[-1]["max_error"], out[-2]["max_error"]) <= enough:
             break
     return out

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 import lora_limits as ll
 from experiments.contenders import baselines
+from experiments.contenders.methods import exact_methods
 from lora_limits.instruments import timing
 from lora_limits.polynomial import monomials
 
@@ -69,6 +70,7 @@ def pallas(
     interpret: run the kernel step by step, on any backend. Raises ValueError for lengths above 128
     that are no multiple of 128, its block, and for Lq != Lk.
     """
+    # Here, for it is deprecated from JAX 0.11 on and warns where it is imported.
     from jax.experimental.pallas.ops.gpu import attention
 
     width = max(16, 1 << (max(q.shape[1], v.shape[1]) - 1).bit_length())
@@ -100,7 +102,9 @@ def contenders(
         "Pallas": _exact(pallas, kernel=True),
         "cuDNN": _exact(cudnn, dtype="bfloat16", kernel=True),
     }
-    out |= {f"tiled {tile}": _library("exact", ll.Exact(tile)) for tile in tiles}
+    # Every tile: a longer one than the sequence is cut to it.
+    tiled = exact_methods(max(tiles), tiles, name="tiled")
+    out |= {name: _library("exact", method) for name, method in tiled.items()}
     for name, method in methods.items():
         k = monomials.count(width, method.degree)
         out[name] = _library("polynomial", method, features=k)
@@ -122,14 +126,10 @@ def attempt(
             program, out["compile"] = timing.compile_seconds(jax.jit(contender.function), problem)
         size = out["temporary"] = timing.temporary_bytes(program)
         if (size or 0) > most_bytes:
-            return (
-                out | {"left_out": f"needs {(size or 0) / 1e9:.3g} GB of working memory"},
-                None,
-                None,
-            )
+            needed = f"needs {(size or 0) / 1e9:.3g} GB of working memory"
+            return out | {"left_out": needed}, None, None
         return out, program, jax.block_until_ready(program(problem))
-    except (
-        Exception
-    ) as error:  # whatever a kernel refuses or a device runs out of: the others go on
+    except Exception as error:
+        # Whatever a kernel refuses or a device runs out of: the others go on.
         said = str(error).strip().partition("\n")[0]
         return out | {"left_out": f"{type(error).__name__}: {said[:200]}"}, None, None

@@ -11,16 +11,18 @@ import numpy as np
 
 import lora_limits as ll
 from experiments.contenders import baselines
+from experiments.contenders.methods import exact_methods
 from experiments.contenders.truth import REFERENCE_TILE, Reference, errors, relative_bound
 from lora_limits.factors import random_features
-from lora_limits.gradients import chain, exact
+from lora_limits.gradients import chain
+from lora_limits.gradients.exact import tiled_loss
 from lora_limits.instruments import timing
+from lora_limits.instruments.comparing import frobenius_error
 from lora_limits.instruments.counting import count_operations
 from lora_limits.linalg import dot
 from lora_limits.polynomial import monomials
 from lora_limits.problem import projections
 
-TILES = (512, 1024, 2048)
 ROW_BLOCKS = (128, 512)
 PILOT = 4096
 
@@ -48,9 +50,7 @@ class Limits(NamedTuple):
     most_features: int
 
 
-def _attention(
-    family: str, attention: baselines.Attention, features: int | None = None
-) -> Contender:
+def _attend(family: str, attention: baselines.Attention, features: int | None = None) -> Contender:
     """A contender from an attention function."""
     parts = {
         "gradient": lambda p: baselines.gradient(p, attention),
@@ -63,7 +63,7 @@ def _tiled(block: int) -> Contender:
     method = ll.Exact(block)
     parts = {
         "gradient": lambda p: ll.gradient(p, method).gradient,
-        "loss": lambda p: exact.tiled_loss(p, block),
+        "loss": lambda p: tiled_loss(p, block),
     }
     return Contender("exact", parts, counted=block == REFERENCE_TILE)
 
@@ -74,22 +74,28 @@ def exact_contenders(length: int, *, tuned: bool) -> dict[str, Contender]:
     """
     if not tuned:
         return {f"tiled {REFERENCE_TILE}": _tiled(REFERENCE_TILE)}
-    out = {"dense": _attention("exact", baselines.xla)}
-    out |= {f"rows {b}": _attention("exact", baselines.row_blocked(b)) for b in ROW_BLOCKS}
-    return out | {f"tiled {b}": _tiled(b) for b in TILES if b <= max(length, REFERENCE_TILE)}
+    out = {"dense": _attend("exact", baselines.xla)}
+    out |= {f"rows {b}": _attend("exact", baselines.row_blocked(b)) for b in ROW_BLOCKS}
+    # The block of the reference is there however short the sequence.
+    tiled = exact_methods(max(length, REFERENCE_TILE), name="tiled")
+    return out | {name: _tiled(method.block_size or length) for name, method in tiled.items()}
 
 
 def polynomial(degree: int, width: int) -> Contender:
     """The polynomial gradient; "certified" is the same with its certificate."""
     method = ll.Polynomial(degree)
+
+    def certified(problem: ll.LoRAProblem) -> Any:
+        result = ll.gradient(problem, method)
+        return result.gradient, result.bound
+
     parts = {
         "gradient": lambda p: ll.gradient(p, method).gradient,
         "loss": lambda p: ll.gradient(p, method).loss,
-        "certified": lambda p: (lambda r: (r.gradient, r.bound))(ll.gradient(p, method)),
+        "certified": certified,
     }
-    return Contender(
-        "polynomial", parts, monomials.count(width, degree), _factored(degree), counted=True
-    )
+    k = monomials.count(width, degree)
+    return Contender("polynomial", parts, k, _factored(degree), counted=True)
 
 
 def _factored(degree: int) -> Callable[[ll.LoRAProblem], jax.Array]:
@@ -113,12 +119,12 @@ def literal_chain(degree: int, width: int) -> Contender:
 def favor(features: int, width: int, seed: int) -> Contender:
     """FAVOR+; its frequencies are drawn beforehand."""
     frequencies = random_features.orthogonal_frequencies(jax.random.key(seed), features, width)
-    return _attention("favor", baselines.favor(frequencies), features)
+    return _attend("favor", baselines.favor(frequencies), features)
 
 
 def nystrom(landmarks: int) -> Contender:
     """Nystrom on as many landmarks as others have features."""
-    return _attention("nystrom", baselines.nystrom(landmarks), landmarks)
+    return _attend("nystrom", baselines.nystrom(landmarks), landmarks)
 
 
 def exact_seconds(problem: ll.LoRAProblem) -> float:
@@ -127,10 +133,9 @@ def exact_seconds(problem: ll.LoRAProblem) -> float:
     n = min(length, PILOT)
     cut = {name: getattr(problem, name)[:n] for name in ("x_query", "x_key", "x_value", "target")}
     run = jax.jit(_tiled(REFERENCE_TILE).parts["gradient"])
-    seconds = timing.median_time(
-        run, dataclasses.replace(problem, **cut), repeats=1, max_seconds=1.0
-    )["seconds"]
-    return seconds * (length / n) ** 2
+    pilot = dataclasses.replace(problem, **cut)
+    time = timing.median_time(run, pilot, repeats=1, max_seconds=1.0)
+    return time["seconds"] * (length / n) ** 2
 
 
 def output_error(problem: ll.LoRAProblem, contender: Contender, true: Reference) -> float | None:
@@ -140,7 +145,7 @@ def output_error(problem: ll.LoRAProblem, contender: Contender, true: Reference)
     if contender.output is None:
         return None
     out = np.asarray(jax.jit(contender.output)(problem), np.float64)[true.rows]
-    return float(np.linalg.norm(out - true.output) / np.linalg.norm(true.output))
+    return frobenius_error(out, true.output)
 
 
 def compile_all(problem: ll.LoRAProblem, contenders: Mapping[str, Contender], limits: Limits):
@@ -157,12 +162,10 @@ def compile_all(problem: ll.LoRAProblem, contenders: Mapping[str, Contender], li
             out[name][part] = {"compile": seconds, "temporary": size}
             if (size or 0) <= limits.max_bytes:
                 programs[name, part] = compiled
-        if (
-            contender.counted
-        ):  # last: tracing it first would warm the caches that compile times are to do without
-            out[name]["operations"] = count_operations(contender.parts["gradient"], problem)[
-                "flops"
-            ]
+        if contender.counted:
+            # Last: tracing it first would warm the caches that compile times are to do without.
+            counted = count_operations(contender.parts["gradient"], problem)
+            out[name]["operations"] = counted["flops"]
     return out, programs
 
 
@@ -178,11 +181,9 @@ def _judge(
     out: dict[str, Any] = {}
     if (name, "gradient") in values:
         out |= errors(values[name, "gradient"], true)
-        # the factors of an output are two L x k arrays and what they are made from
-        if (
-            contender.features
-            and 24.0 * problem.target.shape[0] * contender.features <= limits.max_bytes
-        ):
+        # The factors of an output are two L x k arrays and what they are made from.
+        size = 24.0 * problem.target.shape[0] * (contender.features or 0)
+        if contender.features and size <= limits.max_bytes:
             out["output_error"] = output_error(problem, contender, true)
     if (name, "certified") in values:
         out["bound"] = relative_bound(values[name, "certified"][1], true)
@@ -238,12 +239,10 @@ def search(
         compiled = jax.jit(contender.parts["gradient"]).lower(problem).compile()
         if (timing.temporary_bytes(compiled) or 0) > limits.max_bytes:
             break
-        time = timing.median_time(
-            compiled, problem, repeats=limits.repeats, max_seconds=limits.max_seconds / 4
-        )
+        share = limits.max_seconds / 4
+        time = timing.median_time(compiled, problem, repeats=limits.repeats, max_seconds=share)
+        found = errors(compiled(problem), true)
         forward = output_error(problem, contender, true)
-        tried.append(
-            {"features": k, **time, **errors(compiled(problem), true), "output_error": forward}
-        )
+        tried.append({"features": k, **time, **found, "output_error": forward})
         k *= 2
     return tried

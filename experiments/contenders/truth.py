@@ -11,7 +11,7 @@ import numpy as np
 
 import lora_limits as ll
 from experiments.contenders import baselines
-from lora_limits.instruments.comparing import named
+from lora_limits.instruments.comparing import frobenius_error, max_error, named
 from lora_limits.problem import projections, scalars
 
 REFERENCE_TILE = 1024
@@ -25,6 +25,11 @@ class Reference(NamedTuple):
     gradient: dict[str, np.ndarray]
     rows: np.ndarray
     output: np.ndarray
+
+
+def of_gradient(gradient: Mapping[str, Any]) -> Reference:
+    """A gradient taken for the truth, without outputs."""
+    return Reference(named(gradient), np.arange(0), np.empty((0, 0)))
 
 
 def _doubled(problem: ll.LoRAProblem) -> ll.LoRAProblem:
@@ -55,14 +60,13 @@ def errors(gradient: Mapping[str, Any], true: Reference) -> dict[str, Any]:
     """Relative Frobenius error of each array, the largest of them, and the largest relative error
     in max norm.
     """
-    pairs = {name: (x, true.gradient[name]) for name, x in named(gradient).items()}
-    each = {
-        name: float(np.linalg.norm(x - y) / np.linalg.norm(y)) for name, (x, y) in pairs.items()
-    }
-    worst = max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs.values())
+    got = named(gradient)
+    each = {name: frobenius_error(x, true.gradient[name]) for name, x in got.items()}
+    worst = max(max_error(x, true.gradient[name]) for name, x in got.items())
     return {"errors": each, "error": max(each.values()), "max_error": worst}
 
 
 def relative_bound(bound: Mapping[str, Any], true: Reference) -> float:
     """The largest certified bound over the largest entry of its array."""
-    return max(float(b) / float(np.abs(true.gradient[n]).max()) for n, b in named(bound).items())
+    sizes = {name: float(np.abs(x).max()) for name, x in true.gradient.items()}
+    return max(float(b) / sizes[name] for name, b in named(bound).items())

@@ -4,12 +4,10 @@ is set exactly.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    import lora_limits as ll
+import lora_limits as ll
+from lora_limits.problem import NAMES
 
 KINDS = (
     "independent",
@@ -20,7 +18,6 @@ KINDS = (
     "clustered",
     "one-hot value",
 )
-NAMES = ("query", "key", "value")
 OUTLIER = 30.0  # times as long as the other tokens, one in sixteen
 
 
@@ -61,8 +58,6 @@ def problem(
     Weights, adapters and target are gaussian; the query's weight and A are scaled to meet the
     reach.
     """
-    import lora_limits as ll
-
     x = inputs(rng, kind, length, width)
     scale = 1 / rank
     beta = 1 / width

@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-    import lora_limits as ll
+import lora_limits as ll
+from lora_limits.instruments.comparing import softmax
+from lora_limits.problem import NAMES
 
 PATH = Path(__file__).parents[1] / "data" / "minilm_heads.npz"
-NAMES = ("query", "key", "value")
 TOKENS, WIDTH = 512, 32
 # The size of the random update beside its weight, and of the target's noise beside the head's
 # output.
@@ -105,10 +105,6 @@ def problem(
     Raises ValueError for a (layer, head) that the file lacks, a length beyond its tokens, an
     unknown projection, a rank below 1, and float64 outside jax.enable_x64.
     """
-    import jax.numpy as jnp
-
-    import lora_limits as ll
-
     x, weights = inputs(layer, head, length=length, path=path)
     if unknown := sorted(set(adapt) - set(NAMES)):
         raise ValueError(f"adapt: got {unknown}, expected names among {list(NAMES)}")
@@ -141,19 +137,14 @@ def attention_rows(layer: int, head: int, *, length: int = TOKENS) -> np.ndarray
     `inputs` does.
     """
     x, weights = inputs(layer, head, length=length)
-    return _softmax((x @ weights["query"]) @ (x @ weights["key"]).T * WIDTH**-0.5)
+    return softmax((x @ weights["query"]) @ (x @ weights["key"]).T * WIDTH**-0.5)
 
 
 def _output(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
     """softmax(beta Q K^T) V of the frozen head, some queries at a time."""
     q, k, v = (x @ weights[name] for name in NAMES)
     parts = np.split(q, range(TOKENS, len(q), TOKENS))
-    return np.concatenate([_softmax(part @ k.T * WIDTH**-0.5) @ v for part in parts])
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return np.concatenate([softmax(part @ k.T * WIDTH**-0.5) @ v for part in parts])
 
 
 def _place(layer: int, head: int, path: Path = PATH) -> int:

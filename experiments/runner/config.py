@@ -72,13 +72,13 @@ class Experiment:
     points    config -> list of dicts of JSON values: the coordinates of every point, in a fixed order;
     measure   (point, config) -> dict of JSON values: the metrics of one point; floats may be NaN or infinite;
     SHARED    (optional) names of the fields that `measure` reads from the config; they are part of each row's key.
-              A field that only makes points is left out, so that a longer list keeps the rows
-              already there;
+              A field that only makes points is left out, so that a longer list keeps the rows already there;
     X64       (optional) the value of jax_enable_x64 for the run, False unless given; None for an experiment
               without jax.
 
-    The module imports jax and lora_limits inside `measure` alone: --help and a refused config must
-    not wait for them.
+    The module imports what it needs at its top: the runner reads the command line and the lab note
+    before it imports the module, so --help does not wait for jax. It makes no array there, for X64
+    is set between its import and its first point.
     """
 
     name: str
@@ -154,12 +154,14 @@ def find_experiment(name: str, where: str) -> Experiment:
         raise Refused(
             f"{where}: got {name!r}, whose field {taken[0]} is a flag of the runner; expected another name"
         )
-    optional = {
-        "shared": tuple(getattr(module, "SHARED", ())),
-        "x64": getattr(module, "X64", False),
-    }
     return Experiment(
-        name, module.Config, module.VERSION, module.points, module.measure, **optional
+        name,
+        fields=module.Config,
+        version=module.VERSION,
+        points=module.points,
+        measure=module.measure,
+        shared=tuple(getattr(module, "SHARED", ())),
+        x64=getattr(module, "X64", False),
     )
 
 

@@ -50,6 +50,7 @@ def run(
     manifest.
     Raises Refused as `store.appender` does.
     """
+    _set_precision(sweep.experiment.x64)
     planned = plan(sweep.experiment, sweep.config, shard)
     part = "-{}-of-{}".format(*shard) if shard else ""
     path = folder / f"rows{part}.jsonl"
@@ -59,7 +60,6 @@ def run(
             row["key"]: row["status"] for row in store.read(folder) if row["key"] in planned
         }
         done = {key for key, status in statuses.items() if not (retry and status == "failed")}
-        _set_precision(sweep.experiment.x64)
         store.write_manifest(folder / f"manifest{part}.json", _account(sweep, argv))
         with _reporter(len(planned), len(done)) as (begin, end):
             for key, point in planned.items():
@@ -101,6 +101,7 @@ def measure(experiment: Experiment, config: Fields, key: str, point: dict[str, A
 
 def _set_precision(x64: bool | None) -> None:
     if x64 is not None:
+        # Here, for a sweep of an experiment without jax does not wait for it.
         import jax
 
         jax.config.update("jax_enable_x64", x64)

@@ -8,9 +8,13 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 
-from experiments.training.tasks import Data
+from lora_limits.instruments.compiling import quick_jit
+from lora_limits.training import loop
+from lora_limits.training.batches import Data
 
 CHUNK = 16  # examples at a time
 
@@ -20,15 +24,10 @@ def _compiled() -> Any:
     """(graphdef, adapters, frozen, tokens, labels) -> gradients of every example, compiled
     quickly.
     """
-    import jax
-
-    from experiments.training import loop
-    from lora_limits.instruments.compiling import quick_jit
 
     def one(graphdef, adapters, frozen, tokens, labels):
-        grads = jax.grad(functools.partial(loop.loss_of, graphdef))(
-            adapters, frozen, tokens[None], labels[None]
-        )
+        loss = functools.partial(loop.loss_of, graphdef)
+        grads = jax.grad(loss)(adapters, frozen, tokens[None], labels[None])
         return [leaf.reshape(-1) for leaf in jax.tree.leaves(grads)]
 
     def many(graphdef, adapters, frozen, tokens, labels):
@@ -43,10 +42,6 @@ def per_example(model: Any, data: Data) -> np.ndarray:
 
     Whole chunks of examples, the rest dropped; time and memory of a training step for each chunk.
     """
-    from flax import nnx
-
-    from experiments.training import loop
-
     parts = nnx.split(model, loop.ADAPTERS, ...)
     rows = []
     size = min(CHUNK, len(data.tokens))
@@ -62,10 +57,9 @@ def moments(gradients: np.ndarray) -> dict[str, float]:
     out below 0.
     """
     spread = float(gradients.var(0, ddof=1).sum())
-    return {
-        "mean": float((gradients.mean(0) ** 2).sum()) - spread / len(gradients),
-        "spread": spread,
-    }
+    # The squared mean of n draws is too large by the noise that is left in it.
+    mean = float((gradients.mean(0) ** 2).sum()) - spread / len(gradients)
+    return {"mean": mean, "spread": spread}
 
 
 def compare(model: Any, data: Data, methods: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -76,8 +70,6 @@ def compare(model: Any, data: Data, methods: Mapping[str, Any]) -> dict[str, dic
     "relative": the norm of the error over that of the exact gradient, both of all the data as one
     batch. NaN where a method's gradient is.
     """
-    from experiments.training import loop
-
     layers = len(model.blocks)
     exact = per_example(loop.with_methods(model, [loop.EXACT] * layers), data)
     out = {"exact": moments(exact)}

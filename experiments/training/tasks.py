@@ -20,18 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.training import text
+from lora_limits.training.batches import Data
 
 NAMES = ("digits", "prose_or_code", "which_module", "next_byte")
 PARTS = ("source", "target")
 GREYS = 17
 MOST = 4096  # windows of one class to train on, a quarter of that to test
-
-
-class Data(NamedTuple):
-    """tokens: (n, L) int32; labels: (n,) classes, or (n, L) next tokens."""
-
-    tokens: np.ndarray
-    labels: np.ndarray
 
 
 class Task(NamedTuple):
@@ -70,17 +64,8 @@ def load(name: str, length: int, part: str, words: int = 0) -> Task:
     return makers[name](length, part, vocabulary)
 
 
-def batch(data: Data, size: int, seed: int, step: int) -> Data:
-    """The batch of one step, drawn without replacement: a function of (seed, step) alone, so that a
-    run can resume.
-    """
-    rows = np.random.default_rng([seed, step]).choice(
-        len(data.tokens), min(size, len(data.tokens)), replace=False
-    )
-    return Data(data.tokens[rows], data.labels[rows])
-
-
 def _digits(length: int, part: str) -> Task:
+    # Here, for they take longer to import than the other tasks take to load.
     from scipy.ndimage import zoom
     from sklearn.datasets import load_digits
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from lora_limits.diagnose.activations import NAMES, Layer
 from lora_limits.diagnose.adapters import Projection
+from lora_limits.instruments.comparing import frobenius_error, softmax
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
 
 CLOSE = 1e-3  # relative, of what is rebuilt in float32 against what the model computed
@@ -46,16 +47,6 @@ class Head:
     adapted: tuple[str, ...]
     without: dict[str, str]
     update: dict[str, float]
-
-
-def _gap(got: np.ndarray, want: np.ndarray) -> float:
-    return float(np.linalg.norm(got - want) / max(float(np.linalg.norm(want)), 1e-30))
-
-
-def softmax_rows(scores: np.ndarray) -> np.ndarray:
-    """Rows of exp(scores), each summing to 1."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def counts(layer: Layer) -> tuple[int, int]:
@@ -85,7 +76,7 @@ def check_rebuilt(layer: Layer, head: int) -> None:
         raise Refused(
             f"its output has shape {layer.output.shape}, expected {(len(q), heads * width)}"
         )
-    gap = _gap(softmax_rows(scores) @ v, layer.output[:, head * width : (head + 1) * width])
+    gap = frobenius_error(softmax(scores) @ v, layer.output[:, head * width : (head + 1) * width])
     if not gap <= CLOSE:
         raise Refused(
             f"attention rebuilt from its Q, K, V is {gap:.1g} away from the model's own output"
@@ -132,7 +123,7 @@ def make_head(
         )
         for n in NAMES
     }
-    if not _gap(parts["value"]["rows"], recorded["value"]) <= CLOSE:
+    if not frobenius_error(parts["value"]["rows"], recorded["value"]) <= CLOSE:
         raise Refused("its values are not a projection of its input")
     update = {n: p["update"] for n, p in parts.items() if p["adapter"] is not None}
     factor, form = _form(parts, recorded)
@@ -155,8 +146,8 @@ def _form(parts: dict[str, Any], recorded: dict[str, np.ndarray]) -> tuple[float
     rows = parts["query"]["rows"]
     factor = float((rows * recorded["query"]).sum() / max(float((rows**2).sum()), 1e-30))
     straight = (
-        _gap(factor * rows, recorded["query"]) <= CLOSE
-        and _gap(parts["key"]["rows"], recorded["key"]) <= CLOSE
+        frobenius_error(factor * rows, recorded["query"]) <= CLOSE
+        and frobenius_error(parts["key"]["rows"], recorded["key"]) <= CLOSE
     )
     return (factor, "projected") if factor > 0 and straight else (1.0, "rotated")
 
@@ -165,7 +156,7 @@ def _problem(
     parts: dict[str, Any], adapters: dict[str, Adapter], scale: float, beta: float, seed: int
 ) -> LoRAProblem:
     q, k, v = (p["x"] @ p["w"] for p in parts.values())
-    output = softmax_rows(beta * q.astype(np.float64) @ k.T) @ v
+    output = softmax(beta * q.astype(np.float64) @ k.T) @ v
     noise = np.random.default_rng(seed).standard_normal(output.shape)
     target = output + NOISE * np.sqrt(np.mean(output**2)) * noise
     d_model, width = parts["value"]["w"].shape

@@ -19,6 +19,7 @@ from lora_limits.factors import Skeleton, SparseLowRank
 from lora_limits.gradients.cost import exact_method
 from lora_limits.gradients.exact import dense_terms
 from lora_limits.gradients.methods import Polynomial
+from lora_limits.instruments.comparing import frobenius_error, named
 from lora_limits.method import Method
 from lora_limits.norms import norm_report
 from lora_limits.polynomial import monomials
@@ -94,23 +95,14 @@ Arrays = dict[str, np.ndarray]
 def arrays(problem: LoRAProblem, method: Method) -> tuple[Arrays, int | None]:
     """({"query.a": gradient array, ...}, rank of the factor)."""
     result = run(problem, method=method)
-    held = {
-        f"{n}.{half}": np.asarray(getattr(x, half))
-        for n, x in result.gradient.items()
-        for half in ("a", "b")
-    }
-    return held, result.rank
+    return named(result.gradient, dtype=None), result.rank
 
 
 def error(got: Arrays, exact: Arrays) -> float:
     """Relative Frobenius error, the largest over the arrays; a gradient that is zero must come out
     as zero.
     """
-    found = []
-    for name, x in exact.items():
-        gap = float(np.linalg.norm(got[name] - x))
-        size = float(np.linalg.norm(x))
-        found.append(gap / size if size > 0 else (0.0 if gap == 0 else math.inf))
+    found = [frobenius_error(got[name], x) for name, x in exact.items()]
     return max(found) if all(map(math.isfinite, found)) else math.inf  # max alone would lose a NaN
 
 

@@ -10,17 +10,16 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+import jax
+
 # Only for the CPU: other backends know other options and are left as they are.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if tuple(int(n) for n in version("jaxlib").split(".")[:2]) < (0, 11):
-    QUICK["xla_cpu_use_fusion_emitters"] = (
-        False  # half the compile time; later versions abort at its name
-    )
+    # Half the compile time; later versions abort at its name.
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """jax.jit with little optimisation. options: those of jax.jit."""
-    import jax
-
     quick: dict[str, Any] | None = dict(QUICK) if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=quick, **options)

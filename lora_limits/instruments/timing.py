@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -32,8 +33,6 @@ def interleaved(
     median; "spread", the interquartile range in seconds; "repeats", the rounds there were. Raises
     ValueError for repeats below 1.
     """
-    import jax
-
     if repeats < 1:
         raise ValueError(f"repeats: got {repeats}, expected at least 1")
     for function in functions.values():

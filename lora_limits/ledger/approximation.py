@@ -14,8 +14,9 @@ import numpy as np
 
 from lora_limits.gradients import chain
 from lora_limits.gradients.chain_bounds import chain_errors
+from lora_limits.instruments.comparing import max_error as relative
 from lora_limits.ledger.exactness import COUNTED, chain_operations, exponent
-from lora_limits.ledger.row import FULL, Evidence, Row, exact_gradient, problem, relative, terms
+from lora_limits.ledger.row import FULL, Evidence, Row, exact_gradient, problem, terms
 from lora_limits.norms import norm_report
 from lora_limits.polynomial import needed
 from lora_limits.problem import inputs, project

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 
 from lora_limits.gradients import exact
+from lora_limits.instruments.comparing import frobenius_error
+from lora_limits.instruments.comparing import max_error as relative
 from lora_limits.ledger.approximation import LEMMAS, WIDTHS
 from lora_limits.ledger.definitions import EXACT
 from lora_limits.ledger.exactness import dense_operations
-from lora_limits.ledger.row import Evidence, Row, exact_gradient, problem, relative, terms
+from lora_limits.ledger.row import Evidence, Row, exact_gradient, problem, terms
 from lora_limits.problem import LoRAProblem
 
 LITERAL = "tests/ledger/test_theorems.py::test_printed_forms_are_wrong_by_more_than_a_tenth"
@@ -25,9 +27,8 @@ def query_gradient(p: LoRAProblem, kernel: np.ndarray, k: np.ndarray) -> np.ndar
 
 def literal(wrong: np.ndarray, right: np.ndarray, want: np.ndarray) -> Evidence:
     """Frobenius errors, relative, of the printed and of the corrected form."""
-    printed, corrected = (
-        float(np.linalg.norm(x - want) / np.linalg.norm(want)) for x in (wrong, right)
-    )
+    printed = frobenius_error(wrong, want)
+    corrected = frobenius_error(right, want)
     return Evidence(
         f"as printed {printed:.2f}, corrected {corrected:.0e} (relative)",
         printed > 0.1 and corrected < 1e-12,

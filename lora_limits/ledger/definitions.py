@@ -10,6 +10,8 @@ import numpy as np
 
 from lora_limits.gradients.methods import Exact
 from lora_limits.gradients.solve import gradient, loss
+from lora_limits.instruments.comparing import max_error as relative
+from lora_limits.instruments.comparing import softmax
 from lora_limits.ledger.row import (
     FULL,
     PARTIAL,
@@ -18,8 +20,6 @@ from lora_limits.ledger.row import (
     close,
     exact_gradient,
     problem,
-    relative,
-    softmax,
     terms,
 )
 from lora_limits.problem import Adapter, LoRAProblem, project, reduced_form

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_limits.gradients import chain, exact
+from lora_limits.instruments.comparing import max_error as relative
 from lora_limits.ledger.definitions import EXACT, IDENTITIES, TENSOR
 from lora_limits.ledger.row import (
     PARTIAL,
@@ -20,7 +21,6 @@ from lora_limits.ledger.row import (
     close,
     exact_gradient,
     problem,
-    relative,
     terms,
 )
 from lora_limits.problem import Adapter, LoRAProblem

@@ -14,7 +14,9 @@ import numpy as np
 from lora_limits import hardness
 from lora_limits.hardness import gadgets, instances, quadrature
 from lora_limits.hardness.deciders import PATH_GAP, PATH_SLACK, path_problem
-from lora_limits.ledger.row import Evidence, Row, close, exact_gradient, problem, relative, softmax
+from lora_limits.instruments.comparing import max_error as relative
+from lora_limits.instruments.comparing import softmax
+from lora_limits.ledger.row import Evidence, Row, close, exact_gradient, problem
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
 
 DECIDES = "tests/hardness/test_hardness.py::test_orthogonal_vectors"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -49,24 +48,9 @@ class Row:
     figure: str = ""
 
 
-def relative(got: Any, want: Any) -> float:
-    """Max-norm error relative to the largest entry wanted."""
-    got = np.asarray(got)
-    want = np.asarray(want)
-    if got.shape != want.shape:
-        raise ValueError(f"shape: got {got.shape}, expected {want.shape}")
-    return float(np.abs(got - want).max() / np.abs(want).max())
-
-
 def close(error: float, limit: float = 1e-12, what: str = "relative error") -> Evidence:
     """An error that has to stay within rounding."""
     return Evidence(f"{what} {error:.1e}", error <= limit)
-
-
-def softmax(s: np.ndarray) -> np.ndarray:
-    """D^-1 exp(S), row by row."""
-    e = np.exp(s - s.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 @functools.cache

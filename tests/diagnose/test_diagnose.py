@@ -10,6 +10,7 @@ import lora_limits as ll
 from lora_limits.diagnose import heads, measure, times
 from lora_limits.diagnose.activations import NAMES, Layer
 from lora_limits.diagnose.adapters import Projection, join
+from lora_limits.instruments.comparing import softmax
 from lora_limits.problem import projections
 
 LENGTH, D_MODEL, HEADS, GROUPS, WIDTH, RANK = 24, 10, 4, 2, 3, 2
@@ -93,7 +94,7 @@ def test_the_target_is_the_frozen_output_and_a_tenth_of_noise():
     q, k, v = (
         np.asarray(x) for x in projections(dataclasses.replace(with_adapters, scale=np.float32(0)))
     )
-    output = heads.softmax_rows(0.4 * q @ k.T) @ v
+    output = softmax(0.4 * q @ k.T) @ v
     noise = np.asarray(with_adapters.target) - output
     assert np.sqrt(np.mean(noise**2) / np.mean(output**2)) == pytest.approx(0.1, rel=0.2)
 

@@ -13,6 +13,7 @@ import lora_limits as ll
 from lora_limits.cli import main
 from lora_limits.diagnose import adapters, heads, loading, measure
 from lora_limits.diagnose.activations import NAMES, find_layers, record
+from lora_limits.instruments.comparing import softmax
 from lora_limits.problem import projections
 from tests.support.tiny_models import KINDS, TEXT, tiny
 from tests.support.tools import extra
@@ -75,7 +76,7 @@ def test_attention_rebuilt_from_the_problem_is_the_models_own(kind, made):
             scores = float(found.problem.beta) * q @ k.T
             scores = np.where(np.tri(32, dtype=bool), scores, -np.inf) if found.causal else scores
             own = layer.output[:, head * v.shape[1] : (head + 1) * v.shape[1]]
-            np.testing.assert_allclose(heads.softmax_rows(scores) @ v, own, rtol=2e-3, atol=2e-4)
+            np.testing.assert_allclose(softmax(scores) @ v, own, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -130,9 +130,7 @@ def test_an_error_estimated_where_no_exact_gradient_fits_is_near_the_true_one(mo
     problem = accelerator.make_problem(32, CONFIG)
     got = accelerator.estimates(problem, CONFIG)
     method = accelerator.polynomials(CONFIG)["degree 1"]
-    true = truth.Reference(
-        truth.named(ll.gradient(problem, ll.Exact()).gradient), np.arange(0), np.empty(0)
-    )
+    true = truth.of_gradient(ll.gradient(problem, ll.Exact()).gradient)
     error = truth.errors(quick_jit(lambda p: ll.gradient(p, method).gradient)(problem), true)[
         "max_error"
     ]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.training import gradient_noise, loop
-from experiments.training.tasks import Data
-from paper_figures import batch_and_rank
+from experiments.training import gradient_noise
+from lora_limits.training import loop
+from lora_limits.training.batches import Data
+from paper_figures.numbers import batch_and_rank
 from tests.support.plain_transformer import average, make, tokens
 
 

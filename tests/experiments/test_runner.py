@@ -166,7 +166,7 @@ def test_two_writers_of_one_file_are_refused(toy, capsys):
 
 
 def test_metrics_that_are_not_json_make_a_failed_row(toy, monkeypatch):
-    from tests import toy_experiment
+    from tests.support import toy_experiment
 
     monkeypatch.setattr(
         toy_experiment, "measure", lambda point, config: {"value": {1, 2}} if config.seed else 3
@@ -223,11 +223,22 @@ def program(*argv):
     return f"import sys; sys.path.insert(0, {str(ROOT)!r}); from experiments.__main__ import main; status = main({argv!r})"
 
 
+SCALING = str(ROOT / "configs" / "scaling.toml")
+
+
 @pytest.mark.parametrize(
     ("argv", "status"),
-    [(["--help"], 0), (["toy.toml", "--lengths", "x"], 2), (["toy.toml", "--smoke"], 0)],
+    [
+        (["--help"], 0),
+        ([SCALING, "--help"], 0),
+        ([SCALING, "--size", "huge"], 2),
+        ([SCALING, "--shard", "3/2"], 2),
+        (["toy.toml", "--lengths", "x"], 2),
+        (["toy.toml", "--smoke"], 0),
+    ],
 )
 def test_jax_is_not_imported_needlessly(toy, argv, status):
+    """Experiments import it at their top, but what can be refused without them is."""
     done = python(
         "-c", program(*argv) + "; assert 'jax' not in sys.modules; sys.exit(status)", cwd=Path.cwd()
     )
@@ -243,7 +254,7 @@ def test_the_module_runs_as_a_program(tmp_path):
 def test_an_experiment_sets_the_precision_of_its_run(tmp_path):
     (tmp_path / "toys").mkdir()
     (tmp_path / "toys" / "wide.py").write_text(
-        "from experiments.config import Fields as Config\nVERSION, X64 = 1, True\n"
+        "from experiments.runner.config import Fields as Config\nVERSION, X64 = 1, True\n"
         "def points(config):\n    return [{}]\n"
         "def measure(point, config):\n    import jax.numpy as jnp\n    return {'dtype': str(jnp.ones(1).dtype)}\n"
     )

@@ -7,10 +7,13 @@ import pytest
 from flax import nnx
 
 import lora_limits as ll
-from experiments.training import loop, tasks
-from experiments.training.loop import Recipe
-from experiments.training.tasks import Data, Task
+from experiments.training import bases, tasks
+from experiments.training.tasks import Task
+from experiments.training.text import Vocabulary, letters
 from lora_limits.nn.lora import LoRA
+from lora_limits.training import batches, loop
+from lora_limits.training.batches import Data
+from lora_limits.training.loop import Recipe
 from tests.support.plain_transformer import average, logits, make
 from tests.support.tools import quick_jit
 
@@ -59,7 +62,7 @@ def test_training_with_exact_is_a_plain_optax_loop_on_the_plain_definition(task)
         return optax.apply_updates(adapters, updates), moments, value
 
     for step in range(RECIPE.steps):
-        data = tasks.batch(task.train, RECIPE.batch, RECIPE.seed, step)
+        data = batches.batch(task.train, RECIPE.batch, RECIPE.seed, step)
         adapters, moments, value = advance(adapters, moments, data)
         losses.append(float(value))
     np.testing.assert_allclose(history["loss"], losses, rtol=1e-10)
@@ -87,17 +90,17 @@ def test_a_killed_run_goes_on_to_the_same_losses(task, tmp_path, monkeypatch):
         )
 
     whole = run(None)
-    batch, calls = tasks.batch, iter([False] * 5 + [True])
+    batch, calls = batches.batch, iter([False] * 5 + [True])
 
     def killing(*args):
         if next(calls):
             raise KeyboardInterrupt
         return batch(*args)
 
-    monkeypatch.setattr(tasks, "batch", killing)
+    monkeypatch.setattr(batches, "batch", killing)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run")
-    monkeypatch.setattr(tasks, "batch", batch)
+    monkeypatch.setattr(batches, "batch", batch)
     for resumed in (run(tmp_path / "run"), run(tmp_path / "run")):
         assert resumed[0] == whole[0]
         assert all((resumed[1][name] == x).all() for name, x in whole[1].items())
@@ -126,7 +129,7 @@ def test_a_step_compiles_once_for_each_tuple_of_methods(task):
 
 def test_a_gradient_by_the_exact_method_compares_as_equal_and_another_by_its_distance(task):
     model = make(2)
-    data = tasks.batch(task.train, 4, 0, 0)
+    data = batches.batch(task.train, 4, 0, 0)
     model.set_methods([loop.EXACT])
     assert loop.compare(model, data)["error"] < 1e-12
     model.set_methods([average])
@@ -148,11 +151,11 @@ def test_a_gradient_by_the_exact_method_compares_as_equal_and_another_by_its_dis
 
 
 def test_a_base_is_trained_once_and_its_adapters_are_fresh(tmp_path, monkeypatch):
-    options = (("d_model", 4), ("heads", 1), ("width", 2), ("layers", 1), ("mlp", 4))
-    base = loop.Base("next_byte", 16, Recipe(steps=2, batch=4, tests=4), options=options)
-    first = loop.pretrained(base, LoRA(), tmp_path, seed=1)
+    options = {"d_model": 4, "heads": 1, "width": 2, "layers": 1, "mlp": 4}
+    base = bases.base("next_byte", 16, Recipe(steps=2, batch=4, tests=4), **options)
+    first = bases.pretrained(base, LoRA(), tmp_path, seed=1)
     monkeypatch.setattr(loop, "train", None)
-    second = loop.pretrained(base, LoRA(rank=2), tmp_path, seed=2)
+    second = bases.pretrained(base, LoRA(rank=2), tmp_path, seed=2)
     one, two = (nnx.state(m, loop.BASE) for m in (first, second))
     assert all(
         (a == b).all() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
@@ -196,8 +199,6 @@ def test_longer_digits_are_the_same_images_and_the_target_is_black_and_white():
 
 
 def test_words_and_bytes_spell_the_same_text():
-    from experiments.training.text import Vocabulary, letters
-
     said = "for item in items:\n    for each in item: yield é"
     vocabulary = Vocabulary([said], 132)
     spell = {number: word for word, number in vocabulary.words.items()}
@@ -209,7 +210,7 @@ def test_words_and_bytes_spell_the_same_text():
 
 def test_a_batch_is_a_function_of_seed_and_step(task):
     same, again, later, other = (
-        tasks.batch(task.train, 8, *s).tokens for s in ((0, 3), (0, 3), (0, 4), (1, 3))
+        batches.batch(task.train, 8, *s).tokens for s in ((0, 3), (0, 3), (0, 4), (1, 3))
     )
     assert (same == again).all()
     assert (same != later).any()

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 import lora_limits as ll
-from experiments.training import loop
 from lora_limits.nn import per_layer
 from lora_limits.nn.lora import LoRA, LoRAAttention
+from lora_limits.training import loop
 from tests.support.plain_transformer import attend, average, logits, make, tokens
 from tests.support.tools import quick_jit
 

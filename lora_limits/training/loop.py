@@ -1,13 +1,14 @@
 """Pretraining and fine-tuning: one loop, resumable, with the gradient held against the exact one
 along the way.
+
+A model is a `Transformer`; its methods give the gradients. Nothing here knows what is learnt: data
+are tokens and labels (`batches`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,21 +22,19 @@ import optax
 from flax import nnx
 from rich.progress import track
 
-import lora_limits as ll
-from experiments.runner import store
-from experiments.training import checkpoints, tasks
-from experiments.training.tasks import Data, Task
+from lora_limits.gradients.methods import Exact
 from lora_limits.instruments import timing
 from lora_limits.instruments.compiling import quick_jit
-from lora_limits.nn.lora import LoRA
-from lora_limits.nn.transformer import Shape, Transformer
-from lora_limits.problem import NAMES
+from lora_limits.nn.transformer import Transformer
+from lora_limits.training import batches, checkpoints
+from lora_limits.training.batches import Data, Splits
 
-VERSION = 1  # bump when pretraining would give other numbers
 ADAPTERS = nnx.LoRAParam
 BASE = nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam))
-EXACT = ll.Exact(512)
+EXACT = Exact(512)
 SHOWN = 200  # steps from which a run shows its progress on a terminal
+# Up to so many tokens, what is run a few times costs more to compile well than it gains by it.
+SHORT = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +73,16 @@ def loss_of(
     return loss(nnx.merge(graphdef, trained, frozen)(tokens), labels)
 
 
-gradients = jax.jit(jax.grad(loss_of, argnums=1), static_argnums=0)
-# What is run a few times on short sequences costs more to compile than to run.
-_quick_gradients = quick_jit(jax.grad(loss_of, argnums=1), static_argnums=0)
-SHORT = 1024
+_gradient_of = jax.grad(loss_of, argnums=1)
+gradients = jax.jit(_gradient_of, static_argnums=0)
+
+
+@functools.cache
+def _jitted(function: Callable[..., Any], quick: bool) -> Any:
+    # Made at its first use: quick_jit asks which backend there is, which no import should start.
+    return (quick_jit if quick else jax.jit)(function, static_argnums=0)
+
+
 _compiled: dict[Any, Any] = {}
 
 
@@ -111,10 +116,6 @@ def _score_of(
     return loss(logits, labels), (logits.argmax(-1).astype(labels.dtype) == labels).mean()
 
 
-_score = jax.jit(_score_of, static_argnums=0)
-_quick_score = quick_jit(_score_of, static_argnums=0)
-
-
 def evaluate(model: Transformer, data: Data, recipe: Recipe) -> dict[str, float]:
     """Loss and accuracy on the first held-out sequences, in whole batches, by the model's own
     methods.
@@ -122,7 +123,7 @@ def evaluate(model: Transformer, data: Data, recipe: Recipe) -> dict[str, float]
     graphdef, params = nnx.split(model)
     count = max(min(recipe.tests, len(data.tokens)) // recipe.batch, 1)
     cuts = [slice(n * recipe.batch, (n + 1) * recipe.batch) for n in range(count)]
-    score = _quick_score if data.tokens.shape[1] <= SHORT else _score
+    score = _jitted(_score_of, data.tokens.shape[1] <= SHORT)
     scores = [score(graphdef, params, data.tokens[cut], data.labels[cut]) for cut in cuts]
     return {
         "loss": float(np.mean([s[0] for s in scores])),
@@ -141,14 +142,15 @@ def compare(model: Transformer, data: Data) -> dict[str, float]:
     """The adapters' gradient by the model's methods against the exact one, as one vector: cosine,
     relative error.
     """
-    flat = []
-    gradient = _quick_gradients if data.tokens.shape[1] <= SHORT else gradients
-    for each in (model, with_methods(model, [EXACT] * len(model.blocks))):
-        parts = gradient(*nnx.split(each, ADAPTERS, ...), *data)
-        flat.append(
-            np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(parts)])
-        )
-    got, want = flat
+    gradient = _jitted(_gradient_of, data.tokens.shape[1] <= SHORT)
+
+    def flat(model: Transformer) -> np.ndarray:
+        parts = gradient(*nnx.split(model, ADAPTERS, ...), *data)
+        leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(parts)]
+        return np.concatenate([leaf.ravel() for leaf in leaves])
+
+    got = flat(model)
+    want = flat(with_methods(model, [EXACT] * len(model.blocks)))
     size = max(float(np.linalg.norm(want)), 1e-300)
     return {
         "cosine": float(got @ want / max(float(np.linalg.norm(got)) * size, 1e-300)),
@@ -158,7 +160,7 @@ def compare(model: Transformer, data: Data) -> dict[str, float]:
 
 def train(
     model: Transformer,
-    task: Task,
+    task: Splits,
     recipe: Recipe,
     *,
     what: Any = ADAPTERS,
@@ -187,11 +189,13 @@ def train(
     start, (trained, state), history = checkpoints.restore(folder, (trained, state), history)
     hidden = recipe.steps < SHOWN or not sys.stdout.isatty()
     for step in track(range(start, recipe.steps + 1), "training", disable=hidden, transient=True):
-        data = tasks.batch(task.train, recipe.batch, recipe.seed, step)
+        data = batches.batch(task.train, recipe.batch, recipe.seed, step)
         if step % recipe.every == 0 or step == recipe.steps:
+            # Kept before it is evaluated: a run that is resumed evaluates this step again.
             checkpoints.keep(folder, step, (trained, state), history)
             nnx.update(model, trained)
             if rechoose is not None:
+                # The methods are part of graphdef, so a new choice is a new program.
                 model.set_methods(rechoose(model, data))
                 graphdef = nnx.split(model, what, ...)[0]
             _note(history, step, model, task, recipe, data if watch else None)
@@ -206,7 +210,7 @@ def train(
 
 
 def _note(
-    history: dict, step: int, model: Transformer, task: Task, recipe: Recipe, data: Data | None
+    history: dict, step: int, model: Transformer, task: Splits, recipe: Recipe, data: Data | None
 ) -> None:
     """Adds an evaluation to the history, and a comparison of gradients where there is a batch for
     it.
@@ -216,69 +220,3 @@ def _note(
     noted["methods"] = [str(method) for method in model.methods]
     for name, value in (noted | (compare(model, data) if data is not None else {})).items():
         history[name].append(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """A pretrained base: the source part of a task at a length, sizes, recipe and the method it was
-    trained with.
-
-    options: of Shape, beside what the task fixes, as sorted pairs. words: as tasks.load takes it.
-    """
-
-    task: str
-    length: int
-    recipe: Recipe
-    words: int = 0
-    options: tuple[tuple[str, Any], ...] = ()
-    method: Any = EXACT
-
-    def shape(self) -> Shape:
-        """The sizes of the model."""
-        task = tasks.load(self.task, self.length, "source", self.words)
-        return Shape(task.vocabulary, task.classes, self.length, **dict(self.options))
-
-
-def pretrained(base: Base, lora: LoRA, cache: Path, *, seed: int = 0) -> Transformer:
-    """The base with fresh adapters of that seed, pretrained on its task's source and kept under
-    `cache`, by content.
-
-    Every parameter but the adapters is trained. Processes that want the same base at once each make
-    it; one is kept.
-    """
-    shape = base.shape()
-    # the texts are those of the Python that runs
-    identity = dataclasses.asdict(base) | {
-        "method": str(base.method),
-        "python": list(sys.version_info[:2]),
-    }
-    folder = cache / store.key("base", VERSION, {}, identity)
-    model = Transformer(shape, lora, rngs=nnx.Rngs(seed))
-    params = nnx.state(model, BASE)
-    if not folder.exists():
-        fresh = Transformer(
-            shape, LoRA(adapt=NAMES), rngs=nnx.Rngs(base.recipe.seed)
-        )  # the same whoever asks first
-        fresh.set_methods([base.method] * shape.layers)
-        train(
-            fresh, tasks.load(base.task, base.length, "source", base.words), base.recipe, what=BASE
-        )
-        checkpoints.publish(folder, nnx.state(fresh, BASE))
-    nnx.update(model, checkpoints.restore(folder, params, {})[1])
-    return model
-
-
-def stretch(model: Transformer, length: int) -> None:
-    """Makes a model of square images read `length` pixels: its positions interpolated on the grid,
-    in place.
-    """
-    old, new = (math.isqrt(n) for n in (model.shape.length, length))
-    grid = model.position[...].reshape(old, old, -1)
-    finer = jax.image.resize(grid, (new, new, grid.shape[-1]), "linear")
-    model.position = nnx.Param(finer.reshape(new * new, -1))
-    model.shape = dataclasses.replace(model.shape, length=length)
-
-
-def forget(folder: Path) -> None:
-    """Drops what `train` kept of a run that is over."""
-    shutil.rmtree(folder, ignore_errors=True)

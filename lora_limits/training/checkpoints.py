@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 
 
-def _manager(folder: Path):
-    import orbax.checkpoint as ocp
-
-    return ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False),
-    )
+def _manager(folder: Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def _numbered(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their place: whatever the tree is made of, orbax sees one flat
     dictionary.
     """
@@ -30,15 +27,14 @@ def keep(folder: Path | None, step: int, tree: Any, history: dict[str, Any]) -> 
     """Keep the arrays of a tree and a JSON history as of `step`, in place of what was kept before;
     None: nowhere.
     """
-    import orbax.checkpoint as ocp
-
-    if folder is not None:
-        with _manager(folder) as manager:
-            if step != manager.latest_step():
-                arrays = ocp.args.StandardSave(_named(tree))
-                manager.save(
-                    step, args=ocp.args.Composite(arrays=arrays, history=ocp.args.JsonSave(history))
-                )
+    if folder is None:
+        return
+    with _manager(folder) as manager:
+        # A run that is resumed comes by the step that it was kept at once more.
+        if step != manager.latest_step():
+            arrays = ocp.args.StandardSave(_numbered(tree))
+            told = ocp.args.JsonSave(history)
+            manager.save(step, args=ocp.args.Composite(arrays=arrays, history=told))
 
 
 def restore(
@@ -49,15 +45,12 @@ def restore(
     """
     if folder is None or not folder.exists():
         return 0, tree, history
-    import orbax.checkpoint as ocp
-
     with _manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             return 0, tree, history
-        wanted = ocp.args.Composite(
-            arrays=ocp.args.StandardRestore(_named(tree)), history=ocp.args.JsonRestore()
-        )
+        arrays = ocp.args.StandardRestore(_numbered(tree))
+        wanted = ocp.args.Composite(arrays=arrays, history=ocp.args.JsonRestore())
         found: Any = manager.restore(step, args=wanted)
     leaves = [found.arrays[str(n)] for n in range(len(found.arrays))]
     return step, jax.tree.unflatten(jax.tree.structure(tree), leaves), found.history
@@ -73,6 +66,12 @@ def publish(folder: Path, tree: Any) -> None:
         keep(made, 0, tree, {})
         made.rename(folder)
     except OSError:
+        # Another process was first: its folder holds the same.
         if not folder.exists():
             raise
         shutil.rmtree(made)
+
+
+def forget(folder: Path) -> None:
+    """Drop what was kept of a run that is over."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Fine-tuning of adapters by any method: batches, the training loop, checkpoints of its runs."""

@@ -1,0 +1,40 @@
+"""What a training run is fed with: tokens and labels, and batches of them that depend on the step
+alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Data(NamedTuple):
+    """tokens: (n, L) int32; labels: (n,) classes, or (n, L) next tokens."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+
+
+class Splits(Protocol):
+    """Anything with a part to train on and a part that is held out."""
+
+    @property
+    def train(self) -> Data: ...
+
+    @property
+    def test(self) -> Data: ...
+
+
+def batch(data: Data, size: int, seed: int, step: int) -> Data:
+    """The batch of one step, drawn without replacement: a function of (seed, step) alone, so that a
+    run can resume. All the data where there is less than `size`.
+    """
+    count = len(data.tokens)
+    rows = np.random.default_rng([seed, step]).choice(count, min(size, count), replace=False)
+    return Data(data.tokens[rows], data.labels[rows])
+
+
+def first(data: Data, count: int) -> Data:
+    """The first `count` examples."""
+    return Data(data.tokens[:count], data.labels[:count])
