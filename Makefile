@@ -19,7 +19,7 @@ VERSIONS := list --disable-pip-version-check | grep -iE "^(jax|jaxlib|flax|optax
 	clean-results
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(VENV)/.installed ## make .venv and install the package with its test, dev and notebooks extras
 

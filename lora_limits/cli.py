@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the subcommand; 2 for bad arguments.
+    """Exit status of the subcommand; 2 for bad arguments, 130 if it was interrupted.
 
     Imports nothing of a subcommand, JAX least of all, before its arguments are read.
     """
@@ -95,6 +95,9 @@ def main(argv: list[str] | None = None) -> int:
         # Python would complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -66,3 +66,12 @@ def test_a_reader_that_leaves_early_is_no_error_of_ours():
         child.stdout.close()
         assert child.wait(timeout=60) == 1
         assert child.stderr.read() == ""
+
+
+def test_an_interrupted_command_says_so_in_one_line(monkeypatch, capsys):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_limits.hardness.command.solve_command", interrupted)
+    assert cli.main(["solve", "some.cnf"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
