@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
+
+from lora_limits import __version__
 
 # subcommand: (module, function, help, {argument: options of argparse}); the function takes the
 # arguments, in order, and returns the exit status
@@ -13,7 +16,17 @@ COMMANDS = {
         "lora_limits.ledger.command",
         "theorems_command",
         "every statement of the paper, with its verdict and the evidence for it",
-        {},
+        {
+            "WORDS": {
+                "nargs": "*",
+                "help": "only rows whose number or statement contains them: Lemma 3",
+            },
+            "--json": {
+                "action": "store_true",
+                "help": "JSON lines, one object a row: number, statement, verdict, holds, measured, "
+                "test, figure",
+            },
+        },
     ),
     "solve": (
         "lora_limits.hardness.command",
@@ -54,21 +67,37 @@ COMMANDS = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status of the subcommand; 2 for bad arguments."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lora-limits", description="The theorems of arXiv 2406.03136, made to run."
     )
+    parser.add_argument("--version", action="version", version=f"lora-limits {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, _, text, arguments) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
         for argument, options in arguments.items():
             sub.add_argument(argument, **options)
-    given = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the subcommand; 2 for bad arguments, 130 if it was interrupted.
+
+    Imports nothing of a subcommand, JAX least of all, before its arguments are read.
+    """
+    given = _parser().parse_args(argv)
     module, function, _, arguments = COMMANDS[given.command]
-    return getattr(importlib.import_module(module), function)(
-        *(getattr(given, a.lstrip("-")) for a in arguments)
-    )
+    command = getattr(importlib.import_module(module), function)
+    try:
+        return command(*(getattr(given, argument.lstrip("-")) for argument in arguments))
+    except BrokenPipeError:
+        # The reader, `head` for one, has seen enough. What is left in the buffer goes nowhere, or
+        # Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

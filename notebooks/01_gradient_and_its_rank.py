@@ -15,8 +15,11 @@
 # Gamma stays below about sqrt(log L).
 
 # %%
+import sys
+
 import jax
 
+sys.path.append("..")  # experiments lies beside this folder, in the checkout
 jax.config.update("jax_enable_x64", True)
 
 import matplotlib.pyplot as plt

@@ -22,10 +22,13 @@
 
 # %%
 import json
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+sys.path.append("..")  # paper_figures lies beside this folder, in the checkout
 
 import paper_figures
 from lora_limits.diagnose import picture, report
@@ -103,5 +106,5 @@ hidden = [
 {
     "heads whose error a single window hides": sum(b >= 1 for b in hidden),
     "of": len(hidden),
-    "median": np.median(hidden),
+    "median": float(np.median(hidden)),
 }

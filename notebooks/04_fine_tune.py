@@ -15,11 +15,14 @@
 # gradient show in what is learnt?
 
 # %%
+import sys
 from dataclasses import replace
 
 import jax
 import matplotlib.pyplot as plt
 from flax import nnx
+
+sys.path.append("..")  # experiments lies beside this folder, in the checkout
 
 import lora_limits as ll
 from experiments.training import tasks

@@ -7,4 +7,6 @@ exactness        Lemmas 3.1, 3.2, C.1, D.1 to D.4, Theorem F.1: exact gradients 
 approximation    Lemmas 3.3 to 3.7, D.5 to D.9, Theorems 3.1 and A.1: the almost linear algorithm
 limits           Lemma 1.1, Hypothesis 1, Theorem 4.1, Appendix E: hardness
 corrections      what the printed text says taken literally, and Appendix G
+command          all of them in the paper's order, and `lora-limits theorems`
+printing         a row as lines for a terminal, or as JSON
 """

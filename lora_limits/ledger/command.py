@@ -5,10 +5,18 @@ spot.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import jax
 
-from lora_limits.ledger import approximation, corrections, definitions, exactness, limits
+from lora_limits.ledger import (
+    approximation,
+    corrections,
+    definitions,
+    exactness,
+    limits,
+    printing,
+)
 from lora_limits.ledger.row import VERDICTS, Evidence, Row
 
 __all__ = ["LEDGER", "VERDICTS", "Evidence", "Row", "examine", "theorems_command"]
@@ -32,24 +40,37 @@ def examine(row: Row) -> Evidence:
         return row.check()
 
 
-def theorems_command() -> int:
-    """Prints the ledger, each row as soon as its section is measured; 1 if any row's check fails,
-    else 0.
+def theorems_command(words: Sequence[str] = (), as_json: bool = False) -> int:
+    """Prints the ledger, a row as soon as it is measured: for people, or as lines of JSON.
 
-    A check that raises counts as failed and shows its error. Takes 10 to 40 seconds, most of it
+    words: only the rows whose number or statement contains them, as one phrase, in any case.
+    Returns 0; 1 if any row's check fails (one that raises fails, and shows its error); 2, after one
+    line on stderr, if no row contains the words. All rows take 10 to 40 seconds, most of it
     compilation.
     """
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    failed = 0
-    for title, rows in SECTIONS.items():
-        found = [_outcome(row) for row in rows]
-        failed += sum(not evidence.holds for evidence in found)
-        console.print(_table(title, rows, found))
-    counts = ", ".join(f"{sum(row.verdict == v for row in LEDGER)} {v}" for v in VERDICTS)
-    console.print(f"{len(LEDGER)} statements: {counts}. {failed} checks failed.", highlight=False)
+    phrase = " ".join(words)
+    chosen = {title: _containing(phrase, rows) for title, rows in SECTIONS.items()}
+    rows = [row for section in chosen.values() for row in section]
+    if not rows:
+        print(
+            f"error: filter: got {phrase!r}, expected words of a row's number or statement",
+            file=sys.stderr,
+        )
+        return 2
+    if as_json:
+        failed = sum(_tell_json(row) for row in rows)
+    else:
+        printing.say(printing.wrapped(_opening(rows), 0))
+        failed = sum(_tell_section(title, section) for title, section in chosen.items() if section)
+        printing.say(printing.wrapped(_summary(rows, failed), 0))
     return 1 if failed else 0
+
+
+def _containing(phrase: str, rows: tuple[Row, ...]) -> list[Row]:
+    sought = phrase.casefold()
+    return [
+        row for row in rows if sought in row.number.casefold() or sought in row.statement.casefold()
+    ]
 
 
 def _outcome(row: Row) -> Evidence:
@@ -59,31 +80,32 @@ def _outcome(row: Row) -> Evidence:
         return Evidence(f"{type(error).__name__}: {error}", False)
 
 
-def _table(title: str, rows: tuple[Row, ...], found: list[Evidence]):
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def _tell_json(row: Row) -> bool:
+    """Prints a row as a line of JSON; whether it failed."""
+    evidence = _outcome(row)
+    printing.say([printing.json_line(row, evidence)])
+    return not evidence.holds
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, ratio in (
-        ("number", 3),
-        ("statement", 6),
-        ("verdict", 3),
-        ("measured", 6),
-        ("test", 6),
-        ("figure", 2),
-    ):
-        table.add_column(name, ratio=ratio, overflow="fold")
-    for row, evidence in zip(rows, found, strict=True):
-        measured = Text(evidence.measured if evidence.holds else f"FAILS: {evidence.measured}")
-        measured.stylize("" if evidence.holds else "bold red")
-        cells = (
-            row.number,
-            row.statement,
-            row.verdict,
-            measured,
-            row.test.removeprefix("tests/"),
-            row.figure,
-        )
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
-    return table
+
+def _tell_section(title: str, rows: list[Row]) -> int:
+    """Prints a section, the statement of a row before its check runs; the number that failed."""
+    failed = 0
+    printing.say(printing.title_lines(title))
+    for row in rows:
+        printing.say(printing.statement_lines(row))
+        evidence = _outcome(row)
+        printing.say(printing.evidence_lines(row, evidence))
+        failed += not evidence.holds
+    return failed
+
+
+def _opening(rows: list[Row]) -> str:
+    whole = f"; all {len(LEDGER)} take 10 to 40 seconds" if len(rows) > 5 else ""
+    return f"{len(rows)} of {len(LEDGER)} statements, measured now in float64{whole}."
+
+
+def _summary(rows: list[Row], failed: int) -> str:
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    many, bad = ("" if count == 1 else "s" for count in (len(rows), failed))
+    return f"{len(rows)} statement{many}: {told}. {failed} check{bad} failed."

@@ -1,0 +1,174 @@
+"""Lines of the results table: the boundary, what a guarantee costs, hardness, real heads."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from paper_figures.gallery.saying import Line, Rows, listed, plain, points, span
+
+RIGHT = 0.1  # a gradient is of use whose largest error is a tenth of its largest entry
+
+
+def boundary(rows: Rows) -> list[Line]:
+    """Speed-up by Gamma at the longest sequence measured, at either width."""
+    lines = []
+    for kind in ("fixed", "growing"):
+        found = points(rows, kind="measured", slice=kind)
+        longest = max(p["length"] for p in found)
+        mine = sorted((p for p in found if p["length"] == longest), key=lambda p: p["gamma"])
+        told = [f"{plain(p['speed_up'])} at {p['gamma']:g}" for p in mine if p["speed_up"]]
+        beyond = [p for p in mine if p["features"] and p["features"] > longest]
+        if beyond:
+            first = beyond[0]
+            told.append(f"k* = {first['features']} exceeds L at {first['gamma']:g}")
+        what = f"speed-up at relative error 1/L, d = {mine[0]['width']}, L = {longest}, by Gamma"
+        lines.append((what, listed(told)))
+    return lines
+
+
+def counted(rows: Rows) -> list[Line]:
+    """log k* / log L far beyond what runs."""
+    found = points(rows, kind="counted", slice="growing", log2_length=64)
+    told = [f"{plain(p['exponent'])} at {p['ratio']:g}" for p in found]
+    return [("log k* / log L counted at d = log2 L, L = 2^64, by Gamma / sqrt(ln L)", listed(told))]
+
+
+def degrees_paid(rows: Rows) -> list[Line]:
+    """Degrees of the certificate over the smallest that suffices."""
+    tried = [p for p in points(rows, kind="measured") if "certified_degree" in p and p["degree"]]
+    paid = Counter(
+        p["certified_degree"] - p["degree"] if p["certified_degree"] else None for p in tried
+    )
+    told = [f"{n} more in {paid[n]} cells" for n in sorted(n for n in paid if n is not None)]
+    if paid[None]:
+        told.append(f"not reached by those run in {paid[None]}")
+    length = tried[0]["length"]
+    return [
+        (f"degrees that the certificate asks for beyond the smallest, L = {length}", listed(told))
+    ]
+
+
+def certificates(rows: Rows) -> list[Line]:
+    """Bound over error by adapter and series, where the gradient is of use; violations."""
+    lines = []
+    for series in ("taylor", "chebyshev", "fitted"):
+        ratios = _ratios(rows, series)
+        told = [f"{plain(np.median(ratios[name]))} {name}" for name in sorted(ratios)]
+        what = (
+            f"certified bound over true error, {series.capitalize()} series, medians over degrees "
+        )
+        lines.append((f"{what}2, 4, 6 where the gradient is right to 10 %", listed(told)))
+    violations, checked = (
+        sum(row["metrics"][n] for row in rows) for n in ("violations", "checked")
+    )
+    kinds = len({row["point"]["kind"] for row in rows})
+    told = f"{violations} of {checked:,}, over {kinds} families of inputs"
+    return [*lines, ("certified bounds below the true error", told)]
+
+
+def _ratios(rows: Rows, series: str) -> dict[str, list[float]]:
+    """{adapter array: bound / error}, the two arrays of queries and of keys pooled."""
+    out: dict[str, list[float]] = {}
+    for p in points(rows, series=series):
+        worst = np.max(list(p["errors"].values()), axis=0)
+        for name, errors in p["errors"].items():
+            adapter, half = name.split(".")
+            label = f"{adapter} {half.upper()}" if adapter == "value" else adapter
+            for i, j in np.argwhere(worst <= RIGHT):
+                error, bound = errors[i][j], p["bounds"][name][i][j]
+                # an error within the rounding of what it is measured by tells nothing
+                if (
+                    p["degrees"][j] in (2, 4, 6)
+                    and error > p["guards"][name][i]
+                    and np.isfinite(bound)
+                ):
+                    out.setdefault(label, []).append(bound / error)
+    return out
+
+
+def real_heads(rows: Rows) -> list[Line]:
+    """Norms of real heads, and the features that polynomials need there."""
+    found = points(rows)
+    ratios = [p["gamma_ratio"] for p in found]
+    above = sum(ratio > 1 for ratio in ratios)
+    layers = sorted({p["layer"] for p in found})
+    cut = [
+        plain(
+            np.median([p["score_std"] / p["score_std_centred"] for p in found if p["layer"] == n])
+        )
+        for n in layers
+    ]
+    needed = sorted(p["needed"]["0.1"]["features"] or np.inf for p in found)
+    reached = [k for k in needed if np.isfinite(k)]
+    told = f"{plain(reached[0], 5)} for the tamest, {plain(float(np.median(needed)))} the median, "
+    told += f"out of reach for {len(needed) - len(reached)}"
+    return [
+        (
+            f"{len(found)} real heads, L = 512: Gamma / sqrt(ln L)",
+            f"{span(ratios)}, {above} above 1",
+        ),
+        (
+            f"centring divides their scores' spread by (layers {listed([str(n) for n in layers])})",
+            listed(cut),
+        ),
+        ("features of a polynomial that they need at 10 % error", told),
+    ]
+
+
+def hardness(rows: Rows) -> list[Line]:
+    """Where the exact oracle decides right, and what the quadratures miss."""
+    exact = points(rows, panel="decision", family="exact")
+    sizes = listed([str(n) for n in sorted({p["n"] for p in exact})])
+    least = {}
+    for kind in ("random", "clustered"):
+        wrong = [p["strength"] for p in exact if p[f"right_{kind}"] < 1]
+        least[kind] = min(p["strength"] for p in exact if p["strength"] > max(wrong))
+    count = sum(p["decisions"] for p in exact)
+    told = (
+        f"right on every random instance from {least['random']:g} of the Gamma it needs on, on the "
+    )
+    told += f"worst case from {least['clustered']:g} (n = {sizes}; {count} decisions)"
+    quadrature = points(rows, panel="quadrature")
+    rules = [
+        f"{label} {span([p[name] for p in quadrature], 1)}"
+        for name, label in (
+            ("left_riemann", "left Riemann"),
+            ("gauss_24", "Gauss-Legendre, 24 nodes"),
+        )
+    ]
+    return [
+        ("the reduction with the exact oracle", told),
+        ("error of the path integral, 1/16 allowed", listed(rules)),
+    ]
+
+
+def norms(rows: Rows) -> list[Line]:
+    """What rank does to Gamma under both conventions of the scale, at the largest entries."""
+    adapter = points(rows, kind="adapter")
+    size = max(p["size"] for p in adapter)
+    lines = []
+    for convention in ("alpha/r", "alpha/sqrt(r)"):
+        mine = {
+            p["rank"]: p["gamma"]
+            for p in adapter
+            if p["size"] == size and p["convention"] == convention
+        }
+        told = [f"{plain(gamma)} at r = {rank}" for rank, gamma in sorted(mine.items())]
+        lines.append(
+            (f"Gamma with adapter entries of size {size:g}, scale {convention}", listed(told))
+        )
+    return lines
+
+
+def chain(rows: Rows) -> list[Line]:
+    """Bounds of the lemmas over what they bound, for polynomials."""
+    ratios: dict[str, list[float]] = {"terms": [], "gradients": []}
+    for p in points(rows):
+        if p["factor"] != "svd":
+            for name, (error, bound, _) in p["terms"].items():
+                if error > 0:
+                    ratios["gradients" if "." in name else "terms"].append(bound / error)
+    told = [f"{span(values)} times the error of {name}" for name, values in ratios.items()]
+    return [("bounds of Lemmas 3.3 to 3.7 as corrected, polynomial factors", listed(told))]

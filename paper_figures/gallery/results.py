@@ -1,0 +1,53 @@
+"""The long table of results: every line computed from the kept rows of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from paper_figures.__main__ import STORED, load
+from paper_figures.drawing.tables import markdown
+from paper_figures.gallery import limits, speed, training
+from paper_figures.gallery.saying import Line, Rows
+
+# (config, what to say of its rows), in the order of the table
+LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
+    ("scaling", speed.adapters),
+    ("scaling", speed.exponents),
+    ("peers", speed.grid),
+    ("peers", speed.long),
+    ("peers", speed.rivals),
+    ("accelerator", speed.accelerator),
+    ("accelerator", speed.overtaken),
+    ("certificates", limits.certificates),
+    ("phase_boundary", limits.boundary),
+    ("phase_boundary", limits.degrees_paid),
+    ("phase_boundary", limits.counted),
+    ("rates", speed.rates),
+    ("norm_rank", limits.norms),
+    ("chain_errors", limits.chain),
+    ("hardness", limits.hardness),
+    ("real_heads", limits.real_heads),
+    ("factors", training.sparse),
+    ("factors", training.sparse_speed),
+    ("factors", training.failures),
+    ("diagnose", training.diagnosis),
+    ("finetune", training.long_steps),
+    ("finetune", training.short_runs),
+    ("batch_and_rank", training.noise),
+    ("sensitivity", training.tasks),
+    ("crossing", training.crossing),
+    ("outlier_free", training.outliers),
+)
+
+
+def table() -> str:
+    """The table in Markdown. Raises ValueError where rows of a config are missing."""
+    lines = []
+    for config, say in LINES:
+        rows = load(STORED, config)
+        if rows is None:
+            raise ValueError(
+                f"rows of {config}: got none in {STORED.name}/, expected those kept there"
+            )
+        lines += [[what, measured, f"`{config}`"] for what, measured in say(rows)]
+    return markdown(("what", "measured", "rows"), lines)

@@ -1,0 +1,109 @@
+"""paper_figures/README.md against the rows: written again it is the same, and other rows change it."""
+
+import copy
+import math
+
+import pytest
+
+from paper_figures.__main__ import STORED, available, load
+from paper_figures.gallery import limits, notes, page, results, saying, speed
+from paper_figures.gallery.__main__ import main
+from tests.support import ROOT
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def text():
+    return page.text()
+
+
+def test_the_gallery_is_what_the_rows_say(text):
+    """Make it again: make gallery."""
+    assert page.PATH.read_text(encoding="utf-8") == text
+
+
+def test_every_figure_and_every_config_is_there(text):
+    for name in available():
+        assert text.count(f"]({name}.png)") == 1
+        assert (ROOT / "paper_figures" / f"{name}.png").is_file()
+        assert (ROOT / "paper_figures" / f"{name}.pdf").is_file()
+    for name in CONFIGS:
+        assert f"\n| `{name}` | {notes.note(name).minutes['smoke']:g} |" in text
+    assert {config for config, _ in results.LINES} == {*CONFIGS, "diagnose"}
+
+
+def test_links_lead_to_files(text):
+    for link in text.split("](")[1:]:
+        assert (ROOT / "paper_figures" / link.split(")")[0]).is_file(), link[:60]
+
+
+def test_tables_have_as_many_cells_everywhere():
+    lines = results.table().splitlines()
+    assert len(lines) > 40
+    assert {line.count("|") for line in lines} == {4}
+    assert not any("nan" in line or "inf" in line for line in lines)
+
+
+def test_a_number_follows_its_row():
+    rows = load(STORED, "scaling")
+    what, told = speed.adapters(rows)[0]
+    assert "L = 16384" in what
+    slower = copy.deepcopy(rows)
+    for row in slower:
+        for method in row["metrics"]["methods"].values():
+            method["seconds"] *= 2 if method.get("operations", 0) > 1e9 else 1
+    assert speed.adapters(slower)[0][1] != told
+    violated = copy.deepcopy(load(STORED, "certificates"))
+    violated[0]["metrics"]["violations"] = 3
+    assert limits.certificates(violated)[-1][1].startswith("3 of ")
+
+
+def test_missing_rows_are_named_not_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(results, "load", lambda results, config: None)
+    assert main([]) == 2
+    printed, said = capsys.readouterr()
+    assert (printed, said.count("\n")) == ("", 1)
+    assert "rows of scaling: got none" in said
+
+
+def test_minutes_come_from_the_configs(capsys):
+    assert main(["--minutes", "scaling", "real_heads"]) == 0
+    scaling, heads = (notes.note(name).minutes["default"] for name in ("scaling", "real_heads"))
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"about {scaling + heads:g} minutes")
+    assert f"scaling {scaling:g}, real_heads {heads:g}" in printed
+    assert main(["--minutes", "scalling"]) == 2
+    assert "got 'scalling', expected one of accelerator, " in capsys.readouterr().err
+
+
+def test_what_was_given_beside_the_config_is_told():
+    told = notes.manifest("factors")
+    assert "most = 4" in notes.otherwise(told)
+    told["config"] |= notes.note("factors").fields["full"]
+    assert notes.otherwise(told) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0.0, "0"), (0.1146, "0.11"), (56.4, "56"), (12904, "13,000"), (2.5e-5, "2.5e-5"), (1, "1.0")],
+)
+def test_numbers_have_two_digits(value, told):
+    assert saying.plain(value) == told
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "told"),
+    [(0.913, 0.052, "0.91 ± 0.05"), (56.2, 16.1, "56 ± 16"), (0.0063, 0.0098, "0.006 ± 0.010")],
+)
+def test_a_spread_has_the_digits_that_mean_something(mean, half, told):
+    assert saying.spread(mean, half) == told
+
+
+def test_a_ratio_of_times_carries_both_spreads():
+    slow = {"seconds": 10.0, "spread": 2.0, "repeats": 7}
+    fast = {"seconds": 1.0, "spread": 0.4, "repeats": 7}
+    half = 10 * (0.2 + 0.4) / 2
+    assert saying.times(slow, fast) == f"10 ± {half:.0f} times"
+    assert saying.times(slow | {"repeats": 1}, fast) == "10 times (one timed round)"
+    assert math.isclose(half, 3.0)
