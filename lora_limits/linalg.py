@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+# A problem may hold arrays of NumPy where nothing is traced yet.
+AnyArray = jax.Array | np.ndarray
 # Scores and moments feed an error claim, so no matrix product here may drop to TF32 or bfloat16.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
-def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+def dot(a: AnyArray, b: AnyArray) -> jax.Array:
     """Matrix product at the full precision of its inputs."""
     return jnp.matmul(a, b, precision=PRECISION)
 
@@ -33,12 +36,14 @@ def row_norms(x: Float[Array, "n d"]) -> Float[Array, " n"]:
     return jnp.sqrt((x**2).sum(1))
 
 
-def frobenius(x: Float[Array, ...]) -> Float[Array, ""]:
+def frobenius(x: Float[AnyArray, ...]) -> Float[Array, ""]:
     """The Frobenius norm of an array of any shape."""
     return jnp.sqrt((x**2).sum())
 
 
-def columns_of(matrix: Float[Array, "d_in d"], x: Float[Array, "n d_in"]) -> Float[Array, "d n"]:
+def columns_of(
+    matrix: Float[AnyArray, "d_in d"], x: Float[AnyArray, "n d_in"]
+) -> Float[Array, "d n"]:
     """(x matrix)^T, with no copy of x turned round."""
     return jax.lax.dot_general(matrix, x, (((0,), (1,)), ((), ())), precision=PRECISION)
 

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from lora_limits.checks import fail
-from lora_limits.linalg import columns_of, dot
+from lora_limits.linalg import AnyArray, columns_of, dot
 
 NAMES = ("query", "key", "value")
 
@@ -214,7 +214,7 @@ def scalars(problem: LoRAProblem) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(problem.scale, problem.dtype), jnp.asarray(problem.beta, problem.dtype)
 
 
-def project(problem: LoRAProblem, name: str, x: Float[Array, "n d_in"]) -> Float[Array, "n d"]:
+def project(problem: LoRAProblem, name: str, x: Float[AnyArray, "n d_in"]) -> Float[Array, "n d"]:
     """x (W* + scale B A) for the projection `name`, never forming B A. O(n d_in (d + r))."""
     y = dot(x, getattr(problem.weights, name))
     if name in problem.adapters:
@@ -224,7 +224,7 @@ def project(problem: LoRAProblem, name: str, x: Float[Array, "n d_in"]) -> Float
 
 
 def project_columns(
-    problem: LoRAProblem, name: str, x: Float[Array, "n d_in"]
+    problem: LoRAProblem, name: str, x: Float[AnyArray, "n d_in"]
 ) -> Float[Array, "d n"]:
     """`project`, tokens last."""
     y = columns_of(getattr(problem.weights, name), x)
@@ -235,7 +235,7 @@ def project_columns(
 
 
 def project_back(
-    problem: LoRAProblem, name: str, rows: Float[Array, "n d"]
+    problem: LoRAProblem, name: str, rows: Float[AnyArray, "n d"]
 ) -> Float[Array, "n d_in"]:
     """rows (W* + scale B A)^T: from the space of the projection to that of its inputs."""
     y = dot(rows, getattr(problem.weights, name).T)
@@ -249,17 +249,17 @@ def projections(
     problem: LoRAProblem,
 ) -> tuple[Float[Array, "lq d"], Float[Array, "lk d"], Float[Array, "lk dv"]]:
     """Q, K, V with the adapters in."""
-    q, k, v = (project(problem, name, jnp.asarray(x)) for name, x in inputs(problem).items())
+    q, k, v = (project(problem, name, x) for name, x in inputs(problem).items())
     return q, k, v
 
 
-def pull_back(problem: LoRAProblem, name: str, rows: Float[Array, "n d"]) -> Adapter:
+def pull_back(problem: LoRAProblem, name: str, rows: Float[AnyArray, "n d"]) -> Adapter:
     """Gradient of an adapter from that of its projection, dH = dl/d(X W).
 
     dA = s (X B)^T dH,  dB = s X^T (dH A^T): the (d_in, d) matrix dl/dW is never formed.
     O(n r (d_in + d)).
     """
-    x = jnp.asarray(inputs(problem)[name])
+    x = inputs(problem)[name]
     adapter = problem.adapters[name]
     scale = scalars(problem)[0]
     return Adapter(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from lora_limits.checks import fail
+from lora_limits.instruments.compiling import quick_jit
 from lora_limits.linalg import dot
 from lora_limits.problem import NAMES, Adapter, AttentionWeights, LoRAProblem
 
@@ -27,25 +30,42 @@ def random_problem(
     gamma: float | jax.Array,
     adapt: Sequence[str] = ("query", "value"),
 ) -> LoRAProblem:
-    """Self-attention whose two score factors fill the box of Theorem 3.1: max |Q| = max |K| = gamma
-    exactly.
+    """Self-attention whose score factors fill the box of Theorem 3.1: max |Q| = max |K| = gamma.
 
     beta = 1/width, so R <= gamma^2. Tokens are uniform on [-1, 1]^width; the adapted query and key
     projections are gamma times signed permutations (so that entries reach gamma whatever the
     width), the value projection is gaussian, the target has unit variance. scale = 1; adapters are
-    small and random on both sides. Default float dtype. Raises ValueError for sizes below 1, gamma
-    < 0, rank > width, or an unknown adapter.
+    small and random on both sides. Default float dtype.
+    Raises ValueError for sizes below 1, gamma < 0, rank > width, or an unknown adapter.
     """
     for name, value in (("length", length), ("width", width), ("rank", rank)):
         if value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
+            fail(name, value, "at least 1")
     if rank > width:
-        raise ValueError(f"rank: got {rank}, expected at most the width {width}")
+        fail("rank", rank, f"at most the width {width}")
     if not isinstance(gamma, Tracer) and not gamma >= 0:
-        raise ValueError(f"gamma: got {gamma}, expected a number of at least 0")
+        fail("gamma", gamma, "a number of at least 0")
     unknown = sorted(set(adapt) - set(NAMES))
     if unknown or not adapt:
-        raise ValueError(f"adapt: got {unknown or 'none'}, expected names among {list(NAMES)}")
+        fail("adapt", unknown or "none", f"names among {list(NAMES)}")
+    traced = isinstance(key, Tracer) or isinstance(gamma, Tracer)
+    draw = _draw if traced else _program()
+    x, target, weights, adapters = draw(
+        key, gamma, length=length, width=width, rank=rank, adapt=tuple(adapt)
+    )
+    return LoRAProblem(
+        x, x, x, target, weights=weights, adapters=adapters, scale=1.0, beta=1.0 / width
+    )
+
+
+@functools.cache
+def _program():
+    """`_draw` as one program, compiled quickly: well compiled it is the wait before a first look."""
+    return quick_jit(_draw, static_argnames=("length", "width", "rank", "adapt"))
+
+
+def _draw(key, gamma, *, length: int, width: int, rank: int, adapt: tuple[str, ...]):
+    """(inputs, target, weights, adapters)."""
     dtype = jnp.zeros(()).dtype
     keys = jax.random.split(key, 6)
     x = jax.random.uniform(keys[0], (length, width), dtype, -1, 1)
@@ -66,13 +86,4 @@ def random_problem(
             w = w - dot(b, a) if name != "value" else w
         weights[name] = w
     target = jax.random.normal(keys[4], (length, width), dtype)
-    return LoRAProblem(
-        x,
-        x,
-        x,
-        target,
-        weights=AttentionWeights(**weights),
-        adapters=adapters,
-        scale=1.0,
-        beta=1.0 / width,
-    )
+    return x, target, AttentionWeights(**weights), adapters

@@ -13,6 +13,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+from tests.support import shapes
+
+shapes.install()  # before any module of the library is imported
+
 from lora_limits.instruments.compiling import QUICK
 
 # Compiling is most of what the tests do: compile fast rather than well, and each program in one

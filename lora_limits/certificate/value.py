@@ -56,7 +56,7 @@ class _Moved(NamedTuple):
     whole: Float[Array, "1 n"]  # both parts
 
 
-def zero(problem: LoRAProblem) -> dict[str, NamedTuple]:
+def zero(problem: LoRAProblem) -> dict[str, SumsA | SumsB]:
     """The empty sums of both arrays."""
     r, dv = problem.adapters["value"].a.shape
 
@@ -64,17 +64,24 @@ def zero(problem: LoRAProblem) -> dict[str, NamedTuple]:
         return jnp.zeros(shape, problem.dtype)
 
     return {
-        "a": SumsA(nothing(dv), nothing(dv), nothing(r), nothing(r), nothing(), nothing(r, dv)),
+        "a": SumsA(
+            mean=nothing(dv),
+            mean_squares=nothing(dv),
+            residual=nothing(r),
+            residual_squares=nothing(r),
+            both=nothing(),
+            own=nothing(r, dv),
+        ),
         "b": SumsB(
-            nothing(r),
-            nothing(r),
-            nothing(),
-            nothing(),
-            nothing(),
-            nothing(),
-            nothing(r),
-            nothing(r),
-            nothing(r),
+            mean=nothing(r),
+            mean_squares=nothing(r),
+            residual=nothing(),
+            residual_squares=nothing(),
+            both=nothing(),
+            both_squares=nothing(),
+            product_squares=nothing(r),
+            centred_squares=nothing(r),
+            own=nothing(r),
         ),
     }
 
