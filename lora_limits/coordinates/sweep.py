@@ -35,8 +35,6 @@ def sweep(
     return jax.lax.scan(step, start, jnp.arange(blocks, dtype=jnp.int32))[0]
 
 
-def rows(
-    x: Float[Array, "tokens width"], first: Int[Array, ""], block: int
-) -> Float[Array, "n width"]:
+def rows(x: Float[Array, "tokens ..."], first: Int[Array, ""], block: int) -> Float[Array, "n ..."]:
     """Tokens first .. first + block of x."""
     return jax.lax.dynamic_slice_in_dim(x, first, min(block, x.shape[0]))

@@ -285,7 +285,9 @@ def test_no_array_of_rows_by_keys():
 
     def run(p):
         frame = frames.of_problem(p)
-        return intervals.error_estimate(p, frame, TAYLOR, rows=64, key=jax.random.key(0))
+        return intervals.error_estimate(
+            p, frame, jnp.asarray(TAYLOR), rows=64, key=jax.random.key(0)
+        )
 
     assert max(sizes(jax.make_jaxpr(run)(p).jaxpr)) <= 64 * 512
 
@@ -293,7 +295,9 @@ def test_no_array_of_rows_by_keys():
 @pytest.mark.parametrize("rows", [1, 0, -3, 2.0, True, "4", None])
 def test_rows_that_are_no_count_are_refused(rows):
     with pytest.raises(ValueError, match=f"rows: got {rows!r}, expected an integer of at least 2"):
-        intervals.error_estimate(problems.make(0), None, TAYLOR, rows=rows, key=jax.random.key(0))
+        intervals.error_estimate(
+            problems.make(0), None, jnp.asarray(TAYLOR), rows=rows, key=jax.random.key(0)
+        )
 
 
 @pytest.mark.parametrize("level", [0, 1.0, 95])
@@ -302,7 +306,7 @@ def test_levels_that_are_no_probability_are_refused(level):
         ValueError, match=f"level: got {level!r}, expected a number between 0 and 1"
     ):
         intervals.error_estimate(
-            problems.make(0), None, TAYLOR, rows=8, key=jax.random.key(0), level=level
+            problems.make(0), None, jnp.asarray(TAYLOR), rows=8, key=jax.random.key(0), level=level
         )
 
 

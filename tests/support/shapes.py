@@ -4,6 +4,7 @@ JAX rebuilds NamedTuples around anything (tracers of other shapes, axes, None), 
 our business: a constructor is checked when a line of the library calls it.
 """
 
+import re
 import sys
 import typing
 
@@ -11,11 +12,12 @@ from beartype import beartype
 from jaxtyping import install_import_hook, jaxtyped
 
 PACKAGE = "lora_limits"
+SHAPED = re.compile(r"\b(Float|Int|Bool|Key|Shaped)\[")
 
 
 def install():
     """Checks every function and NamedTuple of the library's modules that are imported from here on."""
-    install_import_hook(PACKAGE, "beartype.beartype")
+    install_import_hook(PACKAGE, f"{__name__}.arrays_only")
     make_class = typing.NamedTupleMeta.__new__
 
     def make_checked_class(meta, name, bases, namespace):
@@ -25,6 +27,13 @@ def install():
         return cls
 
     typing.NamedTupleMeta.__new__ = make_checked_class
+
+
+def arrays_only(function):
+    """beartype on the annotations that name a shape; the rest is for the library's own refusals."""
+    hints = function.__annotations__
+    function.__annotations__ = {name: h for name, h in hints.items() if SHAPED.search(str(h))}
+    return beartype(function)
 
 
 def of_the_library(module):
@@ -52,4 +61,4 @@ def fitting(cls):
     exec(f"def {cls.__name__}({', '.join(cls._fields)}): pass", scope)
     function = scope[cls.__name__]
     function.__annotations__ = typing.get_type_hints(cls, include_extras=True)
-    return jaxtyped(function, typechecker=beartype)
+    return jaxtyped(function, typechecker=arrays_only)
