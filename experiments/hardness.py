@@ -10,7 +10,8 @@ chebyshev    exp replaced by its degree-g Chebyshev interpolant on the range of 
              binom(d + 1 + g, g), d + 1 being the rank of S
 columns      f projected on the span of k of its columns drawn uniformly: no factor built on those
              keys is nearer to f
-svd          f of rank k by its singular value decomposition: no factor of that width is nearer at all
+svd          f of rank k by its singular value decomposition: no factor of that
+             width is nearer at all
 
 The last three are dense stand-ins for f: they bound what a fast method of that k could answer. Rows
 are normalised after the replacement, and the gradient is that of Lemma 3.2 with the new f in place

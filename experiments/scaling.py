@@ -81,7 +81,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _exact(length: int) -> dict[str, ll.Exact]:
-    """From 2^15 on the best block no longer changes, and each exact run takes seconds: one is left."""
+    """From 2^15 on the best block no longer changes, and each run takes seconds: one is left."""
     return exact_methods(length, BLOCKS if length <= 16384 else (1024,), dense_up_to=4096)
 
 

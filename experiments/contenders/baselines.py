@@ -1,9 +1,9 @@
 """What one would use instead: exact attention in three layouts, FAVOR+ and Nystrom, each
 differentiated by jax.grad.
 
-An attention is a function (q, k, v, beta) -> softmax(beta q k^T) v, or what stands in for it: (Lq,
-d), (Lk, d),
-(Lk, d_value), scalar -> (Lq, d_value). Matrix products are at full precision, as in the library.
+An attention is a function (q, k, v, beta) -> softmax(beta q k^T) v, or what stands in for it:
+(Lq, d), (Lk, d), (Lk, d_value), scalar -> (Lq, d_value). Matrix products are at full precision, as
+in the library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from lora_limits.linalg import dot
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem, projections, scalars
 
 Attention = Callable[..., jax.Array]
-CUT = 1e-4  # singular values below it are dropped: of 1e-2 .. 1e-7 what served Nystrom best in float32
+# Singular values below it are dropped: of 1e-2 .. 1e-7 what served Nystrom best in float32.
+CUT = 1e-4
 
 
 def output(problem: LoRAProblem, attention: Attention) -> jax.Array:

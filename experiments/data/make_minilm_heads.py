@@ -73,7 +73,7 @@ def topic_tokens(directory: Path, windows: int = 1) -> np.ndarray:
     tokens = np.asarray(ids[: windows * TOKENS], np.uint16)
     if len(tokens) < windows * TOKENS:
         raise Failure(
-            f"--windows: got {windows}, expected at most {len(tokens) // TOKENS}: the text ends there"
+            f"--windows: got {windows}, expected at most {len(tokens) // TOKENS}, where the text ends"
         )
     if digest(tokens[:TOKENS]) != TOKENS_SHA256:
         version = ".".join(map(str, sys.version_info[:3]))
@@ -166,7 +166,7 @@ def make(tokens: np.ndarray, weights: dict[str, np.ndarray]) -> dict[str, np.nda
     """Every array of the file."""
     encoder = Encoder(weights)
     arrays = {"tokens": tokens, "layers": np.asarray(LAYERS, np.uint8)}
-    # the model sees one window at a time
+    # The model sees one window at a time.
     xs = [encoder.embed(part) for part in tokens.reshape(-1, TOKENS)]
     for layer in range(max(LAYERS) + 1):
         if layer in LAYERS:

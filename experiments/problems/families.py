@@ -97,7 +97,7 @@ def _stretch(q: np.ndarray, k: np.ndarray, reach: float) -> float:
         centre = scores @ weights / weights.sum()
         return float(factor * np.maximum(high - centre, centre - low).max())
 
-    # mu lies among the keys, so what is reached is between half the spread of a row and all of it
+    # mu lies among the keys, so what is reached is between half the spread of a row and all of it.
     least = reach / float((high - low).max())
     most = 2 * least
     for _ in range(60):

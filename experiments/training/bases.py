@@ -1,5 +1,5 @@
-"""What the training experiments start from and what they tell of a run: base models, pretrained once
-and given fresh adapters; methods by name; scores before and after.
+"""What the training experiments start from and tell of a run: base models, pretrained once and
+given fresh adapters; methods by name; scores before and after.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What norms and certificates say of each layer of a model as it is: its heads taken as LoRA problems
-on some held-out sequences.
+"""What norms and certificates say of each layer of a model as it is: its heads taken as LoRA
+problems on some held-out sequences.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Minutes per epoch of Table 1 beside those measured, and the width that heads need at 10 % error."""
+"""Minutes per epoch of Table 1 beside those measured, and the width heads need at 10 % error."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -212,10 +213,10 @@ def test_the_key_is_that_of_the_point_the_version_and_what_is_shared():
     assert len(keys | {base}) == 5
 
 
-def python(*argv, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, *argv], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
-    )
+def python(*argv, cwd=ROOT, env=None):
+    command = [sys.executable, *argv]
+    streams = {"capture_output": True, "text": True}
+    return subprocess.run(command, cwd=cwd, env=env, timeout=60, check=False, **streams)
 
 
 def program(*argv):
@@ -243,6 +244,19 @@ def test_jax_is_not_imported_needlessly(toy, argv, status):
         "-c", program(*argv) + "; assert 'jax' not in sys.modules; sys.exit(status)", cwd=Path.cwd()
     )
     assert done.returncode == status, done.stderr
+
+
+def test_no_experiment_computes_anything_when_it_is_imported():
+    """An array made then would have the precision of before X64 is set: there is no backend here to
+    make one on.
+    """
+    names = [p.stem for p in (ROOT / "experiments").glob("*.py") if not p.stem.startswith("__")]
+    assert len(names) > 10
+    code = "import " + ", ".join(f"experiments.{name}" for name in names)
+    nowhere = {**os.environ, "JAX_PLATFORMS": "none"}
+    done = python("-c", code, env=nowhere)
+    assert done.returncode == 0, done.stderr
+    assert python("-c", code + ", jax; jax.numpy.ones(1)", env=nowhere).returncode == 1
 
 
 def test_the_module_runs_as_a_program(tmp_path):
