@@ -56,12 +56,14 @@ def row_blocked(block: int) -> Attention:
     """
 
     def attend(q, k, v, beta):
+        # The backward pass makes the block's scores again rather than keep all L^2 of them.
         @jax.checkpoint
         def rows(x):
             return dot(jax.nn.softmax(dot(x, k.T), axis=-1), v)
 
         length = q.shape[0]
         size = min(block, q.shape[0])
+        # Padded queries are rows of zeros whose outputs are cut off again.
         padded = jnp.pad(beta * q, ((0, -length % size), (0, 0)))
         return jax.lax.map(rows, padded.reshape(-1, size, q.shape[1])).reshape(-1, v.shape[1])[
             :length
@@ -102,6 +104,7 @@ def nystrom(landmarks: int) -> Attention:
     """
 
     def attend(q, k, v, beta):
+        # A segment has one token at least.
         few = min(landmarks, q.shape[0], k.shape[0])
         q = beta * q
         q_few = segment_means(q, few)

@@ -66,6 +66,7 @@ def problem(
     b = {name: 0.5 * rng.normal(size=(width, rank)) for name in NAMES}
     target = rng.normal(size=(length, width))
     q, k = (x[name] @ (w[name] + scale * b[name] @ a[name]) for name in ("query", "key"))
+    # Both the frozen weight and A, so that the adapter keeps its share of the score.
     factor = _stretch(beta * q, k, reach)
     w["query"], a["query"] = factor * w["query"], factor * a["query"]
     return ll.LoRAProblem(

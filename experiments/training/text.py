@@ -88,6 +88,7 @@ class Vocabulary:
         counts = collections.Counter(
             word for text in texts for word in WORD.findall(text) if len(word) > 2
         )
+        # By the bytes that a word saves; ties by name, so that every run has the same vocabulary.
         ranked = sorted(counts, key=lambda word: (-counts[word] * len(word), word))
         self.words = {word: BYTES + n for n, word in enumerate(ranked[: size - BYTES])}
         self.size = size
