@@ -85,8 +85,10 @@ def keep(folder: Path) -> None:
     manifest = json.loads(next(iter(sorted(folder.glob("manifest*.json")))).read_text())
     name = manifest["experiment"]
     STORED.mkdir(exist_ok=True)
+    # One row a key, failures replaced: what the figures read, and no more.
     lines = [json.dumps(store.encode(row), allow_nan=False) + "\n" for row in store.read(folder)]
     (STORED / f"{name}.jsonl").write_text("".join(lines))
+    # Paths, and runs that went before, are of the machine and not of the result.
     told = {k: v for k, v in manifest.items() if k not in ("argv", "runs")}
     (STORED / f"{name}.manifest.json").write_text(json.dumps(told, indent=1) + "\n")
     print(STORED / f"{name}.jsonl")

@@ -68,6 +68,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
                 for j, degree in enumerate(point["degrees"]):
                     error = errors[i][j]
                     bound = bounds[i][j]
+                    # An error at the reference's rounding, or an infinite bound, gives no ratio.
                     clear = error > guards[i] and np.isfinite(bound)
                     right = worst[i, j] <= RIGHT
                     ratio = bound / error if error else np.inf

@@ -54,6 +54,7 @@ def _along(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
     for row in sorted(mine, key=lambda row: row["point"][name]):
         case = row["point"]["case"]
         value = row["point"][name]
+        # A run of another case may share the axis by chance.
         if value not in values or case not in ("plain", "alpha/sqrt(r)"):
             continue
         if case == "plain" or name == "rank":
@@ -88,6 +89,7 @@ def _number(value: float) -> str:
 
 def _controls(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """The runs at the largest rate."""
+    # Controls were tried where the norms grow fastest.
     own = centre(rows) | {"rate": max(row["point"]["rate"] for row in rows)}
     for case, (colour, marker, label) in CASES.items():
         for row in rows:
@@ -131,6 +133,7 @@ def _certificates(ax: Axes, rows: list[dict[str, Any]]) -> None:
         x = np.concatenate([layer["median score"] for layer in layers])
         for name, fill in (("bound", "full"), ("error", "none")):
             y = np.concatenate([layer[f"{name} {g}"] for layer in layers])
+            # Such a bound says nothing; a few of them would squeeze all others.
             y[y > BEYOND] = np.nan
             look: dict[str, Any] = {
                 "markersize": 2,

@@ -45,6 +45,7 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
             continue
         widths = [w["width"] for w in own[0]]
         errors = np.array([[w["error"] for w in head] for head in own], float)
+        # An error of NaN or beyond 30 is drawn at the top: useless is useless.
         errors = np.minimum(np.where(np.isfinite(errors), errors, np.inf), 30.0)
         failed = np.array([[w["failed"] for w in head] for head in own]).mean(0) > 0.5
         median = np.median(errors, 0)
@@ -75,6 +76,7 @@ def _by_length(ax: Axes, rows: list[dict[str, Any]], kinds: dict[tuple[int, int]
                 own.setdefault(r["point"]["length"], []).append(r["metrics"]["widths"][-1]["error"])
         middle = np.array([np.median(e) for e in own.values()])
         bars = [middle - [min(e) for e in own.values()], [max(e) for e in own.values()] - middle]
+        # Apart by a tenth, so that bars do not cover one another.
         x = np.array([*own]) * 1.1 ** (i - 1)
         ax.errorbar(
             x,

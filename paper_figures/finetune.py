@@ -106,6 +106,7 @@ def _metric(
         exact = [100 * m["final"]["accuracy"] for m in found.pop("exact")]
         for i, (method, metrics) in enumerate(found.items()):
             own = [100 * m["final"]["accuracy"] for m in metrics]
+            # Seed by seed: both start from the same base and see the same data.
             mean, half = interval([a - b for a, b in zip(own, exact, strict=True)])
             x = n + (i - (len(found) - 1) / 2) * 0.2
             if not np.isfinite([m["final"]["loss"] for m in metrics]).all():
@@ -180,6 +181,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     (long,) = [c for c in lengths if c[0] == "long"][:1]
     methods = sorted({r["point"]["method"] for r in rows if r["point"]["kind"] == "run"})
     approximate = [m for m in methods if m != "exact"]
+    # One colour a method in all panels; exact training is black.
     colours = {"exact": "black"} | {m: style.COLOURS[n] for n, m in enumerate(approximate)}
     fig, axes = style.figure(6.4)
     axes[0, 0].remove()
@@ -195,6 +197,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
             style.panel(ax, next(letters), TASKS[key[1]].replace("\n", " ") if row == 0 else "")
             if n == 0:
                 ax.set_ylabel(label)
+    # The long task once more by the clock: there approximate steps are the faster ones.
     found = runs(rows, *long)
     third = [fig.add_subplot(parts[2][n]) for n in range(3)]
     _losses(third[0], found, colours)

@@ -58,6 +58,7 @@ def _norms(ax: Axes, rows: list[dict[str, Any]]) -> None:
         colour, marker = LOOKS[row["attention"]]
         for i, norm in enumerate(NORMS):
             x = i + 0.22 * (names.index(row["model"]) - (len(names) - 1) / 2)
+            # The two attentions of a model side by side.
             x += 0.05 if row["attention"] == "softmax_1" else -0.05
             ax.plot(x, np.median(row[norm]), marker, color=colour, markersize=4)
     ax.set_yscale("log")
@@ -112,8 +113,7 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xticks(ticks, [str(k) for k in ticks])
     ax.minorticks_off()
     ax.set_xlabel("width $k$ (of 257 keys)")
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** 0.4)
+    style.headroom(ax, 0.4)
     ax.annotate(
         "10 %",
         (1.5 * ticks[0], TOLERANCE),
@@ -149,6 +149,7 @@ def _saved(ax: Axes, rows: list[dict[str, Any]]) -> None:
     }
     for row in part(rows, "step"):
         for name, (colour, marker, _) in looks.items():
+            # Before, on and after the bar of Table 1.
             at = names.index(row["model"]) + (-0.2 if name == "softmax_1" else 0)
             ax.errorbar(
                 at,

@@ -79,6 +79,8 @@ def _errors(ax: Axes, rows: Rows) -> None:
         ]
         if not points:
             continue
+        # Those of several degrees are joined; landmarks and random features are single choices of
+        # k.
         line = "-" if family in ("chain", "polynomial") else "None"
         ax.plot(
             *zip(*points, strict=True), linestyle=line, color=colour, marker=marker, markersize=4.5
@@ -139,6 +141,7 @@ def _times(ax: Axes, rows: Rows) -> None:
     style.powers_of_two(ax, [r["point"]["length"] for r in rows])
     ax.set_xlabel("tokens $L$")
     style.panel(ax, "b", f"time (ms), $k = {k}$")
+    # They can cross only where both were run.
     both = [n for n in lines["exact"][0] if n in lines["certified"][0]]
     pair = [[dict(zip(*lines[f], strict=True))[n] for n in both] for f in ("exact", "certified")]
     marks = {
@@ -200,6 +203,7 @@ def _grid(ax: Axes, rows: Rows) -> None:
         label="2, forward",
     )
     d = list(PUBLISHED)
+    # Published on another machine, as a ratio that machine made in one run.
     ratio = [exact / fast for exact, fast in PUBLISHED.values()]
     ax.plot(d, ratio, ":", color="black", marker="x", markersize=3.5, label="published, forward")
     ax.axhline(1, color=style.GREY, linewidth=0.6, zorder=0)
@@ -207,8 +211,7 @@ def _grid(ax: Axes, rows: Rows) -> None:
     ax.set_xticks(range(4, 13, 2))
     ax.set_xlabel("width $d$, $L = 10 \\cdot 2^d$")
     ax.legend(loc="upper left", handlelength=1.4, labelspacing=0.2, borderaxespad=0.1)
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** 0.35)
+    style.headroom(ax, 0.35)
     style.panel(ax, "c", "speed-up, MultiLayer")
 
 

@@ -95,6 +95,7 @@ def _against_length(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[
             linestyle="",
             markersize=2.8,
         )
+        # Hollow: no factor of any kind can be narrower.
         ranks = [math.log2(r["eps_rank"]) / r["power"] for r in runs]
         at = [r["power"] for r in runs]
         axis.plot(
@@ -145,6 +146,7 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[s
     limits = sorted({(row["kappa"] ** 2, 1 + row["limit"]) for row in rows})
     axis.plot(*zip(*limits, strict=True), color="black", linewidth=0.9, label="$L \\to \\infty$")
     known = np.geomspace(limits[0][0], math.exp(-math.e), 60)  # past e^-e the term falls again
+    # The known time exponent, which the counted ones are held against.
     curve = 1 + np.log(np.log(1 / known)) / np.log(1 / known)
     label = r"known: $1 + \log\log\frac{1}{\rho}\,/\log\frac{1}{\rho}$"
     axis.plot(known, curve, color="black", linestyle="--", linewidth=0.9, label=label)

@@ -165,7 +165,7 @@ def test_a_base_is_trained_once_and_its_adapters_are_fresh(tmp_path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == [next(tmp_path.iterdir()).name]
 
 
-# ----------------------------------------------------------------------------------------------------------- tasks
+# ------------------------------------------------------------------------------------------ tasks
 
 
 @pytest.mark.parametrize(
