@@ -221,7 +221,8 @@ def python(*argv, cwd=ROOT, env=None):
 
 def program(*argv):
     """The runner's main as a program that can be run from any folder."""
-    return f"import sys; sys.path.insert(0, {str(ROOT)!r}); from experiments.__main__ import main; status = main({argv!r})"
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    return f"{path}; from experiments.__main__ import main; status = main({argv!r})"
 
 
 SCALING = str(ROOT / "configs" / "scaling.toml")
@@ -268,9 +269,10 @@ def test_the_module_runs_as_a_program(tmp_path):
 def test_an_experiment_sets_the_precision_of_its_run(tmp_path):
     (tmp_path / "toys").mkdir()
     (tmp_path / "toys" / "wide.py").write_text(
+        "import jax.numpy as jnp\n"
         "from experiments.runner.config import Fields as Config\nVERSION, X64 = 1, True\n"
         "def points(config):\n    return [{}]\n"
-        "def measure(point, config):\n    import jax.numpy as jnp\n    return {'dtype': str(jnp.ones(1).dtype)}\n"
+        "def measure(point, config):\n    return {'dtype': str(jnp.ones(1).dtype)}\n"
     )
     note = NOTE.partition("lengths")[0].replace("tests.support.toy_experiment", "toys.wide")
     (tmp_path / "toy.toml").write_text(note)
