@@ -13,6 +13,7 @@ from tests.support import problems
         (4096, {}, ["exact 512", "exact 1024", "exact 2048"]),
         (1500, {"dense_up_to": 1500}, ["exact 512", "exact 1024", "exact dense"]),
         (1500, {"dense_up_to": 1499, "name": "tiled"}, ["tiled 512", "tiled 1024"]),
+        (1024, {}, ["exact 512", "exact 1024"]),
         (64, {}, ["exact 64"]),
         (64, {"otherwise": 512}, ["exact 512"]),
         (4096, {"blocks": (1024,)}, ["exact 1024"]),
