@@ -22,6 +22,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,6 @@ def topic_tokens(directory: Path, windows: int = 1) -> np.ndarray:
     """The first `windows` 512 token ids of the documentation topics, in alphabetical order, [CLS]
     first.
     """
-    from pydoc_data.topics import topics
-
     tokenizer = module("tokenizers").Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -12,6 +12,7 @@ import sysconfig
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from pydoc_data import topics as reference
 
 import numpy as np
 
@@ -36,9 +37,7 @@ def package(name: str) -> dict[str, str]:
 @functools.cache
 def topics() -> dict[str, str]:
     """The language reference that pydoc carries, {topic: text}."""
-    from pydoc_data.topics import topics as texts
-
-    return {name: text for name, text in sorted(texts.items()) if isinstance(text, str)}
+    return {name: text for name, text in sorted(reference.topics.items()) if isinstance(text, str)}
 
 
 @functools.cache
