@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import pkgutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import paper_figures
@@ -26,14 +26,22 @@ def available() -> list[str]:
     return sorted(m.name for m in modules if not m.ispkg and m.name != "__main__")
 
 
-def known(name: str) -> bool:
-    """Whether there is such a figure: one of `available`, or the module NAME when it has a dot."""
+def find(name: str) -> ModuleType | None:
+    """The module of a figure: one of `available`, or the module NAME when it has a dot; None where
+    there is none with CONFIG and draw.
+    """
     if "." not in name:
-        return name in available()
+        return importlib.import_module(f"paper_figures.{name}") if name in available() else None
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
     try:
-        return importlib.util.find_spec(name) is not None
-    except ImportError:  # of a package that it would lie in
-        return False
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # What the module itself fails to import is not for this function to hide.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        return None
+    return module if hasattr(module, "CONFIG") and hasattr(module, "draw") else None
 
 
 def load(results: Path, config: str) -> list[dict[str, Any]] | None:
@@ -54,9 +62,8 @@ def load(results: Path, config: str) -> list[dict[str, Any]] | None:
     return [row for row in rows if row["status"] == "ok"] or None
 
 
-def draw(name: str, results: Path, out: Path) -> str | None:
+def draw(name: str, module: Any, results: Path, out: Path) -> str | None:
     """Draws one figure; returns what is missing, or None."""
-    module = importlib.import_module(name if "." in name else f"paper_figures.{name}")
     rows = load(results, module.CONFIG)
     if rows is None:
         where = "" if results == STORED else f" --out {results / module.CONFIG}"
@@ -126,7 +133,8 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 2
         keep(args.keep)
-    unknown = sorted({name for name in args.names if not known(name)})
+    modules = {name: find(name) for name in args.names or available()}
+    unknown = sorted(name for name, module in modules.items() if module is None)
     if unknown:
         print(f"error: figures: got {unknown}, expected names among {available()}", file=sys.stderr)
         return 2
@@ -135,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
             f"error: --results: got {args.results}, expected a folder of results", file=sys.stderr
         )
         return 2
-    told = [draw(name, args.results, args.out) for name in args.names or available()]
+    told = [draw(name, module, args.results, args.out) for name, module in modules.items()]
     missing = [line for line in told if line is not None]
     for line in missing:
         print(line, file=sys.stderr if args.names else sys.stdout)

@@ -104,6 +104,7 @@ def test_an_experiment_in_a_package_of_ones_own_is_found_by_its_dotted_name(
     assert [row["metrics"]["grown"] for row in store.read("results/roots")] == [3.0, 6.0]
     assert draw(["mine.picture", "--results", "results", "--out", "drawn"]) == 0
     assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"picture.pdf", "picture.png"}
-    capsys.readouterr()
-    assert draw(["mine.nothing", "--results", "results"]) == 2
-    assert "['mine.nothing'], expected names among" in capsys.readouterr().err
+    for name in ("mine.nothing", "nothing.at.all", "..", "mine.roots"):
+        capsys.readouterr()
+        assert draw([name, "--results", "results"]) == 2
+        assert f"['{name}'], expected names among" in capsys.readouterr().err
