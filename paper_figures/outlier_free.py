@@ -151,22 +151,11 @@ def _saved(ax: Axes, rows: list[dict[str, Any]]) -> None:
         for name, (colour, marker, _) in looks.items():
             # Before, on and after the bar of Table 1.
             at = names.index(row["model"]) + (-0.2 if name == "softmax_1" else 0)
-            ax.errorbar(
-                at,
-                step_saving(row, name),
-                uncertainty(row, name),
-                fmt=marker,
-                color=colour,
-                elinewidth=0.7,
-            )
+            saved = step_saving(row, name), uncertainty(row, name)
+            ax.errorbar(at, *saved, fmt=marker, color=colour, elinewidth=0.7)
         at = names.index(row["model"]) + 0.2
-        ax.plot(
-            at,
-            approximate_saving(rows, row["model"], row["rank"]),
-            "D",
-            color=BLACK,
-            fillstyle="none",
-        )
+        saved = approximate_saving(rows, row["model"], row["rank"])
+        ax.plot(at, saved, "D", color=BLACK, fillstyle="none")
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.set_xticks(x, names)
     handles = [Line2D([], [], color=style.GREY, linewidth=5, label="Table 1")]
@@ -174,19 +163,9 @@ def _saved(ax: Axes, rows: list[dict[str, Any]]) -> None:
         Line2D([], [], color=c, marker=m, linestyle="none", label=label)
         for c, m, label in looks.values()
     ]
-    handles.append(
-        Line2D(
-            [],
-            [],
-            color=BLACK,
-            marker="D",
-            fillstyle="none",
-            linestyle="none",
-            label="a head at 10 % error",
-        )
-    )
-    ax.legend(
-        handles=handles, loc="upper left", handlelength=1.2, labelspacing=0.15, borderaxespad=0.1
-    )
+    hollow: dict[str, Any] = {"marker": "D", "fillstyle": "none", "linestyle": "none"}
+    handles.append(Line2D([], [], color=BLACK, label="a head at 10 % error", **hollow))
+    tight: dict[str, Any] = {"handlelength": 1.2, "labelspacing": 0.15, "borderaxespad": 0.1}
+    ax.legend(handles=handles, loc="upper left", **tight)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.7 * (high - low))

@@ -63,45 +63,11 @@ def _errors(ax: Axes, rows: Rows) -> None:
     exact = seconds_of(row["metrics"], row["metrics"]["best"]["gradient"]) or 1.0
     for family, runs in metrics["tried"].items():
         points = [(run["error"], exact / run["seconds"]) for run in runs]
-        ax.plot(
-            *zip(*points, strict=True),
-            "-",
-            color=LOOKS[family][0],
-            marker=".",
-            markersize=3,
-            linewidth=0.7,
-        )
+        look: dict[str, Any] = {"marker": ".", "markersize": 3, "linewidth": 0.7}
+        ax.plot(*zip(*points, strict=True), "-", color=LOOKS[family][0], **look)
     for family in ("favor", "nystrom", "chain", "polynomial"):
-        colour, marker = LOOKS[family]
-        names = names_of(metrics, family)
-        points = [
-            (metrics["methods"][n]["error"], metrics["speed_up"]["gradient"][n]) for n in names
-        ]
-        if not points:
-            continue
-        # Those of several degrees are joined; landmarks and random features are single choices of
-        # k.
-        line = "-" if family in ("chain", "polynomial") else "None"
-        ax.plot(
-            *zip(*points, strict=True), linestyle=line, color=colour, marker=marker, markersize=4.5
-        )
-        if family != "polynomial":
-            continue
-        for n, place in zip(names, points, strict=True):
-            label = f"$k = {metrics['methods'][n]['features']}$"
-            ax.annotate(
-                label, place, xytext=(0, 5), textcoords="offset points", fontsize=7, ha="center"
-            )
-        points = [
-            (metrics["methods"][n]["error"], metrics["speed_up"]["certified"][n]) for n in names
-        ]
-        ax.plot(
-            *zip(*points, strict=True),
-            "-",
-            color=LOOKS["certified"][0],
-            marker=marker,
-            markersize=4.5,
-        )
+        if names := names_of(metrics, family):
+            _family(ax, metrics, family, names)
     ax.axhline(1, color=style.GREY, linewidth=0.6, zorder=0)
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -109,6 +75,24 @@ def _errors(ax: Axes, rows: Rows) -> None:
     ax.set_xlabel("relative gradient error")
     power = np.log2(row["point"]["length"])
     style.panel(ax, "a", f"speed-up, $L = 2^{{{power:.0f}}}$")
+
+
+def _family(ax: Axes, metrics: dict[str, Any], family: str, names: list[str]) -> None:
+    """The methods of a family at equal k; of polynomials also k, and the speed with certificate."""
+    colour, marker = LOOKS[family]
+    errors = [metrics["methods"][n]["error"] for n in names]
+    speeds = [metrics["speed_up"]["gradient"][n] for n in names]
+    # Those of several degrees are joined; FAVOR+ and Nystrom are single choices of k.
+    line = "-" if family in ("chain", "polynomial") else "None"
+    ax.plot(errors, speeds, linestyle=line, color=colour, marker=marker, markersize=4.5)
+    if family != "polynomial":
+        return
+    above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+    for n, place in zip(names, zip(errors, speeds, strict=True), strict=True):
+        label = f"$k = {metrics['methods'][n]['features']}$"
+        ax.annotate(label, place, fontsize=7, **above)
+    speeds = [metrics["speed_up"]["certified"][n] for n in names]
+    ax.plot(errors, speeds, "-", color=LOOKS["certified"][0], marker=marker, markersize=4.5)
 
 
 def _times(ax: Axes, rows: Rows) -> None:
@@ -141,27 +125,20 @@ def _times(ax: Axes, rows: Rows) -> None:
     style.powers_of_two(ax, [r["point"]["length"] for r in rows])
     ax.set_xlabel("tokens $L$")
     style.panel(ax, "b", f"time (ms), $k = {k}$")
+    _crossovers(ax, lines, analytic_crossover(rows[0], ours))
+
+
+def _crossovers(ax: Axes, lines: dict[str, tuple[list[int], list[float]]], model: float) -> None:
+    """Level lines at the lengths from which the certified gradient is the faster one."""
     # They can cross only where both were run.
     both = [n for n in lines["exact"][0] if n in lines["certified"][0]]
     pair = [[dict(zip(*lines[f], strict=True))[n] for n in both] for f in ("exact", "certified")]
-    marks = {
-        "model": (analytic_crossover(rows[0], ours), ":"),
-        "measured": (crossover(both, *pair), "--"),
-    }
     handles = []
-    for label, (length, dash) in marks.items():
+    for label, length, dash in (("model", model, ":"), ("measured", crossover(both, *pair), "--")):
         if length is not None:
-            ax.axvline(length, color=style.COLOURS[5], linestyle=dash, linewidth=0.9, zorder=0)
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    color=style.COLOURS[5],
-                    linestyle=dash,
-                    linewidth=0.9,
-                    label=f"{label}: {length:.0f}",
-                )
-            )
+            look: dict[str, Any] = {"color": style.COLOURS[5], "linestyle": dash, "linewidth": 0.9}
+            ax.axvline(length, zorder=0, **look)
+            handles.append(Line2D([], [], label=f"{label}: {length:.0f}", **look))
     place: dict[str, Any] = {"loc": "lower right", "title": "crossover", "title_fontsize": 7}
     ax.legend(handles=handles, handlelength=1.4, labelspacing=0.2, borderaxespad=0.1, **place)
 
