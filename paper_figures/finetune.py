@@ -102,6 +102,7 @@ def _metric(
 
     A cross at the foot: runs whose loss is no number.
     """
+    foot = ax.get_xaxis_transform()
     for n, (case, task) in enumerate(cases):
         found = runs(rows, case, task)
         exact = [100 * m["final"]["accuracy"] for m in found.pop("exact")]
@@ -111,37 +112,13 @@ def _metric(
             mean, half = interval([a - b for a, b in zip(own, exact, strict=True)])
             x = n + (i - (len(found) - 1) / 2) * 0.2
             if not np.isfinite([m["final"]["loss"] for m in metrics]).all():
-                ax.plot(
-                    x,
-                    0.1,
-                    "x",
-                    color=colours[method],
-                    transform=ax.get_xaxis_transform(),
-                    markersize=4,
-                )
-                ax.text(
-                    x + 0.07, 0.1, "NaN", transform=ax.get_xaxis_transform(), va="center", size=6
-                )
+                ax.plot(x, 0.1, "x", color=colours[method], transform=foot, markersize=4)
+                ax.text(x + 0.07, 0.1, "NaN", transform=foot, va="center", size=6)
                 continue
-            ax.errorbar(
-                x,
-                mean,
-                half,
-                fmt="o",
-                color=colours[method],
-                markersize=2.5,
-                elinewidth=0.8,
-                capsize=1.5,
-            )
-        ax.text(
-            n,
-            0.98,
-            f"{np.mean(exact):.0f} %",
-            transform=ax.get_xaxis_transform(),
-            ha="center",
-            va="top",
-            size=6,
-        )
+            look: dict[str, Any] = {"fmt": "o", "markersize": 2.5, "elinewidth": 0.8}
+            ax.errorbar(x, mean, half, color=colours[method], capsize=1.5, **look)
+        told = f"{np.mean(exact):.0f} %"
+        ax.text(n, 0.98, told, transform=foot, ha="center", va="top", size=6)
     ax.axhline(0, color="black", linewidth=0.6)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.2 * (high - low), high + 0.2 * (high - low))
