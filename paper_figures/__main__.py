@@ -101,48 +101,40 @@ def keep(folder: Path) -> None:
     print(STORED / f"{name}.jsonl")
 
 
+def _read(argv: list[str] | None) -> argparse.Namespace:
+    """The command line. argparse itself ends it with status 2 for a flag there is not."""
+    parser = argparse.ArgumentParser(prog="python -m paper_figures", description=__doc__)
+    names = f"figures to draw: {', '.join(available())}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
+    results = "where the results lie (default: those kept here)"
+    parser.add_argument("--results", type=Path, default=STORED, help=results)
+    out = "where to write PDF and PNG (default: beside this file)"
+    parser.add_argument("--out", type=Path, default=HERE, help=out)
+    kept = "first keep the results in DIR here, in data/"
+    parser.add_argument("--keep", type=Path, metavar="DIR", help=kept)
+    return parser.parse_args(argv)
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 1 when results are missing for a figure that was named, 2 for bad
     arguments.
     """
-    parser = argparse.ArgumentParser(prog="python -m paper_figures", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"figures to draw: {', '.join(available())}"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=STORED,
-        help="where the results lie (default: those kept here)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=HERE,
-        help="where to write PDF and PNG (default: beside this file)",
-    )
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="first keep the results in DIR here, in data/"
-    )
-    args = parser.parse_args(argv)
+    args = _read(argv)
     if args.keep is not None:
         if not list(args.keep.glob("manifest*.json")):
-            print(
-                f"error: --keep: got {args.keep}, expected a folder that a sweep wrote",
-                file=sys.stderr,
-            )
-            return 2
+            return _refuse(f"--keep: got {args.keep}, expected a folder that a sweep wrote")
         keep(args.keep)
     modules = {name: find(name) for name in args.names or available()}
     unknown = sorted(name for name, module in modules.items() if module is None)
     if unknown:
-        print(f"error: figures: got {unknown}, expected names among {available()}", file=sys.stderr)
-        return 2
+        return _refuse(f"figures: got {unknown}, expected names among {available()}")
     if not args.results.is_dir():
-        print(
-            f"error: --results: got {args.results}, expected a folder of results", file=sys.stderr
-        )
-        return 2
+        return _refuse(f"--results: got {args.results}, expected a folder of results")
     told = [draw(name, module, args.results, args.out) for name, module in modules.items()]
     missing = [line for line in told if line is not None]
     for line in missing:

@@ -84,12 +84,8 @@ def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
             # Side by side, so that their bars do not cover one another.
             x = np.arange(len(every)) + 0.12 * (n - 1)
             dash = "-" if stage == "after" else ":"
-            look: dict[str, Any] = {
-                "color": colour,
-                "marker": marker,
-                "fillstyle": fill,
-                "linestyle": dash,
-            }
+            look: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill}
+            look["linestyle"] = dash
             bars = np.maximum([middle - stars.min(1), stars.max(1) - middle], 0)
             ax.errorbar(x, middle, bars, linewidth=0.8, elinewidth=0.6, **look)
     ax.set_yscale("log")

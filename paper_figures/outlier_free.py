@@ -17,6 +17,7 @@ from paper_figures.numbers.outlier_free import (
     PAPER,
     TOLERANCE,
     approximate_saving,
+    errors_by_width,
     models,
     part,
     step_saving,
@@ -90,21 +91,11 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """Over all models, heads and LoRA ranks; solid: softmax, dashed: softmax_1."""
     for family, (colour, marker) in FACTORS.items():
         for attention, dash in (("softmax", "-"), ("softmax_1", "--")):
-            found: dict[int, list[float]] = {}
-            for row in part(rows, "features"):
-                if row["attention"] == attention:
-                    for errors in row["errors"].values():
-                        for name, values in errors.items():
-                            if name.split()[0] == family:
-                                found.setdefault(int(name.split()[1]), []).extend(values)
+            found = errors_by_width(rows, family, attention)
             widths = sorted(found)
             face = colour if attention == "softmax" else "white"
-            look: dict[str, Any] = {
-                "color": colour,
-                "marker": marker,
-                "markerfacecolor": face,
-                "linestyle": dash,
-            }
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markerfacecolor": face}
+            look["linestyle"] = dash
             ax.plot(widths, [np.median(found[k]) for k in widths], **look)
     ax.axhline(TOLERANCE, color=BLACK, linewidth=0.7, linestyle=":")
     ax.set_xscale("log", base=2)
@@ -114,14 +105,8 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.minorticks_off()
     ax.set_xlabel("width $k$ (of 257 keys)")
     style.headroom(ax, 0.4)
-    ax.annotate(
-        "10 %",
-        (1.5 * ticks[0], TOLERANCE),
-        (0, -1),
-        textcoords="offset points",
-        fontsize=6,
-        va="top",
-    )
+    below: dict[str, Any] = {"textcoords": "offset points", "va": "top"}
+    ax.annotate("10 %", (1.5 * ticks[0], TOLERANCE), (0, -1), fontsize=6, **below)
     handles = [
         Line2D([], [], color=colour, marker=marker, label=FAMILIES[family])
         for family, (colour, marker) in FACTORS.items()

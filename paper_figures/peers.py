@@ -154,31 +154,14 @@ def _grid(ax: Axes, rows: Rows) -> None:
     shades = ("#0072B2", "#56A4D6", "#A9D0EA")
 
     def line(part: str, name: str, **look) -> None:
-        found = [
-            (r["point"]["width"], r["metrics"]["speed_up"].get(part, {}).get(name)) for r in rows
-        ]
-        kept = [(d, s) for d, s in found if s]
+        speed_ups = {r["point"]["width"]: r["metrics"]["speed_up"].get(part, {}) for r in rows}
+        kept = [(d, of[name]) for d, of in speed_ups.items() if of.get(name)]
         if kept:
-            ax.plot(*zip(*kept, strict=True), **look)
+            ax.plot(*zip(*kept, strict=True), marker="o", markersize=2.5, **look)
 
     for name, colour in zip(names, shades, strict=False):
-        line(
-            "gradient",
-            name,
-            color=colour,
-            marker="o",
-            markersize=2.5,
-            label=f"degree {name.split()[1]}",
-        )
-    line(
-        "loss",
-        "polynomial 2",
-        color=shades[0],
-        linestyle=":",
-        marker="o",
-        markersize=2.5,
-        label="2, forward",
-    )
+        line("gradient", name, color=colour, label=f"degree {name.split()[1]}")
+    line("loss", "polynomial 2", color=shades[0], linestyle=":", label="2, forward")
     d = list(PUBLISHED)
     # Published on another machine, as a ratio that machine made in one run.
     ratio = [exact / fast for exact, fast in PUBLISHED.values()]

@@ -25,6 +25,21 @@ def models(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in PAPER if any(row["point"].get("model") == name for row in rows)]
 
 
+def errors_by_width(
+    rows: list[dict[str, Any]], family: str, attention: str
+) -> dict[int, list[float]]:
+    """{width: errors} of a family of factors, over all models, heads and LoRA ranks."""
+    found: dict[int, list[float]] = {}
+    for row in part(rows, "features"):
+        if row["attention"] != attention:
+            continue
+        for errors in row["errors"].values():
+            for name, values in errors.items():
+                if name.split()[0] == family:
+                    found.setdefault(int(name.split()[1]), []).extend(values)
+    return found
+
+
 def step_saving(row: dict[str, Any], name: str) -> float:
     """Per cent of the time of an exact softmax step that the step `name` saves; NaN where one is
     not there.
