@@ -103,6 +103,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         for name, error in estimates(problem, config).items():
             methods[name]["estimated_error"] = error
             methods[f"{name}, certified"]["estimated_error"] = error
+    # Which device it was is part of the row: rows of several may lie in one folder.
     device = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
     return device | {"reference": source, "methods": methods}
 
@@ -148,6 +149,7 @@ def too_long(name: str, length: int, config: Config) -> str | None:
     """Why an exact contender is not even tried at this length, if so: it would take more than
     most_seconds.
     """
+    # Exact gradients cost L^2, so that a short run tells how long a long one takes.
     seconds = pilot_seconds(name, config) * (length / PILOT) ** 2 if length > PILOT else 0.0
     return f"would take about {seconds:.3g} s" if seconds > config.most_seconds else None
 
@@ -159,6 +161,7 @@ def reference(problem: ll.LoRAProblem, config: Config) -> tuple[Reference | None
     length = problem.target.shape[0]
     tile = config.tiles[-1]
     if length <= truth.FLOAT64_LENGTH:
+        # On the host, for accelerators are slow in float64 if they have it at all.
         with jax.default_device(jax.devices("cpu")[0]):
             return truth.reference(problem), "float64"
     if too_long(f"tiled {tile}", length, config):
@@ -196,6 +199,7 @@ def estimates(problem: ll.LoRAProblem, config: Config) -> dict[str, float]:
     out = {}
     for name, method in polynomials(config).items():
         contender = kernels.Contender("estimate", functools.partial(run, method=method))
+        # An estimate may fail as a contender may, for want of memory.
         value = kernels.attempt(contender, problem, config.most_bytes)[2]
         out |= {name: float(value)} if value is not None else {}
     return out

@@ -74,6 +74,7 @@ def points(config: Config) -> list[dict[str, Any]]:
     alike to XLA.
     """
     first = config.norms[0]
+    # A star: each axis in turn about the middle of the others. A grid would cost their product.
     rank = middle(config.ranks)
     batch = middle(config.batches)
     star = [(first, r, batch) for r in config.ranks]
@@ -127,6 +128,7 @@ def _noise(point: dict[str, Any], config: Config) -> dict[str, Any]:
         return {"moments": moments, **_norms(model, data.tokens[:2])}
 
     before = look()
+    # Exact training, which the runs are compared with.
     loop.train(model, task, _recipe(config, middle(config.batches), seed))
     return {"before": before, "after": look()}
 

@@ -108,6 +108,7 @@ def _instance(point: dict[str, Any], config: Config, number: int) -> dict[str, A
     # The same problems for every series.
     kind = families.KINDS.index(point["kind"])
     rng = np.random.default_rng([config.seed, kind, length, width, number])
+    # Log-uniform, for what a polynomial needs grows with the reach by factors.
     reach = math.exp(rng.uniform(math.log(config.lowest), math.log(config.highest)))
     problem = families.problem(
         rng, point["kind"], length=length, width=width, rank=config.rank, reach=reach
@@ -120,6 +121,7 @@ def _instance(point: dict[str, Any], config: Config, number: int) -> dict[str, A
         got = named(result.gradient)
         error[:, at] = [np.abs(x - exact[name]).max() for name, x in got.items()]
         bound[:, at] = list(named(result.bound).values())
+    # Rounding errors of the reference add up like a random walk over L terms.
     guard = GUARD * math.sqrt(length) * np.finfo(float).eps * sizes
     scaled = {"error": error, "bound": bound, "guard": guard}
     relative = {name: x / sizes.max() for name, x in scaled.items()}

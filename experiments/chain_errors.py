@@ -64,6 +64,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         point["gamma"], config.length, config.width, config.rank, config.seed
     )
     if point["factor"] == "svd":
+        # The singular values go to the left factor.
         u, s, vt = jnp.linalg.svd(true["f"])
         u1 = u[:, : point["size"]] * s[None, : point["size"]]
         v1 = vt[: point["size"]].T
@@ -72,6 +73,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         u1, v1 = _jitted("polynomial_factor", 1, 2)(problem, point["size"], point["factor"])
         bound = needed.row_error(point["size"], radius, point["factor"])
     k1 = u1.shape[1]
+    # Rows are normalised as the chain normalises them, by the factor's own sums.
     u1 = u1 / (u1 @ v1.sum(0))[:, None]
     row_error = jnp.abs(u1 @ v1.T - true["f"]).sum(1).max()
     # Columns of zeros change nothing, and one width is compiled once.

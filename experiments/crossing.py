@@ -75,6 +75,7 @@ def points(config: Config) -> list[dict[str, Any]]:
         "alpha": config.alphas[len(config.alphas) // 2],
         "case": "plain",
     }
+    # The middle is shared by all three axes and run once.
     runs = [middle]
     for name, values in (("rate", config.rates), ("rank", config.ranks), ("alpha", config.alphas)):
         runs += [middle | {name: value} for value in values if value != middle[name]]
@@ -93,6 +94,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     model = start(point, config)
     task = tasks.load("which_module", config.length, "target")
     recipe = Recipe(config.steps, batch=config.batch)
+    # The recipe only says how many held-out sequences are scored, and in what batches.
     before = loop.evaluate(model, task.test, recipe)
     look = watching.watcher(model, batches.first(task.test, config.sequences), config.degrees)
     seen: list[list[dict[str, Any]]] = []
@@ -134,6 +136,7 @@ def run(
     Returns those steps.
     """
     decay = config.decay if point["case"] == "weight decay" else 0.0
+    # A constant rate, so that the step of a crossing means the same in every run.
     adam = optax.adamw(point["rate"], weight_decay=decay)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), adam)
     graphdef, trained, frozen = nnx.split(model, loop.ADAPTERS, ...)
@@ -152,6 +155,7 @@ def run(
             steps.append(n)
             look()
         if n < config.steps:
+            # The order of the data is the same in all runs.
             data = batches.batch(task.train, config.batch, config.seed, n)
             trained, state = step(trained, state, *data)
     return steps

@@ -75,6 +75,7 @@ def points(config: Config) -> list[dict[str, Any]]:
         {"kind": "error", "method": method, "layer": layer, "head": head, "length": length}
         for length in config.lengths
         for method in config.methods
+        # The decomposition costs O(L^3).
         if method != "svd" or length <= DENSE
         for layer, head in chosen
     ]
@@ -86,6 +87,7 @@ def _chosen(config: Config) -> list[tuple[int, int]]:
     every = minilm.heads(_path(config))
     chosen = []
     for layer in dict.fromkeys(layer for layer, _ in every):
+        # Heads are listed from tame to wild, and the choice keeps both ends.
         own = [pair for pair in every if pair[0] == layer]
         gaps = max(config.most - 1, 1)
         places = {round(i * (len(own) - 1) / gaps) for i in range(min(config.most, len(own)))}
@@ -141,6 +143,7 @@ def _errors(point: dict[str, Any], config: Config) -> dict[str, Any]:
     for width in config.widths:
         gradient, estimated, failed = _quick(point["method"], width)(problem)
         found = truth.errors(gradient, true)
+        # The method's own estimate is one number an array; a user would go by the worst.
         said = max(float(x) for x in truth.named(estimated).values())
         widths.append({"width": width, **found, "estimated": said, "failed": bool(failed)})
     return {"score_range": minilm.score_range(*place, path=path), "widths": widths}
@@ -165,6 +168,7 @@ def stretched(problem: ll.LoRAProblem, length: int, seed: int = 0) -> ll.LoRAPro
 
 def _times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     own = {"rank": config.rank, "seed": config.seed, "noise": config.noise}
+    # A head of the middle: neither tame nor wild.
     head = minilm.problem(*minilm.heads()[11], **own)
     problem = stretched(head, point["length"])
     exact = exact_methods(point["length"])
@@ -178,6 +182,7 @@ def _times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     calls = {name: functools.partial(program, problem) for name, program in programs.items()}
     times = timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
     best = fastest(times, exact)
+    # The fastest exact gradient is the truth too; it has been compiled and run.
     true = truth.of_gradient(programs[best](problem))
     for name in out:
         out[name] |= times[name]

@@ -129,6 +129,8 @@ def _model(config: Config, point: dict[str, Any], seed: int) -> Transformer:
     base = bases.base(point["task"], length, recipe, _words(case, point["task"]), **sizes)
     lora = LoRA(config.rank, config.alpha, adapt=NAMES)
     model = bases.pretrained(base, lora, config.cache, seed=seed)
+    # Pretraining at full length would cost more than all runs; a base of small images is made to
+    # read larger ones.
     if length != point["length"]:
         bases.stretch(model, point["length"])
     return model
@@ -152,6 +154,7 @@ def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
     task = tasks.load(point["task"], point["length"], "target", _words(case, point["task"]))
     recipe = Recipe(case.steps, case.batch, case.rate, seed, case.every, case.tests)
     shared = config.model_dump(mode="json", include=set(SHARED))
+    # Named as the row will be, so that no other run goes on from it.
     folder = Path(config.cache) / "runs" / store.key("finetune", VERSION, shared, point)
     history = loop.train(model, task, recipe, watch=point["method"] != "exact", folder=folder)
     checkpoints.forget(folder)
@@ -189,6 +192,7 @@ def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
     out: dict[str, dict[str, Any]] = {}
     calls = {}
     for name, method in contenders.items():
+        # One model, its methods exchanged: every contender starts from the same parameters.
         model.set_methods([method] * case.layers)
         graphdef, trained, frozen = nnx.split(model, loop.ADAPTERS, ...)
         args = (trained, frozen, loop.optimiser(recipe).init(trained), *data)

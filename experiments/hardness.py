@@ -10,7 +10,8 @@ chebyshev    exp replaced by its degree-g Chebyshev interpolant on the range of 
              binom(d + 1 + g, g), d + 1 being the rank of S
 columns      f projected on the span of k of its columns drawn uniformly: no factor built on those
              keys is nearer to f
-svd          f of rank k by its singular value decomposition: no factor of that width is nearer at all
+svd          f of rank k by its singular value decomposition: no factor of that
+             width is nearer at all
 
 The last three are dense stand-ins for f: they bound what a fast method of that k could answer. Rows
 are normalised after the replacement, and the gradient is that of Lemma 3.2 with the new f in place
@@ -104,6 +105,7 @@ def instances(n: int, config: Config) -> Iterator[tuple[str, bool, Any, Any]]:
     for number in range(config.instances):
         for index, (kind, make) in enumerate(MAKERS.items()):
             for answer in (True, False):
+                # The seed names the instance alone: no oracle sees an easier one.
                 rng = np.random.default_rng([n, number, index, answer])
                 a, b = make(rng, n, width, config.distance, gap, answer)
                 yield kind, answer, a, b
@@ -126,6 +128,7 @@ def _decisions(point: dict[str, Any], config: Config) -> dict[str, Any]:
     calls, beta0, decision = 0, 0.0, None
     for kind, answer, a, b in instances(n, config):
         gadget = hardness.hamming_gadget(a, b, config.distance, gap)
+        # Scores grow as the square of Gamma, which is the strength's unit.
         beta0 = point["strength"] ** 2 * hardness.inverse_noise(gadget, READOUT_SLACK)
         decision = hardness.decide_by_readout(gadget, oracle, beta0=beta0)
         right[kind].append(bool(decision) is answer)
@@ -150,6 +153,8 @@ def _quadrature(n: int, config: Config) -> dict[str, Any]:
     kind, answer, a, b = next(x for x in instances(n, config) if not x[1])
     gadget = hardness.hamming_gadget(a, b, config.distance, gap)
     beta0 = hardness.inverse_noise(gadget, PATH_SLACK)
+    # What the path integral comes to, in closed form: the noise of the quadrature is measured
+    # against it.
     odds = np.exp(beta0 * (gadget.queries @ gadget.keys.T - gadget.level)).sum(1)
     truth = ((odds / (1 + odds)) ** 2).sum() - n * (n / gadget.tokens) ** 2
     oracle = hardness.gradient_oracle()
@@ -160,6 +165,7 @@ def _quadrature(n: int, config: Config) -> dict[str, Any]:
     def error(nodes: int, rule: Callable[..., float]) -> float:
         return abs(hardness.path_integral(problem_at, oracle, nodes, rule) - truth)
 
+    # The paper's choice: (ln n)^4 nodes of the left rule.
     published = math.ceil(math.log(n) ** 4)
     return {
         "kind": kind,

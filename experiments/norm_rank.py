@@ -66,6 +66,7 @@ def _error(point: dict[str, Any], config: Config) -> dict[str, Any]:
     make = functools.partial(
         ll.random_problem, length=config.length, width=config.width, rank=config.rank
     )
+    # The same problem at every degree: its gamma alone changes along a row of the panel.
     problem = quick_jit(make)(jax.random.key(config.seed), gamma=point["gamma"])
     run = quick_jit(ll.gradient, static_argnames="method")
     exact = jax.tree.leaves(run(problem, method=ll.Exact(1024)).gradient)
@@ -109,6 +110,7 @@ def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
     report = quick_jit(ll.norm_report)(problem)
     run = quick_jit(ll.gradient, static_argnames="method")
     exact = run(problem, method=ll.Exact(1024)).gradient
+    # Every degree in turn until two in a row are enough, so that k* is the smallest.
     scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact, config.tolerance)
     degree = degrees.first_below(scan, "max_error", config.tolerance)
     return {

@@ -5,7 +5,6 @@ softmax_1.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +15,11 @@ from flax import nnx
 from pydantic import Field, PositiveFloat, PositiveInt
 
 import lora_limits as ll
-from experiments.contenders.methods import exact_methods, fastest, gradient_alone
+from experiments.contenders.methods import errors_by_method, exact_methods, fastest, gradient_alone
 from experiments.problems import causal_heads
 from experiments.runner.config import Fields
 from experiments.training import bases, tasks
 from lora_limits.instruments import timing
-from lora_limits.instruments.comparing import frobenius_error
-from lora_limits.instruments.compiling import quick_jit
 from lora_limits.instruments.counting import count_operations
 from lora_limits.nn.lora import LoRA
 from lora_limits.nn.transformer import Transformer
@@ -112,6 +109,7 @@ def methods(config: Config) -> dict[str, ll.Method]:
     makers: dict[str, Any] = {
         "svd": ll.Svd,
         "skeleton": ll.Skeleton,
+        # Its width counts what it stores: half entries, half skeleton.
         "sparse": lambda k: ll.SparseLowRank(k // 2, k - k // 2),
     }
     out: dict[str, ll.Method] = {}
@@ -132,6 +130,7 @@ def head_times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), jnp.float32) / shape[-1] ** 0.5
 
+    # What a gradient costs depends on shapes alone, not on the numbers.
     x = normal(config.timed, WIDTH)
     r = point["rank"]
     weights = ll.AttentionWeights(**{name: normal(WIDTH, WIDTH) for name in NAMES})
@@ -169,6 +168,7 @@ def step_times(point: dict[str, Any], config: Config) -> dict[str, Any]:
         counted = functools.partial(gradient, graphdef)
         operations[attention] = count_operations(counted, *params, *data)["flops"]
         if attention == "softmax":
+            # The same step on larger scores: if norms changed its time, this one would differ.
             other = bases.with_scaled_scores(model, config.stretch)
             parts = nnx.split(other, loop.ADAPTERS, ...)
             calls["stretched"] = functools.partial(run, *parts, *data)
@@ -214,35 +214,8 @@ def features(point: dict[str, Any], config: Config) -> dict[str, Any]:
         tuning = Recipe(config.tuning, batch=1, rate=1e-3, every=config.tuning, tests=2)
         history = loop.train(model, task, tuning)
         found, problems = causal_heads.look(model, seen, config.heads)
-        out["errors"][str(rank)] = errors(problems, config)
+        out["errors"][str(rank)] = errors_by_method(problems, methods(config))
+        # Norms are told once a model; they are those of the first rank.
         if rank == config.ranks[0]:
             out |= found | {"loss": history["test_loss"][-1]}
-    return out
-
-
-@functools.cache
-def _gradient(method: ll.Method) -> Callable[[ll.LoRAProblem], Any]:
-    return quick_jit(functools.partial(gradient_alone, method=method))
-
-
-def _flat(problem: ll.LoRAProblem, method: ll.Method) -> dict[str, np.ndarray]:
-    """The gradient of each projection, A and B as one vector."""
-    found = _gradient(method)(problem)
-    return {
-        name: np.concatenate([np.ravel(z) for z in jax.tree.leaves(adapter)]).astype(float)
-        for name, adapter in found.items()
-    }
-
-
-def errors(problems: list[ll.LoRAProblem], config: Config) -> dict[str, list[float]]:
-    """Of every method on every problem: the relative Frobenius error of A and B, the worst of the
-    projections.
-    """
-    tried = methods(config)
-    out: dict[str, list[float]] = {name: [] for name in tried}
-    for problem in problems:
-        want = _flat(problem, ll.Exact())
-        for name, method in tried.items():
-            got = _flat(problem, method)
-            out[name].append(max(frobenius_error(got[n], w) for n, w in want.items()))
     return out

@@ -97,6 +97,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _random_problem(length: int, config: Config) -> ll.LoRAProblem:
+    # Compiled quickly, for a problem is made once.
     sizes = {"length": length, "width": config.width, "rank": config.rank, "gamma": config.gamma}
     return quick_jit(lambda key: ll.random_problem(key, **sizes))(jax.random.key(config.seed))
 
@@ -110,6 +111,8 @@ def _exact(
 ) -> tuple[dict[str, Contender], Reference | None, float]:
     """(exact contenders that fit the time, reference, seconds one is estimated to take)."""
     seconds = race.exact_seconds(problem)
+    # Where one gradient takes too long there is no baseline and no truth either: a longer row has
+    # the approximations alone.
     if seconds > config.max_exact_seconds:
         return {}, None, seconds
     tuned = seconds <= config.max_tuned_seconds
@@ -125,6 +128,7 @@ def _best(methods: dict[str, Any]) -> dict[str, Any]:
     best: dict[str, str] = {}
     for part in ("gradient", "loss"):
         times = _timed(methods, part)
+        # Those that would not fit into memory have no time.
         if ran := [name for name in exact if name in times]:
             best[part] = fastest(times, ran)
     speed_up = {}
@@ -169,6 +173,7 @@ def _length(point: dict[str, Any], config: Config) -> dict[str, Any]:
         contender = race.polynomial(g, width)
         k = contender.features or 1
         contenders |= {f"polynomial {g}": contender, f"chain {g}": race.literal_chain(g, width)}
+        # Everything of one degree has as many features as its polynomial.
         contenders |= {f"favor {k}": race.favor(k, width, seed), f"nystrom {k}": race.nystrom(k)}
     limits = _limits(config)
     methods, _ = race.race(problem, contenders, limits, true=true, beside={})
@@ -177,6 +182,8 @@ def _length(point: dict[str, Any], config: Config) -> dict[str, Any]:
     out["model"] = {name: polynomial_operations(problem, g) for name, g in ours.items()}
     out["model"]["exact"] = exact_operations(problem)
     if true is not None:
+        # Equal time, as the other way to be fair: each rival gets as many features as it can use
+        # until it takes as long as the slowest polynomial.
         times = {name: methods[name]["gradient"]["seconds"] for name in ours}
         makers = {"favor": lambda k: race.favor(k, width, seed), "nystrom": race.nystrom}
         tried = {
@@ -204,6 +211,7 @@ def _long(point: dict[str, Any], config: Config) -> dict[str, Any]:
     length = point["length"]
     width = config.width
     ours = race.polynomial(config.long_degree, width)
+    # The loss is left out: nothing here is held against it.
     ours = ours._replace(parts={part: ours.parts[part] for part in ("gradient", "certified")})
     beside = skinny.products(length, (ours.features or 0,), width)
     contenders = {f"polynomial {config.long_degree}": ours}

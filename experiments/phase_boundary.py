@@ -98,6 +98,7 @@ def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
     log_length = point["log2_length"] * math.log(2)
     gamma = point["ratio"] * math.sqrt(log_length)
     tolerance = math.exp(-config.power * log_length)
+    # The normaliser has an error as well: (1 + T) / (1 - T) - 1 = 2 T / (1 - T).
     degree = degree_needed(gamma**2, tolerance / (2 + tolerance))  # 2 T / (1 - T) <= tolerance
     return {
         "gamma": gamma,
@@ -114,6 +115,7 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     # Quick compilation pays only while the L x L work is small
     jit = quick_jit if point["length"] <= 1024 else jax.jit
     run = jit(ll.gradient, static_argnames="method")
+    # Theorem 3.1 asks for 1/poly(L).
     tolerance = float(point["length"]) ** -config.power
     exact = run(problem, method=ll.Exact(min(1024, point["length"]))).gradient
     scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact, tolerance)
@@ -131,6 +133,7 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
         out["features"] = math.comb(point["width"] + degree, degree)
         out["exponent"] = math.log(out["features"]) / math.log(point["length"])
     if point["length"] <= config.svd_length:
+        # The rank that any factor of f would need, a polynomial or not.
         values = np.linalg.svd(np.asarray(dense_terms(problem)["f"]), compute_uv=False)
         out["svd_rank"] = int((values > tolerance * values[0]).sum())
     if degree is not None:
@@ -154,6 +157,7 @@ def _certified(problem: Any, degree: int, tolerance: float, config: Config) -> d
     none was run.
     """
     run = quick_jit(ll.gradient, static_argnames="method")
+    # Two degrees more are tried, as a guarantee costs something.
     for g in range(degree, degree + 3):
         if not _fits(problem, g, config):
             break
@@ -170,6 +174,7 @@ def _timed(problem: Any, degree: int, config: Config) -> dict[str, Any]:
     """
     if not _fits(problem, degree, config):
         return {"seconds": None, "exact_seconds": None, "speed_up": None}
+    # Times are in float32, as training is; degrees and errors are in float64.
     single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
     exact = exact_methods(problem.x_query.shape[0], (1024,), dense_up_to=2048)
     methods: dict[str, ll.Method] = {"polynomial": ll.Polynomial(degree), **exact}

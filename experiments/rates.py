@@ -106,6 +106,7 @@ def _literal(problem: Any) -> Any:
     t = exact.dense_terms(problem)
 
     def token(x: Any, f: Any, q: Any) -> Any:
+        # C_j is (L, d^2): the Kronecker row of token j's input with every key.
         block = (x[None, :, None] * t["K"][:, None, :]).reshape(f.shape[0], -1)
         return jnp.matmul(jnp.matmul(block.T, jnp.diag(f) - f[:, None] * f[None, :]), q)
 
@@ -113,12 +114,14 @@ def _literal(problem: Any) -> Any:
 
 
 def _operations(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    # One degree more for the fast gradient, whose kernel is made of P', a degree lower.
     functions = {
         "literal": _literal,
         "dense": exact.dense_gradient,
         "chain": lambda p: ll.gradient(p, ll.Chain(config.degree)).gradient,
         "fast": lambda p: ll.gradient(p, ll.Polynomial(config.degree + 1)).gradient,
     }
+    # Lengths that would never run are counted all the same.
     problem = _abstract(2 ** point["power"], config.width, 2)
     return count_operations(functions[point["algorithm"]], problem)
 
@@ -126,6 +129,7 @@ def _operations(point: dict[str, Any], config: Config) -> dict[str, Any]:
 def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
     power = point["power"]
     log_length = point["power"] * math.log(2)
+    # Chebyshev's remainder on [-R, R] with R = kappa^2 ln L, at tolerance 1/L.
     degree = needed.degree_needed(point["kappa"] ** 2 * log_length, 2.0**-power)
     exponent = needed.width_exponent(power, degree, log_length)
     limit = needed.limit_exponent(point["kappa"] ** 2)
@@ -151,6 +155,8 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     gamma = point["kappa"] * math.sqrt(math.log(length))
     problem = _problem(length, power, 4)(jax.random.key(config.seed), gamma=gamma)
     t = {name: np.asarray(x) for name, x in exact.dense_terms(problem).items()}
+    # The coordinates of the fast gradient: queries about their mean, keys about their weighted
+    # mean. f is what it was, and its scores reach less far.
     q = t["Q"] - t["Q"].mean(0)
     k = t["K"]
     w = np.exp(k @ t["Q"].mean(0) / power)
@@ -160,6 +166,7 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     error = _gradient_error(problem, t)
 
     def polynomial(degree: int) -> bool:
+        # Interpolated far beyond the degree and cut there: the series itself, not its interpolant.
         long = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(radius * x), degree + 40)
         series = long.truncate(degree + 1)
         return error(w * series(s / radius)) <= 1 / length
@@ -167,6 +174,7 @@ def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
     u, sigma, vt = np.linalg.svd(t["f"])
     # One by one: odd and even degrees need not fall in line
     degree = next((g for g in range(41) if polynomial(g)), None)
+    # The error falls with the rank, so that halving finds the first that is enough.
     rank = _smallest(lambda k: error((u[:, :k] * sigma[:k]) @ vt[:k]) <= 1 / length, 0, length)
     exponent = None if degree is None else needed.width_exponent(power, degree, math.log(length))
     return {"degree": degree, "exponent": exponent, "eps_rank": rank, "score_bound": radius}

@@ -65,6 +65,8 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     exact = quick_jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact()).gradient
     highest = min(config.highest, degrees.HIGHEST)
     scan = degrees.errors_by_degree(problem, range(1, highest + 1), exact)
+    # Centred as the library centres: the queries about their mean, the keys about their mean under
+    # the weights exp(beta nu . K_j).
     q, k = (np.asarray(dense_terms(problem)[n]) for n in ("Q", "K"))
     beta = float(problem.beta)
     weights = np.exp(beta * (k @ q.mean(0) - (k @ q.mean(0)).max()))

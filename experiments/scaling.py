@@ -60,6 +60,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         gamma=config.gamma,
         adapt=ADAPT[point["case"]],
     )
+    # Beyond the longest exact length the polynomial is timed alone.
     exact = _exact(point["length"]) if point["exact"] else {}
     methods: dict[str, ll.Method] = {"polynomial": ll.Polynomial(config.degree), **exact}
     out: dict[str, dict[str, Any]] = {}
@@ -68,6 +69,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     for name, method in methods.items():
         out[name], program = compiled(problem, method)
         calls[name] = functools.partial(program, problem)
+        # A run before the timing gives the values that errors are of.
         values[name] = program(problem)
     # With the certificate, as the result carries it.
     certified = jax.jit(lambda p: ll.gradient(p, methods["polynomial"])).lower(problem).compile()
@@ -81,7 +83,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _exact(length: int) -> dict[str, ll.Exact]:
-    """From 2^15 on the best block no longer changes, and each exact run takes seconds: one is left."""
+    """From 2^15 on the best block no longer changes, and each run takes seconds: one is left."""
     return exact_methods(length, BLOCKS if length <= 16384 else (1024,), dense_up_to=4096)
 
 

@@ -81,6 +81,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     data = batches.batch(task.train, config.sample, seed, config.steps + 1)
     watched = {} if point["method"] == "exact" else {"method": method}
     model.set_methods([method] * config.layers)
+    # Before the run and after it: norms grow along training, and errors with them.
     before = gradient_noise.compare(model, data, watched)
     order = {"seed": seed, "every": config.steps, "tests": config.tests}
     scores = bases.tune(model, task, Recipe(config.steps, config.batch, config.rate, **order))

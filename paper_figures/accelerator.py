@@ -135,6 +135,7 @@ def draw(rows: list[Row]) -> Figure:
     style.panel(ax, "a", "time (s)")
     ax = axes[0, 1]
     floors = _floors(ax, rows, methods)
+    # Certified twins have the same errors; methods of less than float32 are the level lines.
     plain = {n: x for n, x in methods.items() if n not in floors and x["linestyle"] != ":"}
     _lines(ax, rows, plain, "max_error", "estimated_error")
     for name, look in plain.items():

@@ -45,6 +45,7 @@ def _against_noise(ax: Axes, rows: list[dict[str, Any]]) -> None:
         n: {k: float(np.mean([m[n][k] for m in seen])) for k in ("mean", "spread")} for n in seen[0]
     }
     b = np.geomspace(1, 4096, 60)
+    # Both are drawn relative to the gradient's own size.
     size = max(mean["exact"]["mean"], 1e-12)
     noise = np.sqrt(mean["exact"]["spread"] / b / size)
     ax.plot(b, noise, color=BLACK)
@@ -78,20 +79,19 @@ def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
                 continue
             stars = [[crossing(m["exact"], m[f"polynomial {g}"]) for m in seen] for g in every]
             stars = np.clip(stars, LEAST, MOST)
+            # A geometric mean, for batches at which they meet differ by factors.
             middle = np.exp(np.log(stars).mean(1))
+            # Side by side, so that their bars do not cover one another.
             x = np.arange(len(every)) + 0.12 * (n - 1)
             dash = "-" if stage == "after" else ":"
-            look: dict[str, Any] = {
-                "color": colour,
-                "marker": marker,
-                "fillstyle": fill,
-                "linestyle": dash,
-            }
+            look: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill}
+            look["linestyle"] = dash
             bars = np.maximum([middle - stars.min(1), stars.max(1) - middle], 0)
             ax.errorbar(x, middle, bars, linewidth=0.8, elinewidth=0.6, **look)
     ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** 0.45)
+    # No tick in the room that is made for the legend.
+    high = ax.get_ylim()[1]
+    style.headroom(ax, 0.45)
     ticks = [t for t in (1, 1e2, 1e4, 1e6) if t < high]
     ax.set_yticks(ticks, [r"$\leq 1$" if t == 1 else f"$10^{{{np.log10(t):.0f}}}$" for t in ticks])
     ax.minorticks_off()
@@ -129,6 +129,7 @@ def _rule(ax: Axes, rows: list[dict[str, Any]]) -> None:
         }
         mean, half = interval(pair["loss"][0] for pair in group)
         ax.errorbar(x, mean, half, elinewidth=0.5, **look)
+        # A little to the right, or it would lie under the full mark.
         hollow = np.mean([pair["loss"][1] for pair in group])
         ax.plot(x * 1.06, hollow, fillstyle="none", markeredgewidth=0.5, **look)
     ax.axhline(0, color=BLACK, linewidth=0.6)

@@ -68,6 +68,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
                 for j, degree in enumerate(point["degrees"]):
                     error = errors[i][j]
                     bound = bounds[i][j]
+                    # An error at the reference's rounding, or an infinite bound, gives no ratio.
                     clear = error > guards[i] and np.isfinite(bound)
                     right = worst[i, j] <= RIGHT
                     ratio = bound / error if error else np.inf
@@ -124,13 +125,8 @@ def _against_reach(axis: Axes, table: Table, rows: list[dict[str, Any]]) -> None
     style.panel(axis, "d", "Taylor, every array")
     mine = table["clear"] & (table["series"] == "taylor")
     reach, ratio, right = (table[name][mine] for name in ("reach", "ratio", "right"))
-    look: dict[str, Any] = {
-        "linestyle": "",
-        "marker": ".",
-        "markersize": 2,
-        "markeredgewidth": 0,
-        "rasterized": True,
-    }
+    look: dict[str, Any] = {"linestyle": "", "marker": ".", "markersize": 2, "markeredgewidth": 0}
+    look["rasterized"] = True  # thousands of points
     axis.plot(reach[~right], ratio[~right], color=style.GREY, **look)
     axis.plot(reach[right], ratio[right], color=style.COLOURS[5], **look)
     edges = np.geomspace(reach.min(), reach.max() * (1 + 1e-9), 7)
@@ -140,9 +136,8 @@ def _against_reach(axis: Axes, table: Table, rows: list[dict[str, Any]]) -> None
     middle = [np.median(ratio[inside == i]) for i in bins]
     axis.plot(centres, middle, color="black", marker="o", linewidth=1.0)
     axis.axhline(1, color="black", linewidth=0.7, linestyle="--")
-    violations, checked = (
-        sum(row["metrics"][name] for row in rows) for name in ("violations", "checked")
-    )
+    violations = sum(row["metrics"]["violations"] for row in rows)
+    checked = sum(row["metrics"]["checked"] for row in rows)
     note = f"violated, all series: {violations} of {checked:,}"
     axis.annotate(note, (0.5, 0.03), xycoords="axes fraction", fontsize=7, ha="center")
     axis.set_xscale("log")
@@ -154,19 +149,12 @@ def _against_reach(axis: Axes, table: Table, rows: list[dict[str, Any]]) -> None
     axis.set_ylabel("bound / error")
     handles = [
         Line2D([], [], color="black", marker="o", label="median of all"),
-        Line2D(
-            [],
-            [],
-            color=style.COLOURS[5],
-            marker="o",
-            linestyle="",
-            label=f"gradient right to {100 * RIGHT:.0f} %",
-        ),
-        Line2D([], [], color=style.GREY, marker="o", linestyle="", label="others"),
     ]
-    axis.legend(
-        handles=handles, loc="upper left", handlelength=1.2, labelspacing=0.2, borderaxespad=0.1
-    )
+    told = {f"gradient right to {100 * RIGHT:.0f} %": style.COLOURS[5], "others": style.GREY}
+    for label, colour in told.items():
+        handles.append(Line2D([], [], color=colour, marker="o", linestyle="", label=label))
+    tight: dict[str, Any] = {"handlelength": 1.2, "labelspacing": 0.2, "borderaxespad": 0.1}
+    axis.legend(handles=handles, loc="upper left", **tight)
 
 
 def _by_family(axis: Axes, table: Table, useful: np.ndarray) -> None:

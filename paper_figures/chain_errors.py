@@ -40,7 +40,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     _against_width(ax[2], points, sorted({gammas[0], gammas[-1]}))
     style.panel(ax[2], "c", "$A_Q$, by factor of $f$")
     ax[0].set_yscale("log")
-    # bounds above 100 say nothing, and the SVD ends at rounding
+    # Bounds above 100 say nothing, and the SVD ends at rounding.
     ax[0].set_ylim(3e-11, 1e3)
     return fig
 

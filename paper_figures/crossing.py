@@ -54,6 +54,7 @@ def _along(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
     for row in sorted(mine, key=lambda row: row["point"][name]):
         case = row["point"]["case"]
         value = row["point"][name]
+        # A run of another case may share the axis by chance.
         if value not in values or case not in ("plain", "alpha/sqrt(r)"):
             continue
         if case == "plain" or name == "rank":
@@ -88,6 +89,7 @@ def _number(value: float) -> str:
 
 def _controls(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """The runs at the largest rate."""
+    # Controls were tried where the norms grow fastest.
     own = centre(rows) | {"rate": max(row["point"]["rate"] for row in rows)}
     for case, (colour, marker, label) in CASES.items():
         for row in rows:
@@ -123,23 +125,17 @@ def _certificates(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """Median bound (full) and error (hollow) of every layer and step against the median R of its
     heads.
     """
-    degrees = sorted(
-        int(n.split()[1]) for n in rows[0]["metrics"]["layers"][0] if n.startswith("bound")
-    )
+    layers = [layer for row in rows for layer in row["metrics"]["layers"]]
+    degrees = sorted(int(n.split()[1]) for n in layers[0] if n.startswith("bound"))
     for i, g in enumerate(degrees[:2]):
-        layers = [layer for row in rows for layer in row["metrics"]["layers"]]
         x = np.concatenate([layer["median score"] for layer in layers])
         for name, fill in (("bound", "full"), ("error", "none")):
             y = np.concatenate([layer[f"{name} {g}"] for layer in layers])
+            # Such a bound says nothing; a few of them would squeeze all others.
             y[y > BEYOND] = np.nan
-            look: dict[str, Any] = {
-                "markersize": 2,
-                "markeredgewidth": 0.4,
-                "fillstyle": fill,
-                "linestyle": "none",
-            }
-            label = f"{name}, $g={g}$"
-            ax.plot(x, y, "os"[i], color=(RED, BLUE)[i], label=label, alpha=0.7, **look)
+            look: dict[str, Any] = {"color": (RED, BLUE)[i], "fillstyle": fill, "alpha": 0.7}
+            look |= {"markersize": 2, "markeredgewidth": 0.4, "linestyle": "none"}
+            ax.plot(x, y, "os"[i], label=f"{name}, $g={g}$", **look)
     ax.axhline(1, color=style.GREY, linewidth=0.7, linestyle="--", zorder=0)
     ax.axvline(1, ymax=0.8, color=BLACK, linewidth=0.7, linestyle="--")
     ax.set_xscale("log")
@@ -148,34 +144,19 @@ def _certificates(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.minorticks_off()
     ax.set_xlabel(r"median $R / \ln L$")
     ax.set_ylim(1e-4, 1e11)
-    ax.set_yticks(
-        [1e-4, 1e-2, 1, 1e2, 1e4, 1e6],
-        ["$10^{-4}$", "$10^{-2}$", "1", "$10^2$", "$10^4$", "$10^6$"],
-    )
-    beyond = sum(
-        y > BEYOND
-        for row in rows
-        for layer in row["metrics"]["layers"]
-        for y in layer[f"bound {degrees[0]}"]
-    )
-    if beyond:
-        ax.text(
-            0.98,
-            0.2,
-            f"{beyond} bounds\nbeyond $10^7$",
-            transform=ax.transAxes,
-            fontsize=6,
-            ha="right",
-            va="top",
-        )
-    ax.legend(
-        loc="upper left",
-        ncols=2,
-        handletextpad=0,
-        columnspacing=0.4,
-        labelspacing=0.15,
-        borderaxespad=0.1,
-    )
+    names = ["$10^{-4}$", "$10^{-2}$", "1", "$10^2$", "$10^4$", "$10^6$"]
+    ax.set_yticks([1e-4, 1e-2, 1, 1e2, 1e4, 1e6], names)
+    bounds = np.concatenate([layer[f"bound {degrees[0]}"] for layer in layers])
+    if beyond := int((bounds > BEYOND).sum()):
+        place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "va": "top"}
+        ax.text(0.98, 0.2, f"{beyond} bounds\nbeyond $10^7$", fontsize=6, **place)
+    tight: dict[str, Any] = {
+        "handletextpad": 0,
+        "columnspacing": 0.4,
+        "labelspacing": 0.15,
+        "borderaxespad": 0.1,
+    }
+    ax.legend(loc="upper left", ncols=2, **tight)
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:

@@ -13,7 +13,10 @@ from lora_limits.diagnose import picture
 from paper_figures.drawing import style
 
 CONFIG = "diagnose"
-COMMAND = "lora-limits diagnose MODEL_DIR --text FILE --out DIR, its diagnosis.json kept there as diagnose.json"
+COMMAND = (
+    "lora-limits diagnose MODEL_DIR --text FILE --out DIR, "
+    "its diagnosis.json kept there as diagnose.json"
+)
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:

@@ -45,6 +45,7 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
             continue
         widths = [w["width"] for w in own[0]]
         errors = np.array([[w["error"] for w in head] for head in own], float)
+        # An error of NaN or beyond 30 is drawn at the top: useless is useless.
         errors = np.minimum(np.where(np.isfinite(errors), errors, np.inf), 30.0)
         failed = np.array([[w["failed"] for w in head] for head in own]).mean(0) > 0.5
         median = np.median(errors, 0)
@@ -75,6 +76,7 @@ def _by_length(ax: Axes, rows: list[dict[str, Any]], kinds: dict[tuple[int, int]
                 own.setdefault(r["point"]["length"], []).append(r["metrics"]["widths"][-1]["error"])
         middle = np.array([np.median(e) for e in own.values()])
         bars = [middle - [min(e) for e in own.values()], [max(e) for e in own.values()] - middle]
+        # Apart by a tenth, so that bars do not cover one another.
         x = np.array([*own]) * 1.1 ** (i - 1)
         ax.errorbar(
             x,
@@ -195,6 +197,17 @@ def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xlabel("heads, tame to wild")
 
 
+def _longest(errors: list[dict[str, Any]]) -> int:
+    """The longest length of sparse plus low rank that has its limit, the SVD, beside it; its
+    longest where none has.
+    """
+    lengths = {
+        method: {r["point"]["length"] for r in errors if r["point"]["method"] == method}
+        for method in ("sparse", "svd")
+    }
+    return max((lengths["sparse"] & lengths["svd"]) or lengths["sparse"])
+
+
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """(a-c) error by width on each third of the heads; (d) error over L; (e) over time; (f) speed;
     (g) width needed.
@@ -205,16 +218,10 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     top, middle = ([fig.add_subplot(part) for part in grid[n].subgridspec(1, 3)] for n in (0, 1))
     bottom = fig.add_subplot(grid[2])
     errors = [r for r in rows if r["point"]["kind"] == "error"]
-    times = sorted(
-        (r for r in rows if r["point"]["kind"] == "time"), key=lambda r: r["point"]["length"]
-    )
-    by_method = {
-        m: {r["point"]["length"] for r in errors if r["point"]["method"] == m}
-        for m in ("sparse", "svd")
-    }
-    at = max(
-        (by_method["sparse"] & by_method["svd"]) or by_method["sparse"]
-    )  # the limit beside it, where there is one
+    timed = [r for r in rows if r["point"]["kind"] == "time"]
+    times = sorted(timed, key=lambda r: r["point"]["length"])
+    sparse = [r for r in errors if r["point"]["method"] == "sparse"]
+    at = _longest(errors)
     shown = [r for r in errors if r["point"]["length"] == at]
     kinds = _kinds(errors)
     for i, kind in enumerate(KINDS):
@@ -228,10 +235,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     style.panel(middle[1], "e", f"error, $L = {times[-1]['point']['length']}$")
     _speed(middle[2], times)
     style.panel(middle[2], "f", "times as fast as exact")
-    _map(
-        bottom,
-        [r for r in errors if r["point"]["method"] == "sparse" and r["point"]["length"] == at],
-    )
+    _map(bottom, [r for r in sparse if r["point"]["length"] == at])
     style.panel(bottom, "g", f"width that sparse + low rank needs for 10 %, $L = {at}$")
     used = {r["point"]["method"] for r in errors}
     handles = [

@@ -21,6 +21,7 @@ TASKS = {
     "which_module": "which\nmodule",
     "next_byte": "next\nbyte",
 }
+Runs = dict[str, list[dict[str, Any]]]
 SMOOTH = 5  # steps in a running mean of the training loss
 
 
@@ -101,45 +102,23 @@ def _metric(
 
     A cross at the foot: runs whose loss is no number.
     """
+    foot = ax.get_xaxis_transform()
     for n, (case, task) in enumerate(cases):
         found = runs(rows, case, task)
         exact = [100 * m["final"]["accuracy"] for m in found.pop("exact")]
         for i, (method, metrics) in enumerate(found.items()):
             own = [100 * m["final"]["accuracy"] for m in metrics]
+            # Seed by seed: both start from the same base and see the same data.
             mean, half = interval([a - b for a, b in zip(own, exact, strict=True)])
             x = n + (i - (len(found) - 1) / 2) * 0.2
             if not np.isfinite([m["final"]["loss"] for m in metrics]).all():
-                ax.plot(
-                    x,
-                    0.1,
-                    "x",
-                    color=colours[method],
-                    transform=ax.get_xaxis_transform(),
-                    markersize=4,
-                )
-                ax.text(
-                    x + 0.07, 0.1, "NaN", transform=ax.get_xaxis_transform(), va="center", size=6
-                )
+                ax.plot(x, 0.1, "x", color=colours[method], transform=foot, markersize=4)
+                ax.text(x + 0.07, 0.1, "NaN", transform=foot, va="center", size=6)
                 continue
-            ax.errorbar(
-                x,
-                mean,
-                half,
-                fmt="o",
-                color=colours[method],
-                markersize=2.5,
-                elinewidth=0.8,
-                capsize=1.5,
-            )
-        ax.text(
-            n,
-            0.98,
-            f"{np.mean(exact):.0f} %",
-            transform=ax.get_xaxis_transform(),
-            ha="center",
-            va="top",
-            size=6,
-        )
+            look: dict[str, Any] = {"fmt": "o", "markersize": 2.5, "elinewidth": 0.8}
+            ax.errorbar(x, mean, half, color=colours[method], capsize=1.5, **look)
+        told = f"{np.mean(exact):.0f} %"
+        ax.text(n, 0.98, told, transform=foot, ha="center", va="top", size=6)
     ax.axhline(0, color="black", linewidth=0.6)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.2 * (high - low), high + 0.2 * (high - low))
@@ -180,55 +159,46 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     (long,) = [c for c in lengths if c[0] == "long"][:1]
     methods = sorted({r["point"]["method"] for r in rows if r["point"]["kind"] == "run"})
     approximate = [m for m in methods if m != "exact"]
+    # One colour a method in all panels; exact training is black.
     colours = {"exact": "black"} | {m: style.COLOURS[n] for n, m in enumerate(approximate)}
     fig, axes = style.figure(6.4)
     axes[0, 0].remove()
     grid = fig.add_gridspec(4, 1)
     parts = [grid[n].subgridspec(1, columns) for n, columns in enumerate((4, 4, 3, 2))]
     letters = iter("abcdefghijklm")
-    for row, (paint, label) in enumerate(
-        ((_losses, "training loss"), (_errors, "error; $1 - $cos dotted"))
-    ):
+    painters = (_losses, "training loss"), (_errors, "error; $1 - $cos dotted")
+    for row, (paint, label) in enumerate(painters):
         for n, key in enumerate(short):
             ax = fig.add_subplot(parts[row][n])
             paint(ax, runs(rows, *key), colours)
             style.panel(ax, next(letters), TASKS[key[1]].replace("\n", " ") if row == 0 else "")
             if n == 0:
                 ax.set_ylabel(label)
-    found = runs(rows, *long)
     third = [fig.add_subplot(parts[2][n]) for n in range(3)]
-    _losses(third[0], found, colours)
-    _losses(third[1], found, colours, steps(rows, *long))
-    third[1].set_xscale("log")
-    _errors(third[2], found, colours)
+    _long(third, runs(rows, *long), colours, steps(rows, *long))
     name = f"{TASKS[long[1]]}, $L = {lengths[long]}$".replace("\n", " ")
-    for ax, what, label in zip(
-        third,
-        (name, "the same by time", "its gradient"),
-        ("training loss", "", "gradient error"),
-        strict=True,
-    ):
+    for ax, what in zip(third, (name, "the same by time", "its gradient"), strict=True):
         style.panel(ax, next(letters), what)
-        ax.set_ylabel(label)
     labels = [f"{TASKS[task]}\n$L = {lengths[case, task]}$" for case, task in (*short, long)]
+    titles = "final accuracy beside exact training", "time and memory of a step"
     for n, paint in enumerate((_metric, _ratios)):
         ax = fig.add_subplot(parts[3][n])
         paint(ax, rows, [*short, long], colours)
         _places(ax, labels)
-        style.panel(
-            ax,
-            next(letters),
-            ("final accuracy beside exact training", "time and memory of a step")[n],
-        )
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=colours[m],
-            linewidth=2.6 if m == "exact" else 1.2,
-            alpha=0.35 if m == "exact" else 1,
-        )
-        for m in methods
-    ]
+        style.panel(ax, next(letters), titles[n])
+    wide: dict[str, Any] = {"linewidth": 2.6, "alpha": 0.35}
+    handles = [Line2D([], [], color=colours[m], **(wide if m == "exact" else {})) for m in methods]
     fig.legend(handles, methods, loc="outside upper center", ncols=len(methods))
     return fig
+
+
+def _long(axes: list[Axes], found: Runs, colours: dict[str, str], seconds: Any) -> None:
+    """Loss by step and by the clock, and gradient error, of the long task: there approximate steps
+    are the faster ones.
+    """
+    _losses(axes[0], found, colours)
+    _losses(axes[1], found, colours, seconds)
+    axes[1].set_xscale("log")
+    _errors(axes[2], found, colours)
+    axes[0].set_ylabel("training loss")
+    axes[2].set_ylabel("gradient error")

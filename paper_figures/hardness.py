@@ -85,41 +85,27 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], n: int) -> None:
         mine = [row for row in rows if row["family"] == family and row["n"] == n]
         for face, size in zip(("white", colour), _two_sizes(mine), strict=False):
             name = f"{'columns' if family == 'columns' else 'polynomial'}, ${symbol}={size}$"
-            look = {
-                "color": colour,
-                "marker": marker,
-                "markerfacecolor": face,
-                "label": name,
-                "linewidth": 0.9,
-            }
-            _line(
-                axis, [row for row in mine if row["size"] == size], "gamma_ratio", "right", **look
-            )
+            look = {"color": colour, "marker": marker, "markerfacecolor": face, "linewidth": 0.9}
+            curve = [row for row in mine if row["size"] == size]
+            _line(axis, curve, "gamma_ratio", "right", label=name, **look)
     exact = [row for row in rows if row["family"] == "exact"]
     lengths = sorted({row["n"] for row in exact})
     for length, marker in zip(sorted({lengths[0], lengths[-1]}), "oD", strict=False):
-        look = {
-            "color": BLACK,
-            "marker": marker,
-            "markerfacecolor": BLACK if length == n else "white",
-        }
+        face = BLACK if length == n else "white"
+        look = {"color": BLACK, "marker": marker, "markerfacecolor": face}
         curve = [row for row in exact if row["n"] == length]
         _line(axis, curve, "gamma_ratio", "right", label=f"exact, $n={length}$", **look)
         for row in curve:
             if row["strength"] == 1.0:
-                axis.axvline(
-                    row["gamma_ratio"], color=style.GREY, linewidth=0.6, linestyle="--", zorder=0
-                )
-    split = [
-        row["gamma_ratio"]
-        for row in exact
-        if row["n"] == n and row["right_random"] > row["right_clustered"]
-    ]
+                # What the gadget needs in the worst case.
+                level: dict[str, Any] = {"color": style.GREY, "linewidth": 0.6, "linestyle": "--"}
+                axis.axvline(row["gamma_ratio"], zorder=0, **level)
+    own = [row for row in exact if row["n"] == n]
+    split = [row["gamma_ratio"] for row in own if row["right_random"] > row["right_clustered"]]
     if split:
         where = (sum(split) / len(split), 0.70)
-        axis.annotate(
-            "random\nright,\nworst not", where, ha="center", va="top", fontsize=7, linespacing=1.0
-        )
+        place: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "linespacing": 1.0}
+        axis.annotate("random\nright,\nworst not", where, **place)
     axis.set_xlabel(r"$\Gamma / \sqrt{\ln n}$   ($\beta = 1/d$)")
     axis.set_ylabel("right answers")
     axis.legend(loc="upper left", **LEGEND)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from paper_figures.drawing import style
@@ -20,36 +21,32 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     scaling.
     """
     fig, axes = style.figure(2.4, 1, 3, width_ratios=[1.25, 1, 1])
-    error = [r for r in rows if r["point"]["kind"] == "error"]
-    gammas = sorted({r["point"]["gamma"] for r in error})
-    features = sorted({r["metrics"]["features"] for r in error})
+    image = _errors(axes[0, 0], [r for r in rows if r["point"]["kind"] == "error"])
+    style.panel(axes[0, 0], "a", "relative error")
+    bar = fig.colorbar(image, ax=axes[0, 0], pad=0.02, aspect=22)
+    powers = [-8, -6, -4, -2, 0]
+    bar.set_ticks(powers, labels=[f"$10^{{{p}}}$" if p else "1" for p in powers])
+    _adapters(axes[0, 1], axes[0, 2], [r for r in rows if r["point"]["kind"] == "adapter"])
+    return fig
+
+
+def _errors(ax: Axes, rows: list[dict[str, Any]]) -> QuadMesh:
+    """Error over (Gamma, k) with contours at 1e-4, 1e-2 and 0.1."""
+    gammas = sorted({r["point"]["gamma"] for r in rows})
+    features = sorted({r["metrics"]["features"] for r in rows})
     grid = np.full((len(features), len(gammas)), np.nan)
-    for r in error:
+    for r in rows:
         value = r["metrics"]["max_error"]
         place = features.index(r["metrics"]["features"]), gammas.index(r["point"]["gamma"])
         grid[place] = np.log10(value) if value and np.isfinite(value) else np.nan
-    ax = axes[0, 0]
     ax.set_facecolor(style.GREY)
-    image = ax.pcolormesh(
-        gammas,
-        features,
-        grid,
-        cmap="cividis_r",
-        vmin=-8,
-        vmax=0,
-        shading="nearest",
-        rasterized=True,
-    )
+    look: dict[str, Any] = {"cmap": "cividis_r", "vmin": -8, "vmax": 0}
+    image = ax.pcolormesh(gammas, features, grid, shading="nearest", rasterized=True, **look)
     if min(grid.shape) > 1:
-        lines = ax.contour(
-            gammas,
-            features,
-            np.nan_to_num(grid, nan=1),
-            levels=[-4, -2, -1],
-            colors="white",
-            linewidths=0.8,
-            linestyles="solid",
-        )
+        # A failed cell lies beyond every contour.
+        filled = np.nan_to_num(grid, nan=1)
+        white: dict[str, Any] = {"colors": "white", "linewidths": 0.8, "linestyles": "solid"}
+        lines = ax.contour(gammas, features, filled, levels=[-4, -2, -1], **white)
         ax.clabel(lines, fmt=lambda v: f"$10^{{{int(v)}}}$", fontsize=6)
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -58,13 +55,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     ax.set_xlim(style.edges(gammas)[0], style.edges(gammas)[-1])
     ax.set_xlabel(r"$\Gamma$")
     ax.set_ylabel("features $k$")
-    style.panel(ax, "a", "relative error")
-    bar = fig.colorbar(image, ax=ax, pad=0.02, aspect=22)
-    bar.set_ticks(
-        [-8, -6, -4, -2, 0], labels=["$10^{-8}$", "$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"]
-    )
-    _adapters(axes[0, 1], axes[0, 2], [r for r in rows if r["point"]["kind"] == "adapter"])
-    return fig
+    return image
 
 
 def _adapters(norm: Axes, width: Axes, adapter: list[dict[str, Any]]) -> None:

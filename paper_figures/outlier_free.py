@@ -17,6 +17,7 @@ from paper_figures.numbers.outlier_free import (
     PAPER,
     TOLERANCE,
     approximate_saving,
+    errors_by_width,
     models,
     part,
     step_saving,
@@ -58,6 +59,7 @@ def _norms(ax: Axes, rows: list[dict[str, Any]]) -> None:
         colour, marker = LOOKS[row["attention"]]
         for i, norm in enumerate(NORMS):
             x = i + 0.22 * (names.index(row["model"]) - (len(names) - 1) / 2)
+            # The two attentions of a model side by side.
             x += 0.05 if row["attention"] == "softmax_1" else -0.05
             ax.plot(x, np.median(row[norm]), marker, color=colour, markersize=4)
     ax.set_yscale("log")
@@ -89,21 +91,11 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """Over all models, heads and LoRA ranks; solid: softmax, dashed: softmax_1."""
     for family, (colour, marker) in FACTORS.items():
         for attention, dash in (("softmax", "-"), ("softmax_1", "--")):
-            found: dict[int, list[float]] = {}
-            for row in part(rows, "features"):
-                if row["attention"] == attention:
-                    for errors in row["errors"].values():
-                        for name, values in errors.items():
-                            if name.split()[0] == family:
-                                found.setdefault(int(name.split()[1]), []).extend(values)
+            found = errors_by_width(rows, family, attention)
             widths = sorted(found)
             face = colour if attention == "softmax" else "white"
-            look: dict[str, Any] = {
-                "color": colour,
-                "marker": marker,
-                "markerfacecolor": face,
-                "linestyle": dash,
-            }
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markerfacecolor": face}
+            look["linestyle"] = dash
             ax.plot(widths, [np.median(found[k]) for k in widths], **look)
     ax.axhline(TOLERANCE, color=BLACK, linewidth=0.7, linestyle=":")
     ax.set_xscale("log", base=2)
@@ -112,16 +104,9 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xticks(ticks, [str(k) for k in ticks])
     ax.minorticks_off()
     ax.set_xlabel("width $k$ (of 257 keys)")
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** 0.4)
-    ax.annotate(
-        "10 %",
-        (1.5 * ticks[0], TOLERANCE),
-        (0, -1),
-        textcoords="offset points",
-        fontsize=6,
-        va="top",
-    )
+    style.headroom(ax, 0.4)
+    below: dict[str, Any] = {"textcoords": "offset points", "va": "top"}
+    ax.annotate("10 %", (1.5 * ticks[0], TOLERANCE), (0, -1), fontsize=6, **below)
     handles = [
         Line2D([], [], color=colour, marker=marker, label=FAMILIES[family])
         for family, (colour, marker) in FACTORS.items()
@@ -149,23 +134,13 @@ def _saved(ax: Axes, rows: list[dict[str, Any]]) -> None:
     }
     for row in part(rows, "step"):
         for name, (colour, marker, _) in looks.items():
+            # Before, on and after the bar of Table 1.
             at = names.index(row["model"]) + (-0.2 if name == "softmax_1" else 0)
-            ax.errorbar(
-                at,
-                step_saving(row, name),
-                uncertainty(row, name),
-                fmt=marker,
-                color=colour,
-                elinewidth=0.7,
-            )
+            saved = step_saving(row, name), uncertainty(row, name)
+            ax.errorbar(at, *saved, fmt=marker, color=colour, elinewidth=0.7)
         at = names.index(row["model"]) + 0.2
-        ax.plot(
-            at,
-            approximate_saving(rows, row["model"], row["rank"]),
-            "D",
-            color=BLACK,
-            fillstyle="none",
-        )
+        saved = approximate_saving(rows, row["model"], row["rank"])
+        ax.plot(at, saved, "D", color=BLACK, fillstyle="none")
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.set_xticks(x, names)
     handles = [Line2D([], [], color=style.GREY, linewidth=5, label="Table 1")]
@@ -173,19 +148,9 @@ def _saved(ax: Axes, rows: list[dict[str, Any]]) -> None:
         Line2D([], [], color=c, marker=m, linestyle="none", label=label)
         for c, m, label in looks.values()
     ]
-    handles.append(
-        Line2D(
-            [],
-            [],
-            color=BLACK,
-            marker="D",
-            fillstyle="none",
-            linestyle="none",
-            label="a head at 10 % error",
-        )
-    )
-    ax.legend(
-        handles=handles, loc="upper left", handlelength=1.2, labelspacing=0.15, borderaxespad=0.1
-    )
+    hollow: dict[str, Any] = {"marker": "D", "fillstyle": "none", "linestyle": "none"}
+    handles.append(Line2D([], [], color=BLACK, label="a head at 10 % error", **hollow))
+    tight: dict[str, Any] = {"handlelength": 1.2, "labelspacing": 0.15, "borderaxespad": 0.1}
+    ax.legend(handles=handles, loc="upper left", **tight)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.7 * (high - low))

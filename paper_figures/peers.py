@@ -63,43 +63,11 @@ def _errors(ax: Axes, rows: Rows) -> None:
     exact = seconds_of(row["metrics"], row["metrics"]["best"]["gradient"]) or 1.0
     for family, runs in metrics["tried"].items():
         points = [(run["error"], exact / run["seconds"]) for run in runs]
-        ax.plot(
-            *zip(*points, strict=True),
-            "-",
-            color=LOOKS[family][0],
-            marker=".",
-            markersize=3,
-            linewidth=0.7,
-        )
+        look: dict[str, Any] = {"marker": ".", "markersize": 3, "linewidth": 0.7}
+        ax.plot(*zip(*points, strict=True), "-", color=LOOKS[family][0], **look)
     for family in ("favor", "nystrom", "chain", "polynomial"):
-        colour, marker = LOOKS[family]
-        names = names_of(metrics, family)
-        points = [
-            (metrics["methods"][n]["error"], metrics["speed_up"]["gradient"][n]) for n in names
-        ]
-        if not points:
-            continue
-        line = "-" if family in ("chain", "polynomial") else "None"
-        ax.plot(
-            *zip(*points, strict=True), linestyle=line, color=colour, marker=marker, markersize=4.5
-        )
-        if family != "polynomial":
-            continue
-        for n, place in zip(names, points, strict=True):
-            label = f"$k = {metrics['methods'][n]['features']}$"
-            ax.annotate(
-                label, place, xytext=(0, 5), textcoords="offset points", fontsize=7, ha="center"
-            )
-        points = [
-            (metrics["methods"][n]["error"], metrics["speed_up"]["certified"][n]) for n in names
-        ]
-        ax.plot(
-            *zip(*points, strict=True),
-            "-",
-            color=LOOKS["certified"][0],
-            marker=marker,
-            markersize=4.5,
-        )
+        if names := names_of(metrics, family):
+            _family(ax, metrics, family, names)
     ax.axhline(1, color=style.GREY, linewidth=0.6, zorder=0)
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -107,6 +75,24 @@ def _errors(ax: Axes, rows: Rows) -> None:
     ax.set_xlabel("relative gradient error")
     power = np.log2(row["point"]["length"])
     style.panel(ax, "a", f"speed-up, $L = 2^{{{power:.0f}}}$")
+
+
+def _family(ax: Axes, metrics: dict[str, Any], family: str, names: list[str]) -> None:
+    """The methods of a family at equal k; of polynomials also k, and the speed with certificate."""
+    colour, marker = LOOKS[family]
+    errors = [metrics["methods"][n]["error"] for n in names]
+    speeds = [metrics["speed_up"]["gradient"][n] for n in names]
+    # Those of several degrees are joined; FAVOR+ and Nystrom are single choices of k.
+    line = "-" if family in ("chain", "polynomial") else "None"
+    ax.plot(errors, speeds, linestyle=line, color=colour, marker=marker, markersize=4.5)
+    if family != "polynomial":
+        return
+    above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+    for n, place in zip(names, zip(errors, speeds, strict=True), strict=True):
+        label = f"$k = {metrics['methods'][n]['features']}$"
+        ax.annotate(label, place, fontsize=7, **above)
+    speeds = [metrics["speed_up"]["certified"][n] for n in names]
+    ax.plot(errors, speeds, "-", color=LOOKS["certified"][0], marker=marker, markersize=4.5)
 
 
 def _times(ax: Axes, rows: Rows) -> None:
@@ -139,26 +125,20 @@ def _times(ax: Axes, rows: Rows) -> None:
     style.powers_of_two(ax, [r["point"]["length"] for r in rows])
     ax.set_xlabel("tokens $L$")
     style.panel(ax, "b", f"time (ms), $k = {k}$")
+    _crossovers(ax, lines, analytic_crossover(rows[0], ours))
+
+
+def _crossovers(ax: Axes, lines: dict[str, tuple[list[int], list[float]]], model: float) -> None:
+    """Level lines at the lengths from which the certified gradient is the faster one."""
+    # They can cross only where both were run.
     both = [n for n in lines["exact"][0] if n in lines["certified"][0]]
     pair = [[dict(zip(*lines[f], strict=True))[n] for n in both] for f in ("exact", "certified")]
-    marks = {
-        "model": (analytic_crossover(rows[0], ours), ":"),
-        "measured": (crossover(both, *pair), "--"),
-    }
     handles = []
-    for label, (length, dash) in marks.items():
+    for label, length, dash in (("model", model, ":"), ("measured", crossover(both, *pair), "--")):
         if length is not None:
-            ax.axvline(length, color=style.COLOURS[5], linestyle=dash, linewidth=0.9, zorder=0)
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    color=style.COLOURS[5],
-                    linestyle=dash,
-                    linewidth=0.9,
-                    label=f"{label}: {length:.0f}",
-                )
-            )
+            look: dict[str, Any] = {"color": style.COLOURS[5], "linestyle": dash, "linewidth": 0.9}
+            ax.axvline(length, zorder=0, **look)
+            handles.append(Line2D([], [], label=f"{label}: {length:.0f}", **look))
     place: dict[str, Any] = {"loc": "lower right", "title": "crossover", "title_fontsize": 7}
     ax.legend(handles=handles, handlelength=1.4, labelspacing=0.2, borderaxespad=0.1, **place)
 
@@ -174,32 +154,16 @@ def _grid(ax: Axes, rows: Rows) -> None:
     shades = ("#0072B2", "#56A4D6", "#A9D0EA")
 
     def line(part: str, name: str, **look) -> None:
-        found = [
-            (r["point"]["width"], r["metrics"]["speed_up"].get(part, {}).get(name)) for r in rows
-        ]
-        kept = [(d, s) for d, s in found if s]
+        speed_ups = {r["point"]["width"]: r["metrics"]["speed_up"].get(part, {}) for r in rows}
+        kept = [(d, of[name]) for d, of in speed_ups.items() if of.get(name)]
         if kept:
-            ax.plot(*zip(*kept, strict=True), **look)
+            ax.plot(*zip(*kept, strict=True), marker="o", markersize=2.5, **look)
 
     for name, colour in zip(names, shades, strict=False):
-        line(
-            "gradient",
-            name,
-            color=colour,
-            marker="o",
-            markersize=2.5,
-            label=f"degree {name.split()[1]}",
-        )
-    line(
-        "loss",
-        "polynomial 2",
-        color=shades[0],
-        linestyle=":",
-        marker="o",
-        markersize=2.5,
-        label="2, forward",
-    )
+        line("gradient", name, color=colour, label=f"degree {name.split()[1]}")
+    line("loss", "polynomial 2", color=shades[0], linestyle=":", label="2, forward")
     d = list(PUBLISHED)
+    # Published on another machine, as a ratio that machine made in one run.
     ratio = [exact / fast for exact, fast in PUBLISHED.values()]
     ax.plot(d, ratio, ":", color="black", marker="x", markersize=3.5, label="published, forward")
     ax.axhline(1, color=style.GREY, linewidth=0.6, zorder=0)
@@ -207,8 +171,7 @@ def _grid(ax: Axes, rows: Rows) -> None:
     ax.set_xticks(range(4, 13, 2))
     ax.set_xlabel("width $d$, $L = 10 \\cdot 2^d$")
     ax.legend(loc="upper left", handlelength=1.4, labelspacing=0.2, borderaxespad=0.1)
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** 0.35)
+    style.headroom(ax, 0.35)
     style.panel(ax, "c", "speed-up, MultiLayer")
 
 

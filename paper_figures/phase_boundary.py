@@ -63,7 +63,7 @@ def _map(ax: Axes, rows: list[dict[str, Any]], kind: str, limit: float):
         rasterized=True,
     )
     exponent = _values(lengths, gammas, cells, "exponent")
-    # cells where no degree up to the highest was enough lie beyond the boundary
+    # Cells where no degree up to the highest was enough lie beyond the boundary.
     exponent = np.where(np.isnan(exponent), 2.0, exponent)
     if min(exponent.shape) > 1 and exponent.min() < 1 < exponent.max():
         ax.contour(lengths, gammas, exponent, levels=[1.0], colors="black", linewidths=1.4)

@@ -78,28 +78,8 @@ def _against_length(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[
     shown = _shown(rows, measured)
     for index, kappa in enumerate(shown):
         curve = sorted((row for row in rows if row["kappa"] == kappa), key=lambda row: row["power"])
-        colour = style.COLOURS[index]
-        axis.plot([r["power"] for r in curve], [r["exponent"] for r in curve], color=colour)
-        end = curve[-1]["power"]
-        axis.plot(
-            [end, 1.25 * end], [curve[-1]["limit"]] * 2, color=colour, linestyle=":", linewidth=0.9
-        )
-        label = f"$\\kappa = {kappa:g}$"
-        axis.annotate(label, (1.3 * end, curve[-1]["limit"]), va="center", fontsize=7, color=colour)
         runs = [r for r in measured if r["kappa"] == kappa and r["exponent"] is not None]
-        axis.plot(
-            [r["power"] for r in runs],
-            [r["exponent"] for r in runs],
-            color=colour,
-            marker="o",
-            linestyle="",
-            markersize=2.8,
-        )
-        ranks = [math.log2(r["eps_rank"]) / r["power"] for r in runs]
-        at = [r["power"] for r in runs]
-        axis.plot(
-            at, ranks, color=colour, marker="^", linestyle="", markerfacecolor="white", markersize=3
-        )
+        _one_kappa(axis, curve, runs, style.COLOURS[index])
     axis.axhline(1, color=style.GREY, linewidth=0.8, zorder=0)
     powers = sorted({row["power"] for row in rows} & {8, 16, 32, 64})
     axis.set_xscale("log", base=2)
@@ -108,28 +88,32 @@ def _against_length(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[
     axis.set_ylim(-0.15, 5.2)
     axis.set_xlabel("$L$   ($d = \\log_2 L$, $\\beta = 1/d$, $\\kappa = \\Gamma/\\sqrt{\\ln L}$)")
     axis.set_ylabel("$\\log k / \\log L$")
-    handles = [
-        Line2D([], [], color="black", label="counted, tolerance $1/L$"),
-        Line2D([], [], color="black", linestyle=":", label="limit, $L \\to \\infty$"),
-        Line2D([], [], color="black", marker="o", linestyle="", label="polynomial, measured"),
-        Line2D(
-            [],
-            [],
-            color="black",
-            marker="^",
-            linestyle="",
-            markerfacecolor="white",
-            label="SVD of $f$, measured",
-        ),
-    ]
-    axis.legend(
-        handles=handles,
-        loc="upper left",
-        ncols=2,
-        handlelength=1.3,
-        columnspacing=0.8,
-        labelspacing=0.2,
-    )
+    looks: dict[str, dict[str, Any]] = {
+        "counted, tolerance $1/L$": {},
+        "limit, $L \\to \\infty$": {"linestyle": ":"},
+        "polynomial, measured": {"marker": "o", "linestyle": ""},
+        "SVD of $f$, measured": {"marker": "^", "linestyle": "", "markerfacecolor": "white"},
+    }
+    handles = [Line2D([], [], color="black", label=name, **look) for name, look in looks.items()]
+    tight: dict[str, Any] = {"handlelength": 1.3, "columnspacing": 0.8, "labelspacing": 0.2}
+    axis.legend(handles=handles, loc="upper left", ncols=2, **tight)
+
+
+def _one_kappa(
+    axis: Axes, curve: list[dict[str, Any]], runs: list[dict[str, Any]], colour: str
+) -> None:
+    """The counted exponents and their limit, and those measured: of polynomials and of f itself."""
+    axis.plot([r["power"] for r in curve], [r["exponent"] for r in curve], color=colour)
+    end, limit = curve[-1]["power"], curve[-1]["limit"]
+    axis.plot([end, 1.25 * end], [limit] * 2, color=colour, linestyle=":", linewidth=0.9)
+    label = f"$\\kappa = {curve[-1]['kappa']:g}$"
+    axis.annotate(label, (1.3 * end, limit), va="center", fontsize=7, color=colour)
+    at = [r["power"] for r in runs]
+    mark: dict[str, Any] = {"color": colour, "linestyle": ""}
+    axis.plot(at, [r["exponent"] for r in runs], marker="o", markersize=2.8, **mark)
+    # Hollow: no factor of any kind can be narrower.
+    ranks = [math.log2(r["eps_rank"]) / r["power"] for r in runs]
+    axis.plot(at, ranks, marker="^", markerfacecolor="white", markersize=3, **mark)
 
 
 def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
@@ -145,6 +129,7 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[s
     limits = sorted({(row["kappa"] ** 2, 1 + row["limit"]) for row in rows})
     axis.plot(*zip(*limits, strict=True), color="black", linewidth=0.9, label="$L \\to \\infty$")
     known = np.geomspace(limits[0][0], math.exp(-math.e), 60)  # past e^-e the term falls again
+    # The known time exponent, which the counted ones are held against.
     curve = 1 + np.log(np.log(1 / known)) / np.log(1 / known)
     label = r"known: $1 + \log\log\frac{1}{\rho}\,/\log\frac{1}{\rho}$"
     axis.plot(known, curve, color="black", linestyle="--", linewidth=0.9, label=label)

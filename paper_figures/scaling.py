@@ -24,6 +24,7 @@ def series(
         if row["point"]["case"] != case:
             continue
         metrics = row["metrics"]
+        # Which block is the fastest changes with the length.
         name = metrics.get("best") if method == "exact" else method
         value = metrics["methods"].get(name, {}).get(quantity)
         if value:
@@ -40,6 +41,7 @@ def _lines(ax: Axes, rows, quantity: str, unit: float, methods) -> None:
             if not lengths:
                 continue
             every += lengths
+            # One label a method: its second line is told apart by its dash.
             label = None
             if case == "partial":
                 fit = exponent(lengths, values)
@@ -60,8 +62,7 @@ def _lines(ax: Axes, rows, quantity: str, unit: float, methods) -> None:
         style.powers_of_two(ax, every)
     ax.set_xlabel("tokens $L$")
     ax.legend(loc="upper left", handlelength=1.2, labelspacing=0.2, borderaxespad=0.2)
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** 0.35)
+    style.headroom(ax, 0.35)
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:

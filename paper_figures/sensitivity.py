@@ -108,6 +108,7 @@ def _against_features(ax: Axes, rows: list[dict[str, Any]], quantity: str) -> No
                 "markersize": 3,
                 "linestyle": line,
             }
+            # Runs that failed have no error to draw; they are crosses below.
             found = [_values(rows, task, name, quantity) for name in names]
             k = [
                 next(iter(runs_of(rows, task, name).values()))["features"] * 1.06 ** (n - 1.5)
@@ -129,6 +130,7 @@ def _against_features(ax: Axes, rows: list[dict[str, Any]], quantity: str) -> No
                     clip_on=False,
                 )
     ax.set_xscale("log")
+    # Labels only where they do not run into one another.
     every = sorted({row["metrics"]["features"] for row in rows} - {None})
     ax.set_xticks([k for k in every if k in (1, 5, 15, 35, 70, 210) or len(every) < 4])
     ax.set_xticklabels([str(int(t)) for t in ax.get_xticks()])

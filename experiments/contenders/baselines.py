@@ -1,9 +1,9 @@
 """What one would use instead: exact attention in three layouts, FAVOR+ and Nystrom, each
 differentiated by jax.grad.
 
-An attention is a function (q, k, v, beta) -> softmax(beta q k^T) v, or what stands in for it: (Lq,
-d), (Lk, d),
-(Lk, d_value), scalar -> (Lq, d_value). Matrix products are at full precision, as in the library.
+An attention is a function (q, k, v, beta) -> softmax(beta q k^T) v, or what stands in for it:
+(Lq, d), (Lk, d), (Lk, d_value), scalar -> (Lq, d_value). Matrix products are at full precision, as
+in the library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from lora_limits.linalg import dot
 from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem, projections, scalars
 
 Attention = Callable[..., jax.Array]
-CUT = 1e-4  # singular values below it are dropped: of 1e-2 .. 1e-7 what served Nystrom best in float32
+# Singular values below it are dropped: of 1e-2 .. 1e-7 what served Nystrom best in float32.
+CUT = 1e-4
 
 
 def output(problem: LoRAProblem, attention: Attention) -> jax.Array:
@@ -55,12 +56,14 @@ def row_blocked(block: int) -> Attention:
     """
 
     def attend(q, k, v, beta):
+        # The backward pass makes the block's scores again rather than keep all L^2 of them.
         @jax.checkpoint
         def rows(x):
             return dot(jax.nn.softmax(dot(x, k.T), axis=-1), v)
 
         length = q.shape[0]
         size = min(block, q.shape[0])
+        # Padded queries are rows of zeros whose outputs are cut off again.
         padded = jnp.pad(beta * q, ((0, -length % size), (0, 0)))
         return jax.lax.map(rows, padded.reshape(-1, size, q.shape[1])).reshape(-1, v.shape[1])[
             :length
@@ -101,6 +104,7 @@ def nystrom(landmarks: int) -> Attention:
     """
 
     def attend(q, k, v, beta):
+        # A segment has one token at least.
         few = min(landmarks, q.shape[0], k.shape[0])
         q = beta * q
         q_few = segment_means(q, few)

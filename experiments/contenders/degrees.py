@@ -68,6 +68,7 @@ def errors_by_degree(
     norms = [float(jnp.linalg.norm(x)) for x in jax.tree.leaves(exact)]
     out = []
     for g in degrees:
+        # The coefficients of every degree in an array of one length: one program for all.
         c = jnp.zeros(HIGHEST + 1, problem.dtype).at[: g + 1].set(series.taylor(g, problem.dtype))
         got, normaliser = run(problem, c)
         pairs = zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True)

@@ -130,6 +130,7 @@ def nystrom(landmarks: int) -> Contender:
 def exact_seconds(problem: ll.LoRAProblem) -> float:
     """Seconds of one exact gradient, from a run on at most PILOT tokens."""
     length = problem.target.shape[0]
+    # Exact gradients cost L^2: a short run tells how long a long one takes.
     n = min(length, PILOT)
     cut = {name: getattr(problem, name)[:n] for name in ("x_query", "x_key", "x_value", "target")}
     run = jax.jit(_tiled(REFERENCE_TILE).parts["gradient"])

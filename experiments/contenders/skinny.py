@@ -50,6 +50,7 @@ def rates(
         k = method["features"]
         if f"skinny {k}" not in beside or method["family"] != "polynomial":
             continue
+        # Two operations a term of one product, for each token.
         products = 2.0 * k * (width + 1)
         rate = products * min(length, SKINNY_LENGTH) / beside[f"skinny {k}"]
         out["skinny_rate"][name] = rate

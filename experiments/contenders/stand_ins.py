@@ -30,6 +30,7 @@ def columns(s: np.ndarray, k: int) -> np.ndarray:
     f = softmax(s)
     chosen = np.random.default_rng(k).choice(f.shape[1], k, replace=False)
     basis, size, _ = np.linalg.svd(f[:, chosen], full_matrices=False)
+    # Columns that are copies of others, to rounding, span nothing new.
     basis = basis[:, size > 1e-10 * size[0]]
     return basis @ (basis.T @ f)
 
@@ -55,6 +56,7 @@ def dense_gradient(
     beta = float(problem.beta)
     scale = float(problem.scale)
     f = replace(beta * q @ k.T)
+    # A stand-in that is no longer positive may divide by nothing.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         f = f / f.sum(1, keepdims=True)
         out = f @ v

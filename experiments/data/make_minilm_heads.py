@@ -22,6 +22,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,6 @@ def topic_tokens(directory: Path, windows: int = 1) -> np.ndarray:
     """The first `windows` 512 token ids of the documentation topics, in alphabetical order, [CLS]
     first.
     """
-    from pydoc_data.topics import topics
-
     tokenizer = module("tokenizers").Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -73,7 +72,7 @@ def topic_tokens(directory: Path, windows: int = 1) -> np.ndarray:
     tokens = np.asarray(ids[: windows * TOKENS], np.uint16)
     if len(tokens) < windows * TOKENS:
         raise Failure(
-            f"--windows: got {windows}, expected at most {len(tokens) // TOKENS}: the text ends there"
+            f"--windows: got {windows}, expected at most {len(tokens) // TOKENS}, where the text ends"
         )
     if digest(tokens[:TOKENS]) != TOKENS_SHA256:
         version = ".".join(map(str, sys.version_info[:3]))
@@ -166,7 +165,7 @@ def make(tokens: np.ndarray, weights: dict[str, np.ndarray]) -> dict[str, np.nda
     """Every array of the file."""
     encoder = Encoder(weights)
     arrays = {"tokens": tokens, "layers": np.asarray(LAYERS, np.uint8)}
-    # the model sees one window at a time
+    # The model sees one window at a time.
     xs = [encoder.embed(part) for part in tokens.reshape(-1, TOKENS)]
     for layer in range(max(LAYERS) + 1):
         if layer in LAYERS:

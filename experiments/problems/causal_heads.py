@@ -44,6 +44,7 @@ def look(model: Transformer, data: Data, count: int) -> tuple[dict[str, Any], li
     activations = np.stack(written).astype(float)
     centred = activations - activations.mean()
     variance = (centred**2).mean()
+    # Heads evenly spread over the layer; fewer where it has fewer.
     pick = np.unique(np.linspace(0, model.shape.heads - 1, count).round().astype(int))
     problems = []
     for stacked, cotangent in zip(heads, cotangents, strict=True):
@@ -70,6 +71,7 @@ def block_problem(problem: ll.LoRAProblem, cotangent: np.ndarray) -> ll.LoRAProb
     half = problem.x_query.shape[0] // 2
     x = np.asarray(problem.x_query[half:], float)
     keys = np.asarray(problem.x_key[: half + 1], float)
+    # Tokens of the block span at most as many dimensions as there are of them.
     span = np.linalg.qr(np.concatenate([x, keys]).T)[0]
     x = x @ span
     keys = keys @ span
@@ -86,6 +88,7 @@ def block_problem(problem: ll.LoRAProblem, cotangent: np.ndarray) -> ll.LoRAProb
         rows[name] = tokens @ (weights[name] + scale * b @ a)
     out = softmax(beta * rows["query"] @ rows["key"].T) @ rows["value"]
     c = np.asarray(cotangent[half:], float)
+    # The residual out - target is then the scaled cotangent.
     target = out - c * np.linalg.norm(out) / np.linalg.norm(c)
     return ll.LoRAProblem(
         *_float32(x, keys, keys, target),

@@ -66,6 +66,7 @@ def problem(
     b = {name: 0.5 * rng.normal(size=(width, rank)) for name in NAMES}
     target = rng.normal(size=(length, width))
     q, k = (x[name] @ (w[name] + scale * b[name] @ a[name]) for name in ("query", "key"))
+    # Both the frozen weight and A, so that the adapter keeps its share of the score.
     factor = _stretch(beta * q, k, reach)
     w["query"], a["query"] = factor * w["query"], factor * a["query"]
     return ll.LoRAProblem(
@@ -97,7 +98,7 @@ def _stretch(q: np.ndarray, k: np.ndarray, reach: float) -> float:
         centre = scores @ weights / weights.sum()
         return float(factor * np.maximum(high - centre, centre - low).max())
 
-    # mu lies among the keys, so what is reached is between half the spread of a row and all of it
+    # mu lies among the keys, so what is reached is between half the spread of a row and all of it.
     least = reach / float((high - low).max())
     most = 2 * least
     for _ in range(60):

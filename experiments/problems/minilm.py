@@ -112,6 +112,7 @@ def problem(
         raise ValueError(f"rank: got {rank}, expected at least 1")
     if dtype == "float64" and jnp.result_type(float) != jnp.float64:
         raise ValueError("dtype: got float64, expected jax.enable_x64(True) around it")
+    # Drawn for every projection, adapted or not: so the same seed is the same problem.
     random = np.random.default_rng([seed, layer, head])
     adapters = {name: _adapter(random, weight, rank) for name, weight in weights.items()}
     output = _output(x, weights)
@@ -143,6 +144,7 @@ def attention_rows(layer: int, head: int, *, length: int = TOKENS) -> np.ndarray
 def _output(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
     """softmax(beta Q K^T) V of the frozen head, some queries at a time."""
     q, k, v = (x @ weights[name] for name in NAMES)
+    # Blocks of queries keep long inputs within memory.
     parts = np.split(q, range(TOKENS, len(q), TOKENS))
     return np.concatenate([softmax(part @ k.T * WIDTH**-0.5) @ v for part in parts])
 

@@ -83,18 +83,16 @@ def group(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     for name, words in flags.items():
         wanted = config.FLAGS.get(name, len(words))
         if len(words) != wanted:
-            raise Refused(
-                f"--{name}: got {'a value' if words else 'no value'}, expected {'one' if wanted else 'none'}"
-            )
+            got = "a value" if words else "no value"
+            raise Refused(f"--{name}: got {got}, expected {'one' if wanted else 'none'}")
     return leading, flags
 
 
 def _run(leading: list[str], flags: dict[str, list[str]], argv: Sequence[str]) -> int:
     if len(leading) != 1:
         got = " ".join(leading) or "no config file"
-        raise Refused(
-            f"got {got}, expected one: python -m experiments configs/NAME.toml ... (--help says more)"
-        )
+        usage = "python -m experiments configs/NAME.toml ... (--help says more)"
+        raise Refused(f"got {got}, expected one: {usage}")
     size = flags["size"][0] if "size" in flags else "smoke" if "smoke" in flags else "default"
     if "smoke" in flags and size != "smoke":
         raise Refused(f"--size: got {size!r} beside --smoke, expected one of the two")

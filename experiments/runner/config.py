@@ -151,9 +151,8 @@ def find_experiment(name: str, where: str) -> Experiment:
         )
     taken = sorted(FLAGS.keys() & module.Config.model_fields.keys())
     if taken:
-        raise Refused(
-            f"{where}: got {name!r}, whose field {taken[0]} is a flag of the runner; expected another name"
-        )
+        clash = f"whose field {taken[0]} is a flag of the runner"
+        raise Refused(f"{where}: got {name!r}, {clash}; expected another name")
     return Experiment(
         name,
         fields=module.Config,

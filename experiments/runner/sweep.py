@@ -129,6 +129,7 @@ def _reporter(
     if not sys.stdout.isatty():
         yield (lambda point: None), _line_printer(total, done)
         return
+    # Here, for a sweep without a terminal does without it.
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -1,1 +1,1 @@
-"""Fine-tuning runs of the training experiments: tasks, texts, base models."""
+"""What the training experiments share: tasks, texts, base models, what is watched along a run."""

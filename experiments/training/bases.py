@@ -1,5 +1,5 @@
-"""What the training experiments start from and what they tell of a run: base models, pretrained once
-and given fresh adapters; methods by name; scores before and after.
+"""What the training experiments start from and tell of a run: base models, pretrained once and
+given fresh adapters; methods by name; scores before and after.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def pretrained(base: Base, lora: LoRA, cache: str | Path, *, seed: int = 0) -> T
     if not folder.exists():
         checkpoints.publish(folder, _pretrain(base))
     model = Transformer(base.shape(), lora, rngs=nnx.Rngs(seed))
+    # Restored even when just made: every run starts from the bytes that were kept.
     kept = checkpoints.restore(folder, nnx.state(model, loop.BASE), {})[1]
     nnx.update(model, kept)
     return model

@@ -71,6 +71,7 @@ def compare(model: Any, data: Data, methods: Mapping[str, Any]) -> dict[str, dic
     batch. NaN where a method's gradient is.
     """
     layers = len(model.blocks)
+    # The model's own methods do not matter here: copies carry those compared.
     exact = per_example(loop.with_methods(model, [loop.EXACT] * layers), data)
     out = {"exact": moments(exact)}
     for name, method in methods.items():

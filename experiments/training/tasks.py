@@ -79,6 +79,7 @@ def _digits(length: int, part: str) -> Task:
     tokens = np.rint(images).astype(np.int32).reshape(len(images), -1)
     if part == "target":
         tokens = (GREYS - 1) * (tokens > GREYS // 2).astype(np.int32)
+    # By number, so that the same images are held out in both parts.
     held = np.arange(len(tokens)) % 5 == 0
     labels = np.asarray(bunch.target, np.int32)
     return Task(GREYS, 10, Data(tokens[~held], labels[~held]), Data(tokens[held], labels[held]))
@@ -128,6 +129,7 @@ def _which_module(length: int, part: str, vocabulary: text.Vocabulary) -> Task:
 
 def _next_byte(length: int, part: str, vocabulary: text.Vocabulary) -> Task:
     documents = text.topics() if part == "source" else text.modules()[1]
+    # A window more than the length, for the labels are the tokens shifted by one.
     task = _classes([documents], length + 1, vocabulary)
     train, test = (Data(d.tokens[:, :-1], d.tokens[:, 1:]) for d in (task.train, task.test))
     return Task(vocabulary.size, None, train, test)

@@ -12,6 +12,7 @@ import sysconfig
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from pydoc_data import topics as reference
 
 import numpy as np
 
@@ -36,9 +37,7 @@ def package(name: str) -> dict[str, str]:
 @functools.cache
 def topics() -> dict[str, str]:
     """The language reference that pydoc carries, {topic: text}."""
-    from pydoc_data.topics import topics as texts
-
-    return {name: text for name, text in sorted(texts.items()) if isinstance(text, str)}
+    return {name: text for name, text in sorted(reference.topics.items()) if isinstance(text, str)}
 
 
 @functools.cache
@@ -88,6 +87,7 @@ class Vocabulary:
         counts = collections.Counter(
             word for text in texts for word in WORD.findall(text) if len(word) > 2
         )
+        # By the bytes that a word saves; ties by name, so that every run has the same vocabulary.
         ranked = sorted(counts, key=lambda word: (-counts[word] * len(word), word))
         self.words = {word: BYTES + n for n, word in enumerate(ranked[: size - BYTES])}
         self.size = size

@@ -1,5 +1,5 @@
-"""What norms and certificates say of each layer of a model as it is: its heads taken as LoRA problems
-on some held-out sequences.
+"""What norms and certificates say of each layer of a model as it is: its heads taken as LoRA
+problems on some held-out sequences.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ def normalised_problem(layer: LoRAAttention, x: jax.Array, cotangent: jax.Array)
             q, k, v, target, weights=weights, adapters=adapters, scale=scale, beta=beta
         )
 
+    # Attention's output less the cotangent: the loss 1/2 |out - target|^2 then has that cotangent.
     target = layer.attend(x[None], per_layer.EXACT)[0] - sized(layer, x, cotangent)
     q, k, v = (rows[0] for rows in layer.rows(x[None]))
     return jax.vmap(head, 1)(q, k, v, target)
@@ -121,6 +122,7 @@ def inspect(problem: ll.LoRAProblem, degrees: tuple[int, ...]) -> dict[str, jax.
     sizes = jnp.stack([jnp.abs(x).max() for x in exact])
 
     def worst(values):
+        # Arrays whose gradient vanishes have no relative error: A's is 0 as long as B is.
         relative = jnp.stack(values) / jnp.where(sizes > 0, sizes, 1)
         return jnp.where(sizes > 0, relative, 0).max()
 

@@ -21,11 +21,14 @@ def named(gradient: Mapping[str, Any], dtype: Any = np.float64) -> dict[str, np.
 
 
 def frobenius_error(got: Any, want: Any) -> float:
-    """|| got - want ||_F / || want ||_F; of zeros wanted, 0 if zeros were got and inf if not."""
-    gap = float(np.linalg.norm(got - want))
-    size = float(np.linalg.norm(want))
+    """|| got - want ||_F / || want ||_F, in the precision of the arrays.
+
+    Of zeros wanted: 0 if zeros were got and inf if not.
+    """
+    gap = np.linalg.norm(got - want)
+    size = np.linalg.norm(want)
     if size > 0:
-        return gap / size
+        return float(gap / size)
     return 0.0 if gap == 0 else math.inf
 
 

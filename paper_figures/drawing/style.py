@@ -84,6 +84,12 @@ def edges(values: Sequence[float]) -> np.ndarray:
     return np.exp(np.concatenate([[2 * logs[0] - middle[0]], middle, [2 * logs[-1] - middle[-1]]]))
 
 
+def headroom(ax: Axes, share: float) -> None:
+    """Lengthens a log y axis upwards by a share of its decades: room for a legend."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** share)
+
+
 def powers_of_two(ax: Axes, lengths: Sequence[int]) -> None:
     """Labels a log L axis by powers of two."""
     exponents = sorted({round(np.log2(n)) for n in lengths})

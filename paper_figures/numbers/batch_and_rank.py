@@ -1,4 +1,4 @@
-"""The error of an approximate gradient over the noise of its batch, and what each kind of run lost."""
+"""The error of an approximate gradient over the noise of its batch, and what each run lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Minutes per epoch of Table 1 beside those measured, and the width that heads need at 10 % error."""
+"""Minutes per epoch of Table 1 beside those measured, and the width heads need at 10 % error."""
 
 from __future__ import annotations
 
@@ -23,6 +23,21 @@ def part(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 def models(rows: list[dict[str, Any]]) -> list[str]:
     """The models there are, small to large."""
     return [name for name in PAPER if any(row["point"].get("model") == name for row in rows)]
+
+
+def errors_by_width(
+    rows: list[dict[str, Any]], family: str, attention: str
+) -> dict[int, list[float]]:
+    """{width: errors} of a family of factors, over all models, heads and LoRA ranks."""
+    found: dict[int, list[float]] = {}
+    for row in part(rows, "features"):
+        if row["attention"] != attention:
+            continue
+        for errors in row["errors"].values():
+            for name, values in errors.items():
+                if name.split()[0] == family:
+                    found.setdefault(int(name.split()[1]), []).extend(values)
+    return found
 
 
 def step_saving(row: dict[str, Any], name: str) -> float:

@@ -115,10 +115,20 @@ def table(rows: Rows) -> str:
     Errors are relative. "loses to": exact, where that is faster; zero, whose error is 1; another,
     faster and nearer.
     """
-    grid = []
-    lengths = []
+    head = ("d", "L", "best exact, ms", "degree (k)", *COMMON)
+    parts = [
+        markdown((*head, "of skinny rate", "published, forward, ms"), _grid(rows)),
+        markdown(("L", "method", "k", *COMMON), _over_lengths(rows)),
+    ]
+    return "\n".join(parts + _alone(rows))
+
+
+def _grid(rows: Rows) -> list[list[str]]:
+    """Polynomials on MultiLayer's problems."""
+    lines = []
     for row in panel(rows, "grid"):
         d = row["point"]["width"]
+        length = row["point"]["length"]
         metrics = row["metrics"]
         best = metrics["best"].get("gradient", "")
         times = PUBLISHED.get(d)
@@ -128,44 +138,22 @@ def table(rows: Rows) -> str:
             share = metrics["attained"].get(name)
             rate = "" if share is None else f"{share:.0%}"
             degree = f"{name.split()[1]} ({metrics['methods'][name]['features']})"
-            grid.append(
-                [
-                    str(d),
-                    str(row["point"]["length"]),
-                    exact,
-                    degree,
-                    *figures(metrics, name),
-                    rate,
-                    told,
-                ]
-            )
+            own = [str(d), str(length), exact, degree]
+            lines.append([*own, *figures(metrics, name), rate, told])
+    return lines
+
+
+def _over_lengths(rows: Rows) -> list[list[str]]:
+    """Every approximation at every length."""
+    lines = []
     for row in panel(rows, "length"):
         metrics = row["metrics"]
         for family in ("polynomial", "chain", "favor", "nystrom"):
             for name in names_of(metrics, family):
                 k = str(metrics["methods"][name]["features"])
-                lengths.append(
-                    [
-                        str(row["point"]["length"]),
-                        NAMES[family],
-                        k,
-                        *figures(metrics, name),
-                    ]
-                )
-    head = (
-        "d",
-        "L",
-        "best exact, ms",
-        "degree (k)",
-        *COMMON,
-        "of skinny rate",
-        "published, forward, ms",
-    )
-    parts = [
-        markdown(head, grid),
-        markdown(("L", "method", "k", *COMMON), lengths),
-    ]
-    return "\n".join(parts + _alone(rows))
+                own = [str(row["point"]["length"]), NAMES[family], k]
+                lines.append([*own, *figures(metrics, name)])
+    return lines
 
 
 def _alone(rows: Rows) -> list[str]:

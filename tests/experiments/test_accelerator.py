@@ -137,7 +137,7 @@ def test_an_error_estimated_where_no_exact_gradient_fits_is_near_the_true_one(mo
     assert error < got["degree 1"] < 2 * error
 
 
-# -------------------------------------------------------------------------------------------------------------- figure
+# ----------------------------------------------------------------------------------------- figure
 
 
 def row(length, device="fast", platform="gpu", **methods):

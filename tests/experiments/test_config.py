@@ -27,7 +27,8 @@ def test_each_size_has_its_fields_and_folder(toy, flags, folder, lengths):
 
 
 def test_flags_change_fields(toy):
-    flags = "--lengths 8 9 --gamma -1e-1 --seed 3 --offset null --title 12 --failing 4 --series chebyshev --pause 0"
+    flags = "--lengths 8 9 --gamma -1e-1 --seed 3 --offset null --title 12 --failing 4"
+    flags += " --series chebyshev --pause 0"
     assert main(["toy.toml", *flags.split()]) == 0
     config = json.loads(Path("results/toy/manifest.json").read_text())["config"]
     assert config == {

@@ -22,8 +22,7 @@ def gradient(problem, attention):
     return quick_jit(lambda p: baselines.gradient(p, attention))(problem)
 
 
-# ---------------------------------------------------------------------------------------------
-# exact baselines
+# -------------------------------------------------------------------------------- exact baselines
 
 
 @pytest.mark.parametrize(
@@ -56,8 +55,7 @@ def test_every_exact_contender_has_the_gradient_and_the_loss(name):
     )
 
 
-# ----------------------------------------------------------------------------------------------
-# approximations
+# --------------------------------------------------------------------------------- approximations
 
 
 def output_error(problem, attention):
@@ -116,8 +114,7 @@ def test_frequencies_are_orthogonal_in_blocks_and_gaussian_in_length():
     assert np.abs(w.mean(0)).max() < 0.1
 
 
-# ------------------------------------------------------------------------------------------------
-# measurements
+# ----------------------------------------------------------------------------------- measurements
 
 
 def test_the_factor_behind_the_forward_error_is_that_of_the_polynomial_gradient():
@@ -163,8 +160,7 @@ def test_equal_time_takes_the_most_features_that_are_no_slower():
     assert got == {"polynomial 2": {"favor": None}, "polynomial 3": {"favor": runs[1]}}
 
 
-# ------------------------------------------------------------------------------------------- figure
-# and table
+# -------------------------------------------------------------------------------- figure and table
 
 
 def test_crossovers():

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -212,15 +213,16 @@ def test_the_key_is_that_of_the_point_the_version_and_what_is_shared():
     assert len(keys | {base}) == 5
 
 
-def python(*argv, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, *argv], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
-    )
+def python(*argv, cwd=ROOT, env=None):
+    command = [sys.executable, *argv]
+    streams = {"capture_output": True, "text": True}
+    return subprocess.run(command, cwd=cwd, env=env, timeout=60, check=False, **streams)
 
 
 def program(*argv):
     """The runner's main as a program that can be run from any folder."""
-    return f"import sys; sys.path.insert(0, {str(ROOT)!r}); from experiments.__main__ import main; status = main({argv!r})"
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    return f"{path}; from experiments.__main__ import main; status = main({argv!r})"
 
 
 SCALING = str(ROOT / "configs" / "scaling.toml")
@@ -245,6 +247,19 @@ def test_jax_is_not_imported_needlessly(toy, argv, status):
     assert done.returncode == status, done.stderr
 
 
+def test_no_experiment_computes_anything_when_it_is_imported():
+    """An array made then would have the precision of before X64 is set: there is no backend here to
+    make one on.
+    """
+    names = [p.stem for p in (ROOT / "experiments").glob("*.py") if not p.stem.startswith("__")]
+    assert len(names) > 10
+    code = "import " + ", ".join(f"experiments.{name}" for name in names)
+    nowhere = {**os.environ, "JAX_PLATFORMS": "none"}
+    done = python("-c", code, env=nowhere)
+    assert done.returncode == 0, done.stderr
+    assert python("-c", code + ", jax; jax.numpy.ones(1)", env=nowhere).returncode == 1
+
+
 def test_the_module_runs_as_a_program(tmp_path):
     assert "usage: python -m experiments" in python("-m", "experiments", "--help").stdout
     done = python("-m", "experiments", str(tmp_path / "none.toml"))
@@ -254,9 +269,10 @@ def test_the_module_runs_as_a_program(tmp_path):
 def test_an_experiment_sets_the_precision_of_its_run(tmp_path):
     (tmp_path / "toys").mkdir()
     (tmp_path / "toys" / "wide.py").write_text(
+        "import jax.numpy as jnp\n"
         "from experiments.runner.config import Fields as Config\nVERSION, X64 = 1, True\n"
         "def points(config):\n    return [{}]\n"
-        "def measure(point, config):\n    import jax.numpy as jnp\n    return {'dtype': str(jnp.ones(1).dtype)}\n"
+        "def measure(point, config):\n    return {'dtype': str(jnp.ones(1).dtype)}\n"
     )
     note = NOTE.partition("lengths")[0].replace("tests.support.toy_experiment", "toys.wide")
     (tmp_path / "toy.toml").write_text(note)

@@ -51,8 +51,7 @@ def exponent(method, adapt=problems.FULL):
     return np.polyfit(np.log(lengths), np.log(flops), 1)[0]
 
 
-# -------------------------------------------------------------------------------------------------
-# the counter
+# ------------------------------------------------------------------------------------ the counter
 
 
 def test_the_counter_multiplies_scans_out_and_takes_the_dearest_branch():
@@ -78,8 +77,7 @@ def test_the_counter_multiplies_scans_out_and_takes_the_dearest_branch():
         count_operations(lambda x: jax.lax.while_loop(lambda v: v.sum() < 9, lambda v: v + 1, x), a)
 
 
-# --------------------------------------------------------------------------------------------------
-# operations
+# ------------------------------------------------------------------------------------- operations
 
 
 def test_the_exact_gradient_takes_quadratic_time():
@@ -106,7 +104,7 @@ def test_the_gradient_itself_costs_a_few_times_k_and_d_a_token():
     assert flops < counted(ll.Exact(), length)["flops"] / 50
 
 
-# ------------------------------------------------------------------------------------------------------ shapes
+# ----------------------------------------------------------------------------------------- shapes
 
 
 @pytest.mark.parametrize(
@@ -140,7 +138,7 @@ def test_the_tiled_gradient_holds_no_more_than_rows_and_tiles():
         assert counted(ll.Exact(block_size=256), length)["largest"] <= max(length * INPUTS, 256**2)
 
 
-# ------------------------------------------------------------------------------------------------------ memory
+# ----------------------------------------------------------------------------------------- memory
 
 
 def temporary_bytes(function, length, **options):

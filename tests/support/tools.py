@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from lora_limits.instruments.comparing import named as arrays
 from lora_limits.instruments.compiling import QUICK, quick_jit
 
-__all__ = ["QUICK", "quick_jit"]
+__all__ = ["QUICK", "arrays", "quick_jit"]
 
 
 def later(*values):
@@ -42,15 +43,6 @@ def refusal(capsys, *argv):
     assert printed == ""
     assert said.count("\n") == 1
     return said.strip()
-
-
-def arrays(gradient):
-    """{"query.a": array, ...} of a {name: Adapter}, as float64 NumPy."""
-    return {
-        f"{name}.{half}": np.asarray(getattr(adapter, half), np.float64)
-        for name, adapter in gradient.items()
-        for half in ("a", "b")
-    }
 
 
 def assert_close(got, want, tolerance, scale=None):

@@ -1,0 +1,110 @@
+"""Adding an experiment is three files: its module, its TOML and its figure. No list names it."""
+
+import importlib
+import sys
+
+import pytest
+
+import experiments
+import paper_figures
+from experiments.__main__ import main as run
+from experiments.runner import store
+from paper_figures.__main__ import available
+from paper_figures.__main__ import main as draw
+
+MODULE = """
+import numpy as np
+from pydantic import PositiveInt
+
+from experiments.runner.config import Fields
+
+VERSION = 1
+X64 = None
+SHARED = ("factor",)
+
+
+class Config(Fields):
+    lengths: tuple[PositiveInt, ...]
+    factor: float = 2.0
+
+
+def points(config):
+    return [{"length": length} for length in config.lengths]
+
+
+def measure(point, config):
+    return {"grown": float(np.sqrt(point["length"]) * config.factor)}
+"""
+NOTE = """
+experiment = "NAME"
+claim = "A root grows as a root."
+command = "python -m experiments configs/roots.toml"
+minutes = { smoke = 0.01, default = 0.01, full = 0.01 }
+expect = "A straight line of slope 1/2."
+
+[default]
+lengths = [1, 4, 16]
+
+[smoke]
+lengths = [1, 4]
+"""
+FIGURE = """
+from paper_figures.drawing import style
+
+CONFIG = "roots"
+
+
+def draw(rows):
+    fig, axes = style.figure(2.0)
+    lengths = [row["point"]["length"] for row in rows]
+    axes[0, 0].loglog(lengths, [row["metrics"]["grown"] for row in rows], "o-")
+    return fig
+"""
+
+
+@pytest.fixture
+def fresh():
+    """Forgets the modules that a test brings along."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if "roots" in name or name.startswith("mine"):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def test_an_experiment_beside_the_others_is_its_module_its_toml_and_its_figure(
+    tmp_path, monkeypatch, fresh
+):
+    """The two packages are searched in one more folder, as if its files lay in their own."""
+    for package, text in ((experiments, MODULE), (paper_figures, FIGURE)):
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / "roots.py").write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roots.toml").write_text(NOTE.replace("NAME", "roots"))
+    assert run(["roots.toml"]) == 0
+    assert [row["metrics"]["grown"] for row in store.read("results/roots")] == [2.0, 4.0, 8.0]
+    assert "roots" in available()
+    assert draw(["roots", "--results", "results", "--out", "drawn"]) == 0
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"roots.pdf", "roots.png"}
+
+
+def test_an_experiment_in_a_package_of_ones_own_is_found_by_its_dotted_name(
+    tmp_path, monkeypatch, capsys, fresh
+):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "roots.py").write_text(MODULE)
+    (tmp_path / "mine" / "picture.py").write_text(FIGURE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roots.toml").write_text(NOTE.replace("NAME", "mine.roots"))
+    assert run(["roots.toml", "--smoke", "--factor", "3", "--out", "results/roots"]) == 0
+    assert [row["metrics"]["grown"] for row in store.read("results/roots")] == [3.0, 6.0]
+    assert draw(["mine.picture", "--results", "results", "--out", "drawn"]) == 0
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"picture.pdf", "picture.png"}
+    for name in ("mine.nothing", "nothing.at.all", "..", "mine.roots"):
+        capsys.readouterr()
+        assert draw([name, "--results", "results"]) == 2
+        assert f"['{name}'], expected names among" in capsys.readouterr().err
