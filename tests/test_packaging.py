@@ -22,7 +22,7 @@ BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(s
 
 def run(*command, cwd, **more):
     """What a command prints; fails with all that it said."""
-    # Neither the checkout nor the flags of this session: a user has none of them.
+    # Neither the checkout nor the flags of these tests: a user has none of them.
     ours = {"PYTHONPATH", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"}
     clean = {name: value for name, value in os.environ.items() if name not in ours} | more
     done = subprocess.run(
