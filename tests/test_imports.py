@@ -9,7 +9,7 @@ GROUND = {"checks", "linalg", "problem", "polynomial"}
 MAY_IMPORT = {
     "checks": set(),
     "linalg": set(),
-    "polynomial": {"linalg"},
+    "polynomial": {"checks", "linalg"},
     "problem": {"checks", "linalg"},
     "coordinates": GROUND,
     "norms": GROUND | {"coordinates"},
