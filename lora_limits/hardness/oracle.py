@@ -12,7 +12,7 @@ from lora_limits.gradients.solve import gradient
 from lora_limits.method import Method
 from lora_limits.problem import Adapter, LoRAProblem
 
-DENSE_TOKENS = 2048
+DENSE_TOKENS = 2048  # up to which all L^2 scores are held at once
 TILE = 1024
 
 
