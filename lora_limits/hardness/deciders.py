@@ -17,8 +17,8 @@ rows. Then
 An error eps of every entry of the gradient moves the trace by r eps, so eps < (1/16 - quadrature
 error) / (2 r) is tolerated, whatever its signs. O(log^2 L) calls.
 
-Readout (one entry of one gradient; c = ln(100)/2). Rank 1, Y = 0, s = 1, freshly initialised: B =
-0, A = e_last^T, and W* carries the instance,
+Readout (one entry of one gradient; c = ln(100)/2). Rank 1, Y = 0, s = 1, freshly initialised:
+B = 0, A = e_last^T, and W* carries the instance,
 
     X_Q = [Q, Gamma on live rows]   W*_Q = diag(1_r, 0)   X_K = X_V = [K, Gamma v]   W*_K = I   W*_V = e_last / Gamma
 
