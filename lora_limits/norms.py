@@ -128,6 +128,7 @@ def _through_key(problem: LoRAProblem) -> Float[Array, ""]:
     """max |Q W_K^T|, entry by entry, block by block."""
 
     def body(carry, first, fresh):
+        # a maximum, as above
         del fresh
         q = project(problem, "query", rows(problem.x_query, first, BLOCK))
         return jnp.maximum(carry, jnp.abs(project_back(problem, "key", q)).max())
@@ -142,6 +143,7 @@ def norm_report(problem: LoRAProblem) -> NormReport:
     the L x L scores. O(L d_model d) time, memory independent of L; jit and vmap apply.
     Raises ValueError for names, shapes and dtypes that do not fit.
     """
+    # Values are not looked at, so that a report may be traced.
     check_static(problem)
     problem = as_jax(problem)
     frame = frames.of_problem(problem)

@@ -44,6 +44,7 @@ def _pytree(cls):
         return tuple((jax.tree_util.GetAttrKey(n), getattr(x, n)) for n in names), None
 
     def unflatten(_, children):
+        # not by the constructor, which checks
         out = object.__new__(cls)
         for name, child in zip(names, children, strict=True):
             object.__setattr__(out, name, child)
@@ -144,6 +145,7 @@ def scalars(problem: LoRAProblem) -> tuple[jax.Array, jax.Array]:
 
 def project(problem: LoRAProblem, name: str, x: Float[AnyArray, "n d_in"]) -> Float[Array, "n d"]:
     """x (W* + scale B A) for the projection `name`, never forming B A. O(n d_in (d + r))."""
+    # x B first: its r columns are few beside those of B A.
     y = dot(x, getattr(problem.weights, name))
     if name in problem.adapters:
         adapter = problem.adapters[name]
@@ -203,6 +205,7 @@ def reduced_form(problem: LoRAProblem) -> dict[str, jax.Array]:
     """
     scale, beta = scalars(problem)
     _, k, v = projections(problem)
+    # s (W*_Q / s + B_Q A_Q) = W_Q: the scale goes into C1, the temperature into C2.
     wbar = problem.weights.query / scale
     if "query" in problem.adapters:
         wbar = wbar + dot(problem.adapters["query"].b, problem.adapters["query"].a)

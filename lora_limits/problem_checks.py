@@ -32,6 +32,7 @@ def check_static(problem: Any) -> None:
             fail(name, f"dtype {value.dtype}", "a floating dtype")
         if value.dtype != problem.dtype:
             fail(name, f"dtype {value.dtype}", f"{problem.dtype}, the dtype of x_query")
+    # From here on every array is known to be a matrix.
     _check_inputs(problem)
     for name, adapter in problem.adapters.items():
         _check_adapter(name, adapter, *getattr(problem.weights, name).shape)
@@ -64,6 +65,7 @@ def _check_inputs(problem: Any) -> None:
     if w["query"][1] != w["key"][1]:
         expected = f"{w['query'][1]}, the width of weights.query"
         fail("weights.key", f"width {w['key'][1]}", expected)
+    # Widths may differ, numbers of tokens may not: value j belongs to key j.
     if x["key"][0] != x["value"][0]:
         fail("x_value", f"{x['value'][0]} tokens", f"{x['key'][0]}, as many as x_key")
     expected = (x["query"][0], w["value"][1])
@@ -91,6 +93,7 @@ def check_values(problem: Any) -> None:
         if _readable(leaf) and not bool(np.isfinite(np.asarray(leaf)).all()):
             name = jax.tree_util.keystr(path).lstrip(".")
             fail(name, "NaN or infinite entries", "finite numbers")
+    # beta <= 0 would turn the order of the scores, which no theorem allows.
     if not isinstance(problem.beta, Tracer) and not float(problem.beta) > 0:
         fail("beta", problem.beta, "an inverse temperature above 0")
 

@@ -47,6 +47,7 @@ def random_problem(
         fail("rank", rank, f"at most the width {width}")
     if not isinstance(gamma, Tracer) and not gamma >= 0:
         fail("gamma", gamma, "a number of at least 0")
+    # LoRAProblem would refuse it too, after the arrays were drawn.
     unknown = sorted(set(adapt) - set(NAMES))
     if unknown or not adapt:
         fail("adapt", unknown or "none", f"names among {list(NAMES)}")

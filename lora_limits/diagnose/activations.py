@@ -169,6 +169,7 @@ def _mask(mask: Any) -> str:
     """
     if mask is None:
         return "full"
+    # Additive: 0 where a key is seen, very negative where not, anything else a position.
     rows = mask[0].float().numpy()
     hidden = rows < FAR
     if (rows[~hidden] != 0).any():

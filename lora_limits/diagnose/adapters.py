@@ -71,6 +71,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
             saved = set(file.keys())
         # On a model whose modules do not fit this raises, and changes nothing.
         adapted = peft.PeftModel.from_pretrained(model, folder, local_files_only=True)
+    # peft passes over what the model has no place for.
     held = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if saved != held:
         name = min(saved ^ held)
@@ -204,6 +205,7 @@ def write_adapter(adapted: Any, halves: Mapping[str, Adapter], folder: Path) -> 
         module = modules.get(path)
         if module is None or not hasattr(module, "lora_A"):
             fail(path, "a module without an adapter", "one that peft adapted")
+        # peft names adapters; a module read by `projection` has one.
         (name,) = module.lora_A
         halves_of = (
             (module.lora_A[name].weight, adapter.b),

@@ -53,6 +53,7 @@ def _diagnose(
         fail("--tolerance", f"{tolerance:g}", "0.001 to 1, a relative error in float32")
     if batch is not None and batch < 1:
         fail("--batch", batch, "at least 1")
+    # What is quick to refuse is refused before the libraries are imported.
     loading.check_folder(folder)
     with loading.one_line(str(text)):
         words = text.read_text(encoding="utf-8")

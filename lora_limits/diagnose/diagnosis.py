@@ -59,6 +59,7 @@ def diagnose(
     activations of all windows at once: O(windows layers L d_model) memory.
     Raises ValueError where the model cannot be run on the windows.
     """
+    # Every window twice, without the adapter too: its norms are those that no rank changes.
     base = adapted.get_base_model()
     with loading.one_line(type(base).__name__):
         with adapted.disable_adapter():
@@ -86,6 +87,7 @@ def diagnose(
             for row in _layer(base, number, without, with_, clock=clock, tolerance=tolerance):
                 diagnosis["heads"].append(row)
                 tick(f"layer {number}")
+            # After each layer, so that what is kept is a diagnosis of the layers so far.
             _conclude(diagnosis)
             if keep is not None:
                 keep(diagnosis)
@@ -127,6 +129,7 @@ def _layer(
     """The rows of a layer's heads; one row, refused, for a layer of which nothing was recorded."""
     whole = {name: projection(base, recorded[0], name) for name in NAMES}
     bare = {name: dataclasses.replace(p, a=None, b=None) for name, p in whole.items()}
+    # A refused head is a row like the others; the reason stands where its verdict would.
     start = {"layer": number, "module": recorded[0].path, "refused": None}
     try:
         count = heads.counts(recorded[0])[0]

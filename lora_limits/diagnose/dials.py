@@ -23,6 +23,7 @@ def head_dials(row: Row, tolerance: float) -> dict[str, Any]:
                           noise is above the tolerance
     batch_at_error        above the method's error
     """
+    # A rank acts through Gamma alone: what the adapter adds to the frozen queries and keys.
     frozen = row["norms"]["frozen"]["gamma_centred"]
     scale = row["dial"]["scale"]
     rank = row["rank_of_adapter"]
@@ -34,6 +35,7 @@ def head_dials(row: Row, tolerance: float) -> dict[str, Any]:
         allowed = 0
     else:
         allowed = None if update == 0 else math.floor(rank * ((needed - frozen) / update) ** 2)
+    # What is hidden by the noise of a mini-batch costs a run nothing.
     noise = row["noise"]
     return {
         "gamma_needed": needed,

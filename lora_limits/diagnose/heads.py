@@ -93,6 +93,7 @@ def _columns(
     own = slice(place * width, (place + 1) * width)
     w = p.weight[:, own]
     b = p.b
+    # The bias becomes a last row of W, which the adapter leaves alone.
     if p.bias is not None:
         x = np.hstack([x, np.ones((len(x), 1), x.dtype)])
         w = np.vstack([w, p.bias[None, own]])
@@ -121,6 +122,7 @@ def make_head(
     """
     check_rebuilt(layer, head)
     heads, groups = counts(layer)
+    # Query heads share key heads in runs of heads / groups.
     group = head * groups // heads
     recorded = {"query": layer.query[head], "key": layer.key[group], "value": layer.value[group]}  # type: ignore
     parts = {}
@@ -138,6 +140,7 @@ def make_head(
             parts[n] = {"x": recorded[n], "w": np.eye(recorded[n].shape[1]), "adapter": None}
     adapters = {n: p["adapter"] for n, p in parts.items() if p["adapter"] is not None}
     scales = {n: projections[n].scale for n in adapters}
+    # A LoRAProblem has one scale for all of its adapters.
     if len(set(scales.values())) > 1:
         raise Refused(f"its adapters have different scales {scales}, expected one")
     scale = next(iter(scales.values()), 1.0)
@@ -165,6 +168,7 @@ def _problem(
     output = softmax(beta * q.astype(np.float64) @ k.T) @ v
     noise = np.random.default_rng(seed).standard_normal(output.shape)
     target = output + NOISE * np.sqrt(np.mean(output**2)) * noise
+    # A problem needs an adapter: one of zeros where the head has none.
     d_model, width = parts["value"]["w"].shape
     adapters = adapters or {"value": Adapter(np.zeros((1, width)), np.zeros((d_model, 1)))}
 

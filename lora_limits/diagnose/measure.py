@@ -32,6 +32,7 @@ def norms(heads: Sequence[Head]) -> dict[str, float]:
     """The norm report of a head, largest over its windows, with its two ratios, raw and centred."""
     reports = [_norms(head.problem) for head in heads]
     out = {name: max(float(getattr(r, name)) for r in reports) for name in REPORTED}
+    # ln L; all windows have the same L
     log = reports[0].threshold ** 2
     gamma = max(out["query"], out["key"])
     centred = max(out["query_centred"], out["key_centred"])

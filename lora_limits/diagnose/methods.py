@@ -79,10 +79,13 @@ def climb(
                 "pays_from": None,
             }
             tried.append(step)
+            # NaN is inf by now, so that nothing slips through.
             if worst > tolerance:
                 continue
+            # Times are what a diagnosis waits for: only of what is good enough.
             step["pays_from"] = clock.pays_from(problems[0], method)
             if step["pays_from"] > tokens and len(few) > 1:
+                # The rank that is enough here need not be enough there.
                 longer = longer or _with_exact(laid_end_to_end(few))
                 step["error_longer"] = error(arrays(longer[0], method)[0], longer[1])
                 step["within"] = step["error_longer"] <= tolerance
@@ -107,6 +110,7 @@ def affordable(problem: LoRAProblem, clock: Clock) -> tuple[Method, int]:
     below it do: one lucky time does not carry it over the exact gradient.
     """
     tokens = problem.x_query.shape[0]
+    # Degree 1 is within MOST_FEATURES for any head there is.
     first, *higher = ladder(problem.weights.query.shape[1], tokens)["Polynomial"]
     best = first
     pays = clock.pays_from(problem, first)

@@ -107,6 +107,7 @@ def save(diagnosis: dict[str, Any], path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # Without pyplot, which would look for a display.
     with matplotlib.rc_context(RC):
         fig = Figure(figsize=(WIDTH, HEIGHT))
         FigureCanvasAgg(fig)

@@ -22,6 +22,7 @@ def finite(value: Any) -> Any:
 
 def save(diagnosis: dict[str, Any], out: Path) -> Path:
     """Writes out/diagnosis.json, all or nothing."""
+    # A run that is killed while writing leaves the last whole diagnosis.
     path = out / FILE
     partial = out / f"{FILE}.partial"
     text = json.dumps(finite(diagnosis), indent=1, allow_nan=False)

@@ -85,6 +85,7 @@ class Clock:
         tokens = problem.x_query.shape[0]
         leaves = jax.tree_util.tree_leaves_with_path(problem)
         shapes = tuple((jax.tree_util.keystr(path), x.shape) for path, x in leaves)
+        # Heads of a model share their shapes, and so their times and programs.
         name = (shapes, method, length or tokens)
         if name not in self._held:
             long = problem if length in (None, tokens) else stretched(problem, length)

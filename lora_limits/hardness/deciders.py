@@ -125,6 +125,7 @@ def _assemble(
 
 def path_problem(gadget: Gadget, beta0: float, lam: float) -> LoRAProblem:
     """The problem at A = [lam I, 0]; rank d + w, width d + w + 1. Call in jax.enable_x64(True)."""
+    # The last coordinate carries v, which W*_K cuts off and W*_V picks.
     queries, keys, v = token_rows(gadget, beta0, sigma=0.0)
     r = queries.shape[1]
     eye = np.eye(r + 1)
@@ -141,6 +142,7 @@ def readout_problem(gadget: Gadget, beta0: float, sigma: float) -> LoRAProblem:
     queries, keys, v = token_rows(gadget, beta0, sigma)
     size = max_norm(gadget, beta0)
     width = queries.shape[1] + 1
+    # Dead queries have 0 in the last coordinate: they are not in the sum that dl/dB[last] is.
     live = (np.arange(len(queries)) < len(gadget.queries)).astype(np.float64)
     x_query = np.concatenate([queries, size * live[:, None]], 1)
     x_key = np.concatenate([keys, size * v[:, None]], 1)

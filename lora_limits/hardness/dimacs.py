@@ -60,6 +60,7 @@ def parse(text: str) -> Formula:
             continue
         if header is None:
             fail_at(number, repr(words[0]), "'p cnf VARIABLES CLAUSES' before the first clause")
+        # 0 ends a clause, wherever on a line it stands.
         for literal in (_literal(number, word, header[0]) for word in words):
             if literal:
                 open_clause.append(literal)

@@ -76,6 +76,7 @@ def binary_sets(a: Any, b: Any) -> tuple[Int[np.ndarray, "na d"], Int[np.ndarray
         wrong = (x != 0) & (x != 1)
         if wrong.any():
             fail(f"{name}[{int(np.argwhere(wrong)[0, 0])}]", f"entry {x[wrong][0]}", "0 or 1")
+        # Unsigned or boolean entries could not be negated.
         out.append(x.astype(np.int64))
     if out[0].shape[1] != out[1].shape[1]:
         fail("b", f"vectors of width {out[1].shape[1]}", f"{out[0].shape[1]}, the width of a")
@@ -100,6 +101,7 @@ def hamming_gadget(a: Any, b: Any, distance: float, gap: float) -> Gadget:
 def orthogonal_gadget(a: Any, b: Any) -> Gadget:
     """Is some <a_i, b_j> zero? O(n d). Raises ValueError for sets that are not binary."""
     x, y = binary_sets(a, b)
+    # -y turns "smallest" into "largest", which is what softmax finds.
     # Inner products are integers, so the gap is 1 and always holds.
     reach = min(x.sum(1).max(), y.sum(1).max())
     return Gadget(x, -y, 0.0, 1.0, 0.0, float(reach), pad_width=1)

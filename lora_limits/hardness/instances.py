@@ -71,6 +71,7 @@ def clustered_neighbours(
     centre = rng.integers(0, 2, width)
     a = np.tile(centre, (n, 1))
     b = np.tile(centre, (n, 1))
+    # All a_i are one point, so that every distance is decided by b alone.
     for row in b:
         flipped = rng.choice(width, distance + gap, replace=False)
         row[flipped] = 1 - row[flipped]
@@ -91,6 +92,7 @@ def random_orthogonality(
     """
     a, b = ((rng.random((n, width)) < density).astype(np.int64) for _ in range(2))
     products = a @ b.T
+    # Whether an orthogonal pair is there would be left to chance.
     for i, j in np.argwhere(products == 0):
         shared = rng.integers(width)
         a[i, shared] = b[j, shared] = 1

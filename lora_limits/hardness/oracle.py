@@ -28,6 +28,7 @@ def gradient_oracle(method: Method | None = None) -> Callable[[LoRAProblem], dic
     """
 
     def oracle(problem: LoRAProblem) -> dict[str, Adapter]:
+        # Dense is faster while the scores fit into memory.
         dense = problem.x_query.shape[0] <= DENSE_TOKENS
         return _compiled(problem, method or Exact(block_size=None if dense else TILE))
 

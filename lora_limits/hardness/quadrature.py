@@ -21,6 +21,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from lora_limits.polynomial.needed import smallest
 from lora_limits.problem import Adapter, LoRAProblem
 
 Oracle = Callable[[LoRAProblem], dict[str, Adapter]]
@@ -60,6 +61,7 @@ def path_integral(
     problem_at: lambda -> a problem whose query adapter is A = [lambda I, 0]. rule: gauss_legendre
     or left_riemann.
     """
+    # The problems are float64, which JAX would cut to float32 outside.
     with jax.enable_x64(True):
         return rule(lambda lam: path_derivative(problem_at(lam), oracle), nodes)
 
@@ -84,16 +86,4 @@ def nodes_needed(rows: int, score_range: float, error: float) -> int:
 
     It is O(score_range (log rows + log 1/error)).
     """
-    # Double until it is enough, then halve the gap.
-    low = 1
-    high = 2
-    while error_bound(rows, score_range, high) > error:
-        low = high
-        high = 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if error_bound(rows, score_range, middle) <= error:
-            high = middle
-        else:
-            low = middle
-    return high
+    return smallest(lambda m: error_bound(rows, score_range, m) <= error, 2)

@@ -156,6 +156,7 @@ def find_model(
     rest = formula
     for variable in variables_of(formula):
         decision = satisfiable(assume(rest, variable), oracle, decider=decider)
+        # Given what was fixed before, one of both values works: no need to try the other.
         cost = cost.add(decision)
         model.append(variable if decision else -variable)
         rest = assume(rest, model[-1])

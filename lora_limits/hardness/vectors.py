@@ -19,6 +19,7 @@ Decider = Literal["readout", "path"]
 def _decide(gadget: Gadget, oracle: Oracle, decider: str, nodes: int | None) -> Decision:
     if decider not in DECIDERS:
         fail("decider", repr(decider), f"one of {list(DECIDERS)}")
+    # The readout has no nodes, and the path chooses its own.
     if nodes is None:
         return DECIDERS[decider](gadget, oracle)
     if decider != "path":

@@ -23,6 +23,7 @@ def named(gradient: Mapping[str, Any], dtype: Any = np.float64) -> dict[str, np.
 
 def frobenius_error(got: Any, want: Any) -> float:
     """|| got - want ||_F / || want ||_F; of zeros wanted, 0 if zeros were got and inf if not."""
+    # NaN in either comes out as NaN, which no limit accepts.
     gap = float(np.linalg.norm(got - want))
     size = float(np.linalg.norm(want))
     if size > 0:

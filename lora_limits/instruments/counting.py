@@ -37,6 +37,7 @@ def _count(jaxpr: core.Jaxpr) -> tuple[int, int]:
         if eqn.primitive.name == "dot_general":
             flops += _dot_flops(eqn)
             continue
+        # How often it runs is only known by running it.
         if eqn.primitive.name == "while":
             fail("while loop", "an unknown number of iterations", "a scan")
         inner = [_count(sub) for sub in _sub_jaxprs(eqn)]

@@ -33,6 +33,7 @@ def interleaved(
     """
     if repeats < 1:
         fail("repeats", repeats, "at least 1")
+    # JAX returns before the work is done, so every call is waited for.
     for function in functions.values():
         jax.block_until_ready(function())
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -49,6 +50,7 @@ def interleaved(
 
 
 def _summary(seconds: list[float]) -> dict[str, float]:
+    # Quartiles: one pause of the machine moves neither.
     lower, median, upper = np.percentile(seconds, [25, 50, 75])
     return {"seconds": float(median), "spread": float(upper - lower), "repeats": len(seconds)}
 

@@ -86,6 +86,7 @@ def lemma_3_7(keys: int = 0) -> Evidence:
 
 def approximable(names: tuple[str, ...], gamma: float = 0.7) -> Evidence:
     """The chain against the exact gradient at L = 256, within 1/L in max norm, through k1 << L."""
+    # gamma = 0.7 is below sqrt(ln L) = 2.4: where the theorem promises an approximation
     p = problem(FULL, LENGTH, gamma=gamma)
     got = quick_jit(chain.chain_gradient)(p, *factor(0, LENGTH, gamma))[1]
     want = exact_gradient(p)
@@ -129,6 +130,7 @@ def pairs_of_lemmas() -> tuple[Row, ...]:
         ("3.6", "D.8", "p1 ~ U3 V3^T, row-wise Kronecker products", "holds", lemma_3_6, LEMMAS),
         ("3.7", "D.9", "p2 ~ U4 V4^T, U4 = diag(rho) U1", "holds as corrected", lemma_3_7, LEMMAS),
     ):
+        # The appendix has the same lemma for inputs of their own: the check runs with 17 keys.
         out.append(Row(f"Lemma {lemma_number}", statement, verdict, check, test, "chain_errors"))
         cross = functools.partial(check, keys=17)
         where = f"{statement}; queries and keys apart"

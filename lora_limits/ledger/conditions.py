@@ -19,6 +19,7 @@ def transition() -> Evidence:
 
     Gamma = kappa sqrt(ln L), so that R = kappa^2 ln L.
     """
+    # Counting touches no token, so L may be far beyond what a computer holds.
     log_length = 32 * math.log(2)
     out = {}
     for kappa in (0.2, 1.0, 2.0):
@@ -37,6 +38,7 @@ def norm_conditions() -> Evidence:
     a = p.adapters["query"]
     want = [np.abs(x).max() for x in (t["Q"], t["K"], p.scale * p.x_query @ a.b @ a.a)]
     radius = float(np.abs(p.beta * t["Q"] @ t["K"].T).max())
+    # the problem has 24 tokens
     ratio = float(report.gamma) / math.sqrt(math.log(24))
     error = relative(got, want)
     holds = error < 1e-12 and float(report.score_bound_raw) >= radius
@@ -51,6 +53,7 @@ def norm_control() -> Evidence:
     rng = np.random.default_rng(9)
     x, w, b, a = (rng.normal(size=shape) for shape in ((24, 16), (16, 8), (16, 2), (2, 8)))
     x = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+    # rows of the same projection with adapters of two sizes, as they are and normalised
     rows = [x @ (w + size * b @ a) for size in (1.0, 100.0)]
     gamma = [float(np.abs(z).max()) for z in rows]
     normed = [z / np.sqrt((z**2).mean(1, keepdims=True)) for z in rows]
@@ -69,6 +72,7 @@ def wrong_inverse_temperature() -> Evidence:
     gamma = 0.8
     p = problem()
     q, k = (np.asarray(project(p, n, inputs(p)[n])) for n in ("query", "key"))
+    # d = 3: the scores without beta beside those with it
     measured = np.abs(q @ k.T).max() / np.abs(p.beta * q @ k.T).max()
     pair = []
     for radius in (gamma**2, gamma**2 * width):

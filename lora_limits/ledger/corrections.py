@@ -59,6 +59,7 @@ def order_of_factors() -> Evidence:
     p = problem()
     t = terms(p)
     a = p.adapters["query"].a
+    # p is (Lq, Lk) and A_Q (r, d): no sizes but Lk = r make it a product.
     try:
         _ = t["p"] @ a @ t["K"]
     except ValueError:
@@ -100,6 +101,7 @@ def max_norm_of_a_product() -> Evidence:
 
     So in p C2, and again in C1^T (p C2).
     """
+    # ones are the worst case; f |V| is a product that the proof has
     ones = np.ones((24, 24))
     factor = float((ones @ ones).max())
     p = problem()
@@ -125,6 +127,7 @@ def table_1() -> Evidence:
 
 def timed_exact_attention() -> Evidence:
     """Appendix G times exact attention: shapes alone make its program, no norm can shorten it."""
+    # The compiled program has no branch on values: the same text takes the same operations.
     run = jax.jit(lambda p: exact.dense_gradient(p)[1])
     programs = {str(run.lower(problem(gamma=gamma)).as_text()) for gamma in (0.1, 10.0)}
     share = dense_operations(257) / dense_operations(256) - 1

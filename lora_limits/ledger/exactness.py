@@ -63,6 +63,7 @@ def lemma_c_1() -> Evidence:
     want = exact_gradient(p)["query"]
     dw = weight_gradients(p)[0].reshape(-1)
     (r, d), dm = a.a.shape, a.b.shape[0]
+    # d vec W / d vec A and d vec W / d vec B
     j_b = p.scale * np.kron(a.b, np.eye(d))
     j_a = p.scale * np.kron(np.eye(dm), a.a.T)
     update = (p.scale * a.b @ a.a).reshape(-1)
@@ -89,6 +90,7 @@ def full_definitions() -> Evidence:
     by_query = p.x_query @ w_query @ t["K"].T
     by_key = t["Q"] @ w_key.T @ p.x_key.T
     error = max(relative(by_query, want), relative(by_key, want))
+    # C_Q2 = K must not move with the query adapter: the pair is constant in it.
     tripled = p.adapters | {"query": Adapter(3 * query.a, query.b)}
     moved = dataclasses.replace(p, adapters=tripled)
     change = relative(terms(moved)["K"], t["K"])
@@ -122,6 +124,7 @@ def lemma_d_3() -> Evidence:
     want = exact_gradient(p)["key"]
     dk = weight_gradients(p)[1]
     dm, d = dk.shape
+    # the gradient in W_K from that in W_K^T, which Lemma D.1 gives
     back = transposition(dm, d).T @ dk.T.reshape(-1)
     da = p.scale * np.kron(a.b, np.eye(d)).T @ back
     db = p.scale * np.kron(np.eye(dm), a.a.T).T @ back

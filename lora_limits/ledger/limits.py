@@ -81,6 +81,7 @@ def lemma_e_1() -> Evidence:
         out, change = tau(gadget, lam)
         return 2 * float(out @ change)
 
+    # As many nodes as published, and as few as suffice when they are well placed.
     left = abs(quadrature.left_riemann(slope, round(math.log(POINTS) ** 4)) - exact)
     gauss = abs(quadrature.gauss_legendre(slope, 24) - exact)
     text = f"error: left Riemann {left:.2f}, Gauss-Legendre {gauss:.0e}; {PATH_GAP:.3f} is allowed"
@@ -123,6 +124,7 @@ def embedding() -> Evidence:
     C1 B = A1, A = [X, 0], C2 = [A2, 0] / r, C3 = A3 and W*_Q = 0.
     """
     a1, a2, a3, x, e = attention_problem()
+    # A last coordinate of zeros: B is (4, 3), so that A = [X, 0] is (3, 4).
     no = np.zeros((20, 1))
     eye = np.eye(4)
     weights = AttentionWeights(np.zeros((4, 4)), eye, eye[:, :3])
@@ -138,6 +140,7 @@ def free_weight() -> Evidence:
     """The path of the reduction starts at uniform attention: true for W*_Q = 0, not for another."""
     gadget = neighbours(False)
     p = path_problem(gadget, gadgets.inverse_noise(gadget, PATH_SLACK), 0.0)
+    # F(0) of uniform attention, which the reduction subtracts
     uniform = gadget.tokens * (POINTS / gadget.tokens) ** 2
     out = []
     x_query, x_key, x_value = (np.asarray(x) for x in (p.x_query, p.x_key, p.x_value))

@@ -50,6 +50,7 @@ def naive_operations(length: int) -> float:
         middle = jax.vmap(lambda row: jnp.diag(row) - jnp.outer(row, row))(f)
         return jnp.einsum("jac,jab,jb->c", blocks, middle, q, optimize=[(0, 1), (0, 1)])
 
+    # d = 4 throughout, so that nothing but L grows
     tall, square = (jax.ShapeDtypeStruct((length, n), np.float64) for n in (4, length))
     return operations(literal, tall, tall, square, square)
 

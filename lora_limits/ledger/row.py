@@ -63,6 +63,7 @@ def problem(
     self-attention. beta = 1/d and both Q and K have max norm gamma, so |S| <= gamma^2. The same
     arguments give the same problem.
     """
+    # NumPy, so that a check can be read beside the paper and run without a compiler.
     rng = np.random.default_rng(7)
     dm, d, dv = (4, 4, 4) if square else (5, 3, 4)
     xq = rng.normal(size=(length, dm))

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from lora_limits.gradients.solve import loss
 from lora_limits.instruments.comparing import max_error as relative
-from lora_limits.ledger.row import Evidence, close
+from lora_limits.ledger.row import PARTIAL, Evidence, close, problem, terms
 from lora_limits.problem import LoRAProblem, reduced_form
 
 
@@ -45,6 +46,27 @@ def kronecker_terms(p: LoRAProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     u = np.exp(scores.reshape(-1, lk))
     f = u / u.sum(1, keepdims=True)
     return u, f, f @ r["C3"] - p.target
+
+
+def tensor_loss() -> Evidence:
+    """The library's loss against Equation 2.1, one token and one output column at a time."""
+    p = problem(PARTIAL)
+    _, f, _ = kronecker_terms(p)
+    v = np.asarray(reduced_form(p)["C3"])
+    total = 0.0
+    for j in range(len(f)):
+        for i in range(v.shape[1]):
+            total += 0.5 * (f[j] @ v[:, i] - p.target[j, i]) ** 2
+    return close(abs(float(loss(p)) / total - 1))
+
+
+def kronecker_definitions() -> Evidence:
+    """u, f and c by blocks C_j against the library's, alpha as the row sums of u."""
+    p = problem(PARTIAL)
+    u, f, c = kronecker_terms(p)
+    t = terms(p)
+    alpha = np.exp(p.beta * t["Q"] @ t["K"].T).sum(1)
+    return close(max(relative(f, t["f"]), relative(c, t["c"]), relative(u.sum(1), alpha)))
 
 
 def kronecker_gradient(c1: Any, c2: Any, t: dict[str, np.ndarray]) -> np.ndarray:

@@ -107,6 +107,7 @@ def _check_arrays(
         fail("key", f"shape {key.shape}", f"({b}, tokens, heads, {h}) to fit query {query.shape}")
     if value.shape[:3] != (b, s, heads):
         fail("value", f"shape {value.shape}", f"({b}, {s}, {heads}, width) to fit key {key.shape}")
+    # Grouped-query attention: each key head serves as many query heads.
     if n % heads:
         fail("query", f"{n} heads", f"a multiple of {heads}, the heads of key")
     if exists.shape != (b, s) or exists.dtype != bool:

@@ -89,6 +89,7 @@ class Bert(Layered):
         positions = len(self.position[...])
         if tokens.shape[1] > positions:
             fail("tokens", f"{tokens.shape[1]} of them", f"at most {positions}")
+        # All tokens are of the first segment, whose embedding is the same for each.
         place = self.position[...][: tokens.shape[1]] + self.segment[...][None]
         x = self.norm(self.embedding[...][tokens] + place[None])
         read = []
@@ -103,6 +104,7 @@ class Bert(Layered):
 def embed(model: Bert, tokens: Int[AnyArray, "b l"]) -> Float[Array, "b d_model"]:
     """The sentence embeddings of sentence-transformers: the mean over tokens, of length 1."""
     mean = model(tokens).mean(1)
+    # to_unit_size gives a mean square of 1, a vector of length sqrt(d_model).
     return to_unit_size(mean, 0.0) / jnp.asarray(mean.shape[-1] ** 0.5, mean.dtype)
 
 
@@ -158,6 +160,7 @@ def _fill(module: Projection | Norm, arrays: dict[str, Any], name: str) -> None:
         _put(module.gain, weight, name)
         _put(module.shift, bias, name)
     else:
+        # The file holds (out, in).
         _put(module.kernel, None if weight is None else weight.T, name)
         _put(module.bias, bias, name)
 

@@ -54,6 +54,7 @@ def cotangent(
 
     A token that is not asked for gives 0; one that is, and has no normaliser, gives NaN.
     """
+    # 0 times NaN is NaN, so outputs without a normaliser are taken out of the products.
     good = normaliser[None] > 0
     gout = jnp.where(good | (gout == 0), gout, jnp.nan)
     rho = (gout * jnp.where(good, out, 0)).sum(0, keepdims=True)

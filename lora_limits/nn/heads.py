@@ -53,6 +53,7 @@ def _(method: Polynomial, group: int, q, k, v, exists) -> jax.Array:
     if group and method.series != "taylor":
         expected = "'taylor', which does not look ahead"
         fail("series of a causal Polynomial", repr(method.series), expected)
+    # block_size counts queries, which a causal group has several of to a token.
     block = method.block_size or _block_size(q.shape[1], v.shape[1], method.degree)
     keys = -(-block // group) if group else block
     # Keys that fit in one block are cheaper exactly.
@@ -60,6 +61,7 @@ def _(method: Polynomial, group: int, q, k, v, exists) -> jax.Array:
         return exact(block, group, q, k, v, exists)
     if not group:
         return polynomial_full.head(method, block, q, k, v, exists)
+    # Features lie tokens last, models tokens first.
     out: Any = polynomial_causal.attend(keys, method.degree, q.T, k.T, exists.astype(q.dtype), v.T)
     return out.T
 

@@ -79,6 +79,7 @@ class Projection(nnx.Module):
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d"]:
         y = dot(x, self.kernel[...])
         if self.a is not None and self.b is not None:
+            # Through r columns: B A would be as large as W.
             update = dot(dot(x, self.b[...]), self.a[...])
             y = y + jnp.asarray(self.scale, y.dtype) * update
         return y if self.bias is None else y + _along_last(self.bias[...], y)
@@ -109,6 +110,7 @@ def to_unit_size(
     x: Float[Array, "*batch width"], epsilon: float = 1e-6
 ) -> Float[Array, "*batch width"]:
     """x / sqrt(mean x^2 + epsilon) over the last axis."""
+    # epsilon keeps the derivative at 0 finite.
     return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + epsilon)
 
 
@@ -154,6 +156,7 @@ class LoRAAttention(nnx.Module):
         for name in NAMES:
             adapted = lora if name in lora.adapt else None
             setattr(self, name, Projection(d_model, inner, adapted, bias=bias, rngs=rngs))
+        # W_O is outside of the theorems, and never adapted.
         self.output = Projection(inner, d_model, bias=bias, rngs=rngs)
 
     def rows(

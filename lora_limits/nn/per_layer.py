@@ -47,7 +47,9 @@ def problem_of(
     scale = jnp.asarray(scale, x.dtype)
     beta = jnp.asarray(layer.width**-0.5, x.dtype)
     x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
+    # A key of zeros has score 0 with every query: the 1 of softmax_1.
     keys = jnp.pad(x, ((1, 0), (0, 0))) if layer.softmax_1 else x
+    # without the column of ones that x now has
     target = layer.attend(x[None, :, :-1], EXACT)[0]
     target = target if cotangent is None else target - cotangent
 
@@ -113,6 +115,7 @@ def norms(model: Layered, tokens: Int[Array, "b l"]) -> tuple[NormReport, ...]:
     """
 
     def reports(layer, x):
+        # Query-key normalisation is no product with a W.
         make = _row_problems if layer.normalised else problem_of
         return jax.vmap(lambda x: jax.vmap(norm_report)(make(layer, x)))(x)
 
@@ -152,6 +155,7 @@ def adapter_gradient(
     return back(cotangent)[0]
 
 
+# Both are jitted once for the module, so that later calls find what was compiled.
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _gradient(
     graphdef: Any, params: Any, x: jax.Array, cotangent: jax.Array, method: Any

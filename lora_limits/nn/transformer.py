@@ -113,6 +113,7 @@ class Transformer(Layered):
         """(logits, what each layer's attention reads). probes: added to the heads' outputs."""
         if tokens.shape[1] > self.shape.length:
             fail("tokens", f"{tokens.shape[1]} of them", f"at most {self.shape.length}")
+        # What attention reads is kept: with it and the cotangents a layer is a problem of its own.
         x = self.embedding[...][tokens] + self.position[...][None, : tokens.shape[1]]
         read = []
         for n, block in enumerate(self.blocks):
@@ -120,5 +121,6 @@ class Transformer(Layered):
             x = x + block.attention(read[-1], None if probes is None else probes[n])
             hidden = jax.nn.gelu(block.up(block.mlp_norm(x)))
             x = x + block.down(hidden)
+        # Classes are read off the mean over tokens, next tokens off each.
         x = self.norm(x)
         return self.head(x if self.shape.classes is None else x.mean(1)), tuple(read)

@@ -40,6 +40,7 @@ def exponents(width: int, degree: int) -> list[Int[np.ndarray, "_ width"]]:
     out = [np.zeros((1, width), int)]
     for n in range(1, degree + 1):
         rows = []
+        # Those with last variable i are x_i times the first m of the degree below.
         for i, m in enumerate(block_counts(width, n)):
             block = out[-1][:m].copy()
             block[:, i] += 1
@@ -109,6 +110,7 @@ def raised(
 
 def products(parts: list[Float[Array, "_ n"]], z: Float[Array, "c n"]) -> Float[Array, "k c"]:
     """sum over tokens of phi z, phi given by degree. Copies the lower degrees only."""
+    # The top degree has most of the features: it is multiplied where it lies.
     top = dot(parts[-1], z.T)
     if len(parts) == 1:
         return top

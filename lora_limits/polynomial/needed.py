@@ -6,6 +6,7 @@ Nothing here touches a token, so it reaches lengths that no computer holds.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,6 +26,7 @@ def remainder(degree: int, radius: float, series: str = "taylor") -> float:
     I_{g+1}(R), and the Chebyshev series is within a small factor of it. inf beyond float64.
     Raises ValueError for another series.
     """
+    # scipy is slow to import, and few programs come here.
     from scipy.special import gammainc, ive
 
     if series not in ("taylor", "chebyshev"):
@@ -54,17 +56,29 @@ def degree_needed(radius: float, tolerance: float, series: str = "chebyshev") ->
 
     Raises ValueError where no degree below 2^20 reaches the tolerance.
     """
-    # The remainder falls with the degree: double until it is small enough, then halve the gap.
-    low = -1
-    high = 1
-    while remainder(high, radius, series) > tolerance:
+
+    def enough(degree: int) -> bool:
+        if degree > LARGEST_DEGREE:
+            fail("radius", radius, f"one for which some degree below 2^20 reaches {tolerance}")
+        return remainder(degree, radius, series) <= tolerance
+
+    return smallest(enough, 0)
+
+
+def smallest(enough: Callable[[int], bool], first: int) -> int:
+    """The smallest integer from `first` on that is enough, given that all above it are too.
+
+    O(log result) calls; it ends where one is enough.
+    """
+    # Double until it is enough, then halve the gap to the last that was not.
+    low = first - 1
+    high = max(first, 1)
+    while not enough(high):
         low = high
         high = 2 * high
-        if high > LARGEST_DEGREE:
-            fail("radius", radius, f"one for which some degree below 2^20 reaches {tolerance}")
     while high - low > 1:
         middle = (low + high) // 2
-        if remainder(middle, radius, series) <= tolerance:
+        if enough(middle):
             high = middle
         else:
             low = middle
@@ -101,6 +115,7 @@ def limit_exponent(score_ratio: float, width_ratio: float = 1 / math.log(2)) -> 
         eta = root + math.log(z / (1 + root))
         return x * eta + 1
 
+    # excess rises with x; the bracket holds its zero for every ratio in use.
     a = width_ratio
     x = float(brentq(excess, 1e-9, 1e3 + 10 * score_ratio))  # pyright: ignore[reportArgumentType]
     return (a + x) * math.log(a + x) - a * math.log(a) - x * math.log(x)

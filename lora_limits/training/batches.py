@@ -30,6 +30,7 @@ def batch(data: Data, size: int, seed: int, step: int) -> Data:
 
     A function of (seed, step) alone, so that a run can resume.
     """
+    # A generator for each step, rather than one for the run, has no state to keep.
     count = len(data.tokens)
     rows = np.random.default_rng([seed, step]).choice(count, min(size, count), replace=False)
     return Data(data.tokens[rows], data.labels[rows])

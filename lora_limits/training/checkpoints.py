@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
+    # Synchronous: what is kept is on disk before the run goes on.
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -62,6 +63,7 @@ def publish(folder: Path, tree: Any) -> None:
     If it is there already, it stays as it is.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its final place, so that the rename stays on one file system.
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         keep(made, 0, tree, {})

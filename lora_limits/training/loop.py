@@ -108,6 +108,7 @@ def compiled_step(recipe: Recipe, graphdef: Any, *args: Any) -> Any:
             updates, state = optimiser(recipe).update(grads, state, trained)
         return optax.apply_updates(trained, updates), state, value
 
+    # Not by jit's own cache, which would keep no handle on the memory that a step asks for.
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args))
     key = (recipe.steps, recipe.rate, graphdef, jax.tree.structure(args), shapes)
     if key not in _compiled:
@@ -128,6 +129,7 @@ def evaluate(model: Transformer, data: Data, recipe: Recipe) -> dict[str, float]
     """Loss and accuracy on the first sequences, in whole batches, by the model's own methods."""
     graphdef, params = nnx.split(model)
     count = max(min(recipe.tests, len(data.tokens)) // recipe.batch, 1)
+    # Whole batches have one shape, and so one program.
     cuts = [slice(n * recipe.batch, (n + 1) * recipe.batch) for n in range(count)]
     score = _jitted(_score_of, data.tokens.shape[1] <= SHORT)
     scores = [score(graphdef, params, data.tokens[cut], data.labels[cut]) for cut in cuts]
@@ -155,7 +157,7 @@ def compare(model: Transformer, data: Data) -> dict[str, float]:
 
     got = flat(model)
     want = flat(with_methods(model, [EXACT] * len(model.blocks)))
-    # The gradient of a model that has just met its data may be zero.
+    # A gradient of zero has a finite error and cosine too.
     size = max(float(np.linalg.norm(want)), TINY)
     product = max(float(np.linalg.norm(got)) * size, TINY)
     return {
