@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 
-def fail(what: str, got: Any, expected: Any) -> NoReturn:
+def fail(what: Any, got: Any, expected: Any) -> NoReturn:
     """Raises the ValueError that names what was got and what was expected."""
     raise ValueError(f"{what}: got {got}, expected {expected}")
 

@@ -22,33 +22,29 @@ from lora_limits.problem import (
     scalars,
 )
 
-BLOCK = 512
+BLOCK = 512  # rows of a projection that are held at once
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NormReport:
-    """Max norms (largest absolute entry) and score bounds of a problem. Scalars, but for the static
-    `tokens`.
+    """Max norms (largest absolute entry) and score bounds of a problem.
 
-    query, key: of Q = X_Q (W*_Q + s B_Q A_Q) and K, the two factors of the scores (Theorem 3.1
-    bounds both by Gamma). query_centred, key_centred: the same after the shifts that leave f
-    unchanged. query_through_key, x_key: of Q W_K^T and X_K, the other pair of conditions of the
-    full case (Theorem A.1). query_update, key_update: of s X B A, what the adapter adds (Theorem
-    4.1); 0 where there is no adapter. score_bound: certified R >= max |S_ij| of the centred scores,
-    the R of Theorem 3.1; score_bound_raw: uncentred.
+    query and key are the two factors of the scores, both of which Theorem 3.1 bounds by Gamma;
+    query_through_key and x_key are the other pair of conditions of the full case (Theorem A.1).
+    Scalars, but for the static `tokens`; (B, ...) where the report was made under vmap.
     """
 
-    query: jax.Array
-    key: jax.Array
-    query_centred: jax.Array
+    query: jax.Array  # of Q = X_Q (W*_Q + s B_Q A_Q)
+    key: jax.Array  # of K
+    query_centred: jax.Array  # after the shift that leaves f unchanged
     key_centred: jax.Array
-    query_through_key: jax.Array
-    x_key: jax.Array
-    query_update: jax.Array
+    query_through_key: jax.Array  # of Q W_K^T
+    x_key: jax.Array  # of X_K
+    query_update: jax.Array  # of s X B A, what the adapter adds (Theorem 4.1); 0 without one
     key_update: jax.Array
-    score_bound: jax.Array
-    score_bound_raw: jax.Array
+    score_bound: jax.Array  # certified R >= max |S_ij| of the centred scores, as in Theorem 3.1
+    score_bound_raw: jax.Array  # the same, uncentred
     tokens: int = dataclasses.field(metadata={"static": True})
 
     @property
@@ -103,7 +99,8 @@ def _reach(
     start = _Reach(zero, zero, zero, zero, zero, jnp.zeros_like(centre), zero)
 
     def body(carry, first, fresh):
-        del fresh  # a maximum may see a token twice
+        # The last block may reach back: a maximum may see a token twice.
+        del fresh
         xs = rows(x, first, BLOCK)
         h = project(problem, name, xs)
         centred = h - centre[None]
@@ -111,7 +108,8 @@ def _reach(
         update = zero
         if name in problem.adapters:
             adapter = problem.adapters[name]
-            update = jnp.abs(scalars(problem)[0] * dot(dot(xs, adapter.b), adapter.a)).max()
+            added = scalars(problem)[0] * dot(dot(xs, adapter.b), adapter.a)
+            update = jnp.abs(added).max()
         new = _Reach(
             max=jnp.abs(h).max(),
             centred=jnp.abs(centred).max(),
@@ -130,7 +128,8 @@ def _through_key(problem: LoRAProblem) -> Float[Array, ""]:
     """max |Q W_K^T|, entry by entry, block by block."""
 
     def body(carry, first, fresh):
-        del fresh  # a maximum may see a token twice
+        # a maximum, as above
+        del fresh
         q = project(problem, "query", rows(problem.x_query, first, BLOCK))
         return jnp.maximum(carry, jnp.abs(project_back(problem, "key", q)).max())
 
@@ -140,17 +139,20 @@ def _through_key(problem: LoRAProblem) -> Float[Array, ""]:
 def norm_report(problem: LoRAProblem) -> NormReport:
     """The norms of Theorems 3.1, 4.1 and A.1 and certified score bounds, raw and centred.
 
-    O(L d_model d) time, memory independent of L; jit and vmap apply. The score bounds are
-    Cauchy-Schwarz or box bounds, the better of those in balanced coordinates and one in the given ones (which stands
-    where there are fewer tokens than d, and nothing to balance by): never below max |S_ij|, and not
-    computed from the L x L scores.
+    The score bounds are Cauchy-Schwarz or box bounds, never below max |S_ij|, and not computed from
+    the L x L scores. O(L d_model d) time, memory independent of L; jit and vmap apply.
+    Raises ValueError for names, shapes and dtypes that do not fit.
     """
+    # Values are not looked at, so that a report may be traced.
     check_static(problem)
     problem = as_jax(problem)
     frame = frames.of_problem(problem)
     q = _reach(problem, "query", frame.nu, frame.to_x)
     k = _reach(problem, "key", frame.mu, frame.to_y)
+    # |x . y| <= |x| |y|, and <= sum_i max |x_i| max |y_i|, in balanced coordinates; and the former
+    # in the given ones, for where there are fewer tokens than d and nothing to balance by.
     balanced = jnp.minimum(q.norm * k.norm, dot(q.box, k.box))
+    given = frame.beta * q.centred_norm * k.centred_norm
     return NormReport(
         query=q.max,
         key=k.max,
@@ -160,7 +162,7 @@ def norm_report(problem: LoRAProblem) -> NormReport:
         x_key=jnp.abs(problem.x_key).max(),
         query_update=q.update,
         key_update=k.update,
-        score_bound=jnp.minimum(balanced, frame.beta * q.centred_norm * k.centred_norm),
+        score_bound=jnp.minimum(balanced, given),
         score_bound_raw=frame.beta * q.raw_norm * k.raw_norm,
         tokens=max(problem.x_query.shape[0], problem.x_key.shape[0]),
     )

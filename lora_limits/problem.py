@@ -1,6 +1,4 @@
-"""The LoRA attention problem: inputs, frozen weights, adapters, and what the paper calls C1, C2,
-C3.
-"""
+"""The LoRA attention problem: inputs, frozen weights, adapters; the paper's C1, C2 and C3."""
 
 from __future__ import annotations
 
@@ -11,18 +9,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from lora_limits.checks import fail
 from lora_limits.linalg import AnyArray, columns_of, dot
+from lora_limits.problem_checks import NAMES, check_static, check_values
 
-NAMES = ("query", "key", "value")
+__all__ = [
+    "NAMES",
+    "Adapter",
+    "AttentionWeights",
+    "LoRAProblem",
+    "as_jax",
+    "check_static",
+    "check_values",
+    "inputs",
+    "project",
+    "project_back",
+    "project_columns",
+    "projections",
+    "pull_back",
+    "reduced_form",
+    "scalars",
+]
 
 
 def _pytree(cls):
-    """Registers a dataclass whose every field is data; rebuilding it never validates (leaves may be
-    tracers).
+    """Registers a dataclass whose every field is data.
+
+    Rebuilding it never validates: JAX rebuilds around tracers, axes and None.
     """
     names = tuple(f.name for f in dataclasses.fields(cls))
 
@@ -30,6 +44,7 @@ def _pytree(cls):
         return tuple((jax.tree_util.GetAttrKey(n), getattr(x, n)) for n in names), None
 
     def unflatten(_, children):
+        # not by the constructor, which checks
         out = object.__new__(cls)
         for name, child in zip(names, children, strict=True):
             object.__setattr__(out, name, child)
@@ -42,10 +57,9 @@ def _pytree(cls):
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """One low-rank update, W = W* + scale * b @ a (Definition 1.1). Also holds its gradient, or a
-    bound on it.
+    """One low-rank update, W = W* + scale * b @ a (Definition 1.1), a: (r, d), b: (d_model, r).
 
-    a: (r, d); b: (d_model, r).
+    Also holds its gradient, or a bound on it.
     """
 
     a: Any
@@ -55,9 +69,7 @@ class Adapter:
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class AttentionWeights:
-    """Frozen pretrained projections, used as X @ W. query, key: (d_model, d); value: (d_model,
-    d_value).
-    """
+    """Frozen projections, used as X @ W. query, key: (d_model, d); value: (d_model, d_value)."""
 
     query: Any
     key: Any
@@ -73,15 +85,13 @@ class LoRAProblem:
     loss = 1/2 || softmax(beta Q K^T) V - Y ||_F^2 with Q = X_Q (W*_Q + scale B_Q A_Q), and so for K
     and V.
 
-    x_query: (Lq, d_model); x_key, x_value: (Lk, d_model), each width its own; target: (Lq,
-    d_value).
-    weights: AttentionWeights; adapters: {"query" | "key" | "value": Adapter}, any non-empty subset.
-    scale = alpha / r (or alpha / sqrt(r)); beta: inverse temperature, 1/sqrt(d) in practice, 1/d in
-    the theory.
+    x_query: (Lq, d_model); x_key, x_value: (Lk, d_model), each width its own; target:
+    (Lq, d_value). weights: AttentionWeights; adapters: {"query" | "key" | "value": Adapter}, any
+    non-empty subset. scale = alpha / r (or alpha / sqrt(r)); beta: inverse temperature, 1/sqrt(d)
+    in practice, 1/d in the theory.
     A pytree: every array and both scalars are leaves, so jit, vmap and tree_map apply.
     Raises ValueError, with what was got and what was expected, for shapes or dtypes that do not
-    fit, unknown or
-    missing adapters, beta <= 0, and non-finite entries in concrete arrays.
+    fit, unknown or missing adapters, beta <= 0, and non-finite entries in concrete arrays.
     """
 
     x_query: Any
@@ -105,6 +115,7 @@ class LoRAProblem:
         scale: Any,
         beta: Any,
     ):
+        # A frozen class: its fields are set behind its back.
         values = (x_query, x_key, x_value, target, weights, dict(adapters), scale, beta)
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
@@ -115,88 +126,6 @@ class LoRAProblem:
     def dtype(self) -> Any:
         """The dtype of every array."""
         return jnp.result_type(self.x_query)
-
-
-def check_static(problem: LoRAProblem) -> None:
-    """Checks all that is known without running: names, shapes, dtypes. Raises ValueError; O(1)."""
-    unknown = sorted(set(problem.adapters) - set(NAMES))
-    if unknown:
-        fail("adapters", unknown, f"names among {list(NAMES)}")
-    if not problem.adapters:
-        fail("adapters", "none", f"at least one of {list(NAMES)}")
-    x = inputs(problem)
-    w = {name: getattr(problem.weights, name) for name in NAMES}
-    # x_query first: the others are held against its dtype
-    arrays = (
-        {f"x_{n}": x[n] for n in NAMES}
-        | {"target": problem.target}
-        | {f"weights.{n}": w[n] for n in NAMES}
-    )
-    for n, adapter in problem.adapters.items():
-        arrays |= {f"adapters[{n!r}].a": adapter.a, f"adapters[{n!r}].b": adapter.b}
-    for name, value in arrays.items():
-        if not hasattr(value, "dtype") or np.ndim(value) != 2:
-            got = f"shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
-            fail(name, got, "a 2-d array (vmap over a batch of problems)")
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            fail(name, f"dtype {value.dtype}", "a floating dtype")
-        if value.dtype != problem.dtype:
-            fail(name, f"dtype {value.dtype}", f"{problem.dtype}, the dtype of x_query")
-    _check_shapes(problem, x, w)
-    for name in ("scale", "beta"):
-        if np.ndim(getattr(problem, name)) != 0:
-            fail(name, f"shape {np.shape(getattr(problem, name))}", "a scalar")
-
-
-def _check_shapes(problem: LoRAProblem, x: dict[str, Any], w: dict[str, Any]) -> None:
-    if 0 in (*x["query"].shape, *x["key"].shape, *w["query"].shape, *w["value"].shape):
-        fail("shapes", [v.shape for v in (*x.values(), *w.values())], "no empty dimension")
-    for n in NAMES:
-        if x[n].shape[1] != w[n].shape[0]:
-            fail(
-                f"weights.{n}",
-                f"shape {w[n].shape}",
-                f"({x[n].shape[1]}, ...) to fit x_{n} {x[n].shape}",
-            )
-    if w["query"].shape[1] != w["key"].shape[1]:
-        fail(
-            "weights.key",
-            f"width {w['key'].shape[1]}",
-            f"{w['query'].shape[1]}, the width of weights.query",
-        )
-    if x["key"].shape[0] != x["value"].shape[0]:
-        fail("x_value", f"{x['value'].shape[0]} tokens", f"{x['key'].shape[0]}, as many as x_key")
-    expected = (x["query"].shape[0], w["value"].shape[1])
-    if problem.target.shape != expected:
-        fail("target", f"shape {problem.target.shape}", expected)
-    for n, adapter in problem.adapters.items():
-        r = adapter.a.shape[0]
-        if r == 0:
-            fail(f"adapters[{n!r}]", "rank 0", "rank at least 1")
-        if adapter.a.shape != (r, w[n].shape[1]):
-            fail(f"adapters[{n!r}].a", f"shape {adapter.a.shape}", (r, w[n].shape[1]))
-        if adapter.b.shape != (w[n].shape[0], r):
-            fail(f"adapters[{n!r}].b", f"shape {adapter.b.shape}", (w[n].shape[0], r))
-
-
-def check_values(problem: LoRAProblem) -> None:
-    """Checks concrete values: finite entries, beta > 0. Raises ValueError.
-
-    Reads every array that it can: tracers pass, and arrays of which other processes hold a part.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(problem):
-        if isinstance(leaf, Tracer) or not isinstance(
-            leaf, jax.Array | np.ndarray | np.generic | float | int
-        ):
-            continue
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            continue
-        if not bool(np.isfinite(np.asarray(leaf)).all()):
-            fail(
-                jax.tree_util.keystr(path).lstrip("."), "NaN or infinite entries", "finite numbers"
-            )
-    if not isinstance(problem.beta, Tracer) and not float(problem.beta) > 0:
-        fail("beta", problem.beta, "an inverse temperature above 0")
 
 
 def inputs(problem: LoRAProblem) -> dict[str, Any]:
@@ -216,6 +145,7 @@ def scalars(problem: LoRAProblem) -> tuple[jax.Array, jax.Array]:
 
 def project(problem: LoRAProblem, name: str, x: Float[AnyArray, "n d_in"]) -> Float[Array, "n d"]:
     """x (W* + scale B A) for the projection `name`, never forming B A. O(n d_in (d + r))."""
+    # x B first: its r columns are few beside those of B A.
     y = dot(x, getattr(problem.weights, name))
     if name in problem.adapters:
         adapter = problem.adapters[name]
@@ -262,20 +192,20 @@ def pull_back(problem: LoRAProblem, name: str, rows: Float[AnyArray, "n d"]) -> 
     x = inputs(problem)[name]
     adapter = problem.adapters[name]
     scale = scalars(problem)[0]
-    return Adapter(
-        a=scale * dot(dot(x, adapter.b).T, rows),
-        b=scale * dot(x.T, dot(rows, adapter.a.T)),
-    )
+    da = scale * dot(dot(x, adapter.b).T, rows)
+    db = scale * dot(x.T, dot(rows, adapter.a.T))
+    return Adapter(da, db)
 
 
 def reduced_form(problem: LoRAProblem) -> dict[str, jax.Array]:
-    """The reduced problem (3.3), in which Q K^T beta = C1 Wbar C2^T.
+    """The reduced problem (3.3), in which Q K^T beta = C1 Wbar C2^T, by name. scale must not be 0.
 
-    C1 = s X_Q (Lq, d_model), C2 = beta X_K W_K (Lk, d), C3 = X_V W_V (Lk, d_value) and
-    Wbar = W*_Q / s + B_Q A_Q (d_model, d). scale must not be 0.
+    C1 = s X_Q (Lq, d_model),    C2 = beta X_K W_K (Lk, d),    C3 = X_V W_V (Lk, d_value),
+    Wbar = W*_Q / s + B_Q A_Q (d_model, d)
     """
     scale, beta = scalars(problem)
     _, k, v = projections(problem)
+    # s (W*_Q / s + B_Q A_Q) = W_Q: the scale goes into C1, the temperature into C2.
     wbar = problem.weights.query / scale
     if "query" in problem.adapters:
         wbar = wbar + dot(problem.adapters["query"].b, problem.adapters["query"].a)

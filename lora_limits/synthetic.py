@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from lora_limits.checks import fail
 from lora_limits.instruments.compiling import quick_jit
@@ -15,7 +16,8 @@ from lora_limits.linalg import dot
 from lora_limits.problem import NAMES, Adapter, AttentionWeights, LoRAProblem
 
 
-def _signed_permutation(key: jax.Array, width: int, dtype) -> jax.Array:
+def _signed_permutation(key: jax.Array, width: int, dtype) -> Float[Array, "width width"]:
+    """One entry of +1 or -1 in every row and column: X P has the largest entry that X has."""
     order, signs = jax.random.split(key)
     eye = jnp.eye(width, dtype=dtype)[jax.random.permutation(order, width)]
     return eye * jax.random.rademacher(signs, (1, width), dtype)
@@ -32,10 +34,10 @@ def random_problem(
 ) -> LoRAProblem:
     """Self-attention whose score factors fill the box of Theorem 3.1: max |Q| = max |K| = gamma.
 
-    beta = 1/width, so R <= gamma^2. Tokens are uniform on [-1, 1]^width; the adapted query and key
-    projections are gamma times signed permutations (so that entries reach gamma whatever the
-    width), the value projection is gaussian, the target has unit variance. scale = 1; adapters are
-    small and random on both sides. Default float dtype.
+    beta = 1/width, so R <= gamma^2. Tokens are (length, width), uniform on [-1, 1]; the adapted
+    query and key projections are gamma times signed permutations (so that entries reach gamma
+    whatever the width), the value projection is gaussian, the target has unit variance. scale = 1;
+    adapters are small and random on both sides. Default float dtype.
     Raises ValueError for sizes below 1, gamma < 0, rank > width, or an unknown adapter.
     """
     for name, value in (("length", length), ("width", width), ("rank", rank)):
@@ -45,9 +47,11 @@ def random_problem(
         fail("rank", rank, f"at most the width {width}")
     if not isinstance(gamma, Tracer) and not gamma >= 0:
         fail("gamma", gamma, "a number of at least 0")
+    # LoRAProblem would refuse it too, after the arrays were drawn.
     unknown = sorted(set(adapt) - set(NAMES))
     if unknown or not adapt:
         fail("adapt", unknown or "none", f"names among {list(NAMES)}")
+    # Inside of another program it is a part of that one.
     traced = isinstance(key, Tracer) or isinstance(gamma, Tracer)
     draw = _draw if traced else _program()
     x, target, weights, adapters = draw(
@@ -60,15 +64,20 @@ def random_problem(
 
 @functools.cache
 def _program():
-    """`_draw` as one program, compiled quickly: well compiled it is the wait before a first look."""
+    """`_draw` as one program.
+
+    Compiled quickly: well compiled it would be the wait before a first look.
+    """
     return quick_jit(_draw, static_argnames=("length", "width", "rank", "adapt"))
 
 
 def _draw(key, gamma, *, length: int, width: int, rank: int, adapt: tuple[str, ...]):
     """(inputs, target, weights, adapters)."""
+    # that of the session
     dtype = jnp.zeros(()).dtype
     keys = jax.random.split(key, 6)
     x = jax.random.uniform(keys[0], (length, width), dtype, -1, 1)
+    # so that max |Q| = max |K| = gamma exactly
     x = x / jnp.abs(x).max()
     weights = {}
     adapters = {}
@@ -83,6 +92,7 @@ def _draw(key, gamma, *, length: int, width: int, rank: int, adapt: tuple[str, .
             a = size * jax.random.normal(a_key, (rank, width), dtype)
             b = jax.random.normal(b_key, (width, rank), dtype) / rank**0.5
             adapters[name] = Adapter(a, b)
+            # W* is what makes the adapted projection, W* + B A, the signed permutation.
             w = w - dot(b, a) if name != "value" else w
         weights[name] = w
     target = jax.random.normal(keys[4], (length, width), dtype)

@@ -9,8 +9,9 @@ GROUND = {"checks", "linalg", "problem", "polynomial"}
 MAY_IMPORT = {
     "checks": set(),
     "linalg": set(),
-    "polynomial": {"linalg"},
-    "problem": {"checks", "linalg"},
+    "polynomial": {"checks", "linalg"},
+    "problem_checks": {"checks"},
+    "problem": {"linalg", "problem_checks"},
     "coordinates": GROUND,
     "norms": GROUND | {"coordinates"},
     "synthetic": GROUND | {"instruments"},

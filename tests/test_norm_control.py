@@ -14,7 +14,7 @@ import lora_limits as ll
 from experiments.problems import causal_heads
 from experiments.training import bases, watching
 from lora_limits.instruments.counting import count_operations
-from lora_limits.ledger import approximation, corrections
+from lora_limits.ledger import conditions, corrections
 from lora_limits.nn import per_layer
 from lora_limits.nn.lora import LoRA, LoRAAttention
 from lora_limits.nn.transformer import Shape, Transformer
@@ -59,7 +59,7 @@ def test_the_residual_watched_in_training_is_as_large_as_the_output(normalised):
 
 
 def test_query_key_normalisation_bounds_the_scores_whatever_the_adapters_and_layer_norm_does_not():
-    evidence = approximation.norm_control()
+    evidence = conditions.norm_control()
     assert evidence.holds, evidence.measured
     module, x = layer(normalised=True), normal(1, 9, 10)
     for name in ("query", "key"):

@@ -1,8 +1,6 @@
-"""What a real model computes in its attention, taken by hooks: inputs of the projections, Q, K, V,
-mask and output.
-"""
+"""What a real model computes in its attention, taken by hooks: inputs, Q, K, V, mask and output."""
 
-# the extra may be absent where the types are checked
+# The extra may be absent where the types are checked.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -11,9 +9,12 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
+
+from lora_limits.checks import fail
 
 NAMES = ("query", "key", "value")
-# (query, key, value) under the names that transformers gives them
+# (query, key, value) under the names that transformers gives them.
 SEPARATE = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
@@ -28,36 +29,36 @@ FAR = -1e4  # an entry of a mask below this hides its key
 
 @dataclasses.dataclass
 class Layer:
-    """One attention module: where its projections are, and what one window of tokens put through
-    them.
+    """One attention module: its projections, and what one window of tokens put through them.
 
-    x: {name: (L, d_model)}; query, key, value: (heads, L, d), as they meet in the scores, positions
-    applied; keys and values have as many heads as the model gives them. mask: "full", "causal" or
-    "other"; scaling: what multiplies the scores; output: (L, heads, d_value), the model's own,
-    before its output projection.
+    Queries, keys and values are as they meet in the scores, positions applied; keys and values have
+    as many heads as the model gives them. The output is the model's own, before its output
+    projection. None or empty: not recorded.
     """
 
     path: str
-    projections: dict[str, str]
+    projections: dict[str, str]  # paths by name, all the same where they are fused
     fused: bool
-    out: str | None
-    x: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    query: np.ndarray | None = None
-    key: np.ndarray | None = None
-    value: np.ndarray | None = None
-    mask: str = "other"
-    scaling: float = 1.0
-    output: np.ndarray | None = None
+    out: str | None  # path of the output projection
+    x: dict[str, Float[np.ndarray, "l d_model"]] = dataclasses.field(default_factory=dict)
+    query: Float[np.ndarray, "heads l d"] | None = None
+    key: Float[np.ndarray, "groups l d"] | None = None
+    value: Float[np.ndarray, "groups l dv"] | None = None
+    mask: str = "other"  # or "full", or "causal"
+    scaling: float = 1.0  # what multiplies the scores
+    output: Float[np.ndarray, "l heads_dv"] | None = None
 
 
 def find_layers(model: Any) -> list[Layer]:
-    """The attention modules of a model, in order. Raises ValueError where no query, key and value
-    are found.
+    """The attention modules of a model, in order.
+
+    Raises ValueError where no query, key and value are found.
     """
     found = []
     for path, module in model.named_modules():
         children = dict(module.named_children())
         names = next((n for n in SEPARATE if all(c in children for c in n)), None)
+        # With q_attn beside it the fused projection is of keys and values only (cross-attention).
         fused = names is None and FUSED in children and "q_attn" not in children
         if names is None and not fused:
             continue
@@ -65,10 +66,8 @@ def find_layers(model: Any) -> list[Layer]:
         projections = {n: f"{path}.{c}" for n, c in places.items()}
         found.append(Layer(path, projections, fused, _output(model, path, children)))
     if not found:
-        expected = " or ".join([*(", ".join(names) for names in SEPARATE), FUSED])
-        raise ValueError(
-            f"{type(model).__name__}: got no attention projections, expected modules named {expected}"
-        )
+        known = " or ".join([*(", ".join(names) for names in SEPARATE), FUSED])
+        fail(type(model).__name__, "no attention projections", f"modules named {known}")
     return found
 
 
@@ -81,8 +80,8 @@ def _output(model: Any, path: str, children: dict[str, Any]) -> str | None:
     return beside if any(name == beside for name, _ in model.named_modules()) else None
 
 
-def record(model: Any, ids: np.ndarray) -> list[Layer]:
-    """Runs one window, (L,) token ids, and returns its attention layers, filled in.
+def record(model: Any, ids: Int[np.ndarray, " l"]) -> list[Layer]:
+    """Runs one window of token ids, and returns its attention layers, filled in.
 
     Twice: once with the model's own eager attention, for its output; once with an attention
     function that hands over what it is given and takes no part in the check. Holds every layer's
@@ -100,9 +99,9 @@ def record(model: Any, ids: np.ndarray) -> list[Layer]:
         for hook in hooks:
             hook.remove()
     by_module = {id(modules[layer.path]): layer for layer in layers}
-    hooks = [
-        _hook(modules[p], layer, name) for layer in layers for name, p in layer.projections.items()
-    ]
+    hooks = []
+    for layer in layers:
+        hooks += [_hook(modules[path], layer, name) for name, path in layer.projections.items()]
     try:
         _register(by_module)
         _run(model, tokens, RECORDER)
@@ -122,9 +121,7 @@ def _run(model: Any, tokens: Any, implementation: str) -> None:
 
 
 def _hook(module: Any, layer: Layer, name: str | None = None) -> Any:
-    """Keeps what goes into a module: as the input of a projection, or, with no name, as the layer's
-    output.
-    """
+    """Keeps what goes into a module: as a projection's input or, with no name, the layer's output."""
 
     def keep(_module, arguments):
         rows = arguments[0][0].float().numpy().copy()
@@ -137,8 +134,9 @@ def _hook(module: Any, layer: Layer, name: str | None = None) -> Any:
 
 
 def _register(by_module: dict[int, Layer]) -> None:
-    """Puts the recorder into transformers' table of attention functions, with masks made as for
-    eager attention.
+    """Puts the recorder into transformers' table of attention functions.
+
+    Masks are made for it as for eager attention.
     """
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -148,10 +146,11 @@ def _register(by_module: dict[int, Layer]) -> None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         layer = by_module.get(id(module))
         if layer is not None:
-            layer.query, layer.key, layer.value = (
-                x[0].float().numpy().copy() for x in (query, key, value)
-            )
-            layer.mask, layer.scaling = _mask(attention_mask), float(scale)
+            rows = (x[0].float().numpy().copy() for x in (query, key, value))
+            layer.query, layer.key, layer.value = rows
+            layer.mask = _mask(attention_mask)
+            layer.scaling = float(scale)
+        # The model goes on with plain softmax attention, so that later layers see what they should.
         groups = query.shape[1] // key.shape[1]
         scores = scale * query @ key.repeat_interleave(groups, 1).mT
         if attention_mask is not None:
@@ -164,14 +163,18 @@ def _register(by_module: dict[int, Layer]) -> None:
 
 
 def _mask(mask: Any) -> str:
-    """full: hides nothing; causal: hides exactly what comes later; other: windows, padding,
-    positions in the scores.
+    """ "full": hides nothing; "causal": exactly what comes later; "other": anything else.
+
+    Among the others are windows, padding, and positions added to the scores.
     """
     if mask is None:
         return "full"
+    # Additive: 0 where a key is seen, very negative where not, anything else a position.
     rows = mask[0].float().numpy()
     hidden = rows < FAR
     if (rows[~hidden] != 0).any():
         return "other"
     later = np.triu(np.ones(rows.shape[-2:], bool), 1)[None]
-    return "full" if not hidden.any() else "causal" if (hidden == later).all() else "other"
+    if not hidden.any():
+        return "full"
+    return "causal" if (hidden == later).all() else "other"

@@ -1,12 +1,11 @@
-"""LoRA adapters of a real model, read and written by peft, and their halves as the library holds
-them.
+"""LoRA adapters of a real model, read and written by peft, and their halves as the library's.
 
 peft adds scaling * x A_p^T B_p^T with A_p (r, d_model), B_p (out, r): so b = A_p^T and a = B_p^T.
 Head h of a projection has its own columns of a and shares b with the others; in a fused projection
 query, key, value share b too.
 """
 
-# the extra may be absent where the types are checked
+# The extra may be absent where the types are checked.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -18,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
+from lora_limits.checks import fail
 from lora_limits.diagnose.activations import NAMES, Layer, find_layers
 from lora_limits.diagnose.loading import one_line
 from lora_limits.problem import Adapter
 
-RANK, UPDATE = 4, 0.02  # of the random adapter; the update's Frobenius norm beside its weight's
-# fields of peft's LoraConfig that change what an adapter is, and the values with which it is plain
-# LoRA
+# What peft writes into a folder.
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RANK = 4  # of the random adapter
+UPDATE = 0.02  # its update's Frobenius norm beside its weight's
+# Fields of peft's LoraConfig that change what an adapter is, and the values with which it is plain
+# LoRA, the last of them where nothing is said.
 PLAIN = {
     "peft_type": ("LORA",),
     "use_dora": (False, None),
@@ -42,14 +46,12 @@ PLAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """One projection of all heads: rows of `weight` are inputs; b, a, scale of its adapter, or None
-    without one.
-    """
+    """One projection of all heads, and its adapter; b and a are None without one."""
 
-    weight: np.ndarray  # (d_model, heads d)
-    bias: np.ndarray | None  # (heads d,)
-    b: np.ndarray | None  # (d_model, r)
-    a: np.ndarray | None  # (r, heads d)
+    weight: Float[np.ndarray, "d_model heads_d"]
+    bias: Float[np.ndarray, " heads_d"] | None
+    b: Float[np.ndarray, "d_model r"] | None
+    a: Float[np.ndarray, "r heads_d"] | None
     scale: float
 
 
@@ -60,32 +62,16 @@ def load_adapter(model: Any, folder: Path) -> Any:
     modules_to_save, trained biases), pickled weights, and modules or shapes that are not this
     model's.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder}: got no adapter_config.json, expected a folder that peft wrote")
-    with one_line(str(folder)):
-        given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if not isinstance(given, dict):
-        raise ValueError(
-            f"{folder / 'adapter_config.json'}: got {type(given).__name__}, expected an object"
-        )
-    for field, plain in PLAIN.items():
-        if given.get(field, plain[-1]) not in plain:
-            raise ValueError(
-                f"{folder}: got {field} = {given[field]!r}, expected a plain LoRA adapter"
-            )
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(
-            f"{folder}: got no adapter_model.safetensors, expected weights in safetensors"
-        )
+    _check_folder(folder)
     import peft
     from safetensors import safe_open
 
     with one_line(f"{folder}: adapter of another model?"):
-        with safe_open(folder / "adapter_model.safetensors", "np") as file:
+        with safe_open(folder / WEIGHTS, "np") as file:
             saved = set(file.keys())
-        # a plain LoraConfig first: loading on a model whose modules do not fit raises here and
-        # changes nothing
+        # On a model whose modules do not fit this raises, and changes nothing.
         adapted = peft.PeftModel.from_pretrained(model, folder, local_files_only=True)
+    # peft passes over what the model has no place for.
     held = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if saved != held:
         name = min(saved ^ held)
@@ -96,28 +82,42 @@ def load_adapter(model: Any, folder: Path) -> Any:
     return adapted.eval()
 
 
+def _check_folder(folder: Path) -> None:
+    """Raises ValueError unless the folder holds a plain LoRA adapter in safetensors."""
+    if not (folder / CONFIG).is_file():
+        fail(folder, f"no {CONFIG}", "a folder that peft wrote")
+    with one_line(str(folder)):
+        given = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(given, dict):
+        fail(folder / CONFIG, type(given).__name__, "an object")
+    for field, plain in PLAIN.items():
+        if given.get(field, plain[-1]) not in plain:
+            fail(folder, f"{field} = {given[field]!r}", "a plain LoRA adapter")
+    if not (folder / WEIGHTS).is_file():
+        fail(folder, f"no {WEIGHTS}", "weights in safetensors")
+
+
 def _check_touches(adapted: Any, folder: Path) -> None:
+    """Raises ValueError unless the adapter is on some query, key or value."""
     model = adapted.get_base_model()
-    layers = find_layers(model)
-    if not any(projection(model, layer, name).b is not None for layer in layers for name in NAMES):
-        raise ValueError(
-            f"{folder}: got an adapter of other modules, expected one of query, key or value"
-        )
+    places = [(layer, name) for layer in find_layers(model) for name in NAMES]
+    if not any(projection(model, layer, name).b is not None for layer, name in places):
+        fail(folder, "an adapter of other modules", "one of query, key or value")
 
 
 def random_adapter(model: Any, seed: int = 0) -> Any:
-    """The model with a random adapter on query and value (on all three where they are fused), rank
-    4, alpha = 4.
+    """The model with a random adapter on query and value, rank 4, alpha = 4.
 
-    Gaussian halves, sharing evenly the factor that makes ||s B A||_F = 0.02 ||W||_F: the size of a
-    trained adapter's.
+    On all three where they are fused. Gaussian halves, sharing evenly the factor that makes
+    ||s B A||_F = 0.02 ||W||_F: the size of a trained adapter's.
     """
     import peft
     import torch
 
     layers = find_layers(model)
     targets = sorted({layer.projections[name] for layer in layers for name in ("query", "value")})
-    turned = any(layer.fused for layer in layers)  # Conv1D holds (in, out)
+    # The fused projections are Conv1D, which holds (in, out).
+    turned = any(layer.fused for layer in layers)
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, fan_in_fan_out=turned)
     adapted = peft.get_peft_model(model, config)
     random = np.random.default_rng(seed)
@@ -128,6 +128,7 @@ def random_adapter(model: Any, seed: int = 0) -> Any:
         a = random.standard_normal(half_b.shape)
         b = random.standard_normal(half_a.shape)
         size = float(modules[path].base_layer.weight.norm())
+        # peft scales by alpha / rank = 1.
         factor = np.sqrt(UPDATE * size / max(np.linalg.norm(a @ b), 1e-30))
         with torch.no_grad():
             half_b.copy_(torch.as_tensor(factor * a))
@@ -136,36 +137,36 @@ def random_adapter(model: Any, seed: int = 0) -> Any:
 
 
 def projection(model: Any, layer: Layer, name: str) -> Projection:
-    """The weight, bias and adapter of one of a layer's projections, its own columns only where they
-    are fused.
+    """The weight, bias and adapter of one of a layer's projections, without the others fused to it.
 
-    model: the base model, adapted in place or not. Raises ValueError for more than one adapter on a
-    module, and
-    for a fused projection that is not three equal parts (keys shared by heads).
+    model: the base model, adapted in place or not.
+    Raises ValueError for more than one adapter on a module, and for a fused projection that is not
+    three equal parts (keys shared by heads).
     """
     module = model.get_submodule(layer.projections[name])
     base = getattr(module, "base_layer", module)
     weight = _numpy(base.weight)
-    if type(base).__name__ != "Conv1D":  # the linear layers of torch hold (out, in)
+    # The linear layers of torch hold (out, in).
+    if type(base).__name__ != "Conv1D":
         weight = weight.T
     bias = None if getattr(base, "bias", None) is None else _numpy(base.bias)
     b = a = None
     scale = 1.0
     held = list(getattr(module, "lora_A", {}))
     if len(held) > 1:
-        raise ValueError(f"{layer.projections[name]}: got adapters {held}, expected one")
+        fail(layer.projections[name], f"adapters {held}", "one")
     if held:
         b = _numpy(module.lora_A[held[0]].weight).T
         a = _numpy(module.lora_B[held[0]].weight).T
         scale = float(module.scaling[held[0]])
     if layer.fused:
-        width = weight.shape[1] // 3
-        if weight.shape[1] != 3 * weight.shape[0]:
-            got = f"got a fused projection of {weight.shape[1]} columns"
-            raise ValueError(
-                f"{layer.projections[name]}: {got}, expected query, key and value of {weight.shape[0]} each"
-            )
-        own = slice(NAMES.index(name) * width, (NAMES.index(name) + 1) * width)
+        d_model, columns = weight.shape
+        if columns != 3 * d_model:
+            got = f"a fused projection of {columns} columns"
+            fail(layer.projections[name], got, f"query, key and value of {d_model} each")
+        width = columns // 3
+        first = NAMES.index(name) * width
+        own = slice(first, first + width)
         weight = weight[:, own]
         bias = None if bias is None else bias[own]
         a = None if a is None else a[:, own]
@@ -180,20 +181,20 @@ def join(heads: Sequence[Adapter], d_model: int) -> Adapter:
     """The adapter of a projection from those of its heads, in order: b shared, a side by side.
 
     For a fused projection: the heads of query, then key, then value. d_model: the rows of b that
-    peft holds; one more is the row of a bias, which peft has no place for. Raises ValueError for
-    heads that do not share b, and for an update of the bias.
+    peft holds; one more is the row of a bias, which peft has no place for.
+    Raises ValueError for heads that do not share b, and for an update of the bias.
     """
     b = np.asarray(heads[0].b)
     if not all(np.array_equal(np.asarray(head.b), b) for head in heads):
-        raise ValueError("adapters: got heads with different b, expected one b that they share")
+        fail("adapters", "heads with different b", "one b that they share")
     if np.any(b[d_model:]):
-        raise ValueError("adapters: got an update of the bias, expected zeros in the last row of b")
-    return Adapter(a=np.concatenate([np.asarray(head.a) for head in heads], axis=1), b=b[:d_model])
+        fail("adapters", "an update of the bias", "zeros in the last row of b")
+    a = np.concatenate([np.asarray(head.a) for head in heads], axis=1)
+    return Adapter(a, b[:d_model])
 
 
 def write_adapter(adapted: Any, halves: Mapping[str, Adapter], folder: Path) -> None:
-    """Puts adapters into a peft model, by the path of their module, and has peft write it to the
-    folder.
+    """Puts adapters into a peft model, by the path of their module; peft writes it to the folder.
 
     Raises ValueError for a module without an adapter, and for shapes that are not its own.
     """
@@ -203,19 +204,17 @@ def write_adapter(adapted: Any, halves: Mapping[str, Adapter], folder: Path) -> 
     for path, adapter in halves.items():
         module = modules.get(path)
         if module is None or not hasattr(module, "lora_A"):
-            raise ValueError(
-                f"{path}: got a module without an adapter, expected one that peft adapted"
-            )
+            fail(path, "a module without an adapter", "one that peft adapted")
+        # peft names adapters; a module read by `projection` has one.
         (name,) = module.lora_A
-        for half, value in (
+        halves_of = (
             (module.lora_A[name].weight, adapter.b),
             (module.lora_B[name].weight, adapter.a),
-        ):
+        )
+        for half, value in halves_of:
             new = torch.as_tensor(np.array(value, np.float32).T)
             if half.shape != new.shape:
-                raise ValueError(
-                    f"{path}: got shape {tuple(new.shape)}, expected {tuple(half.shape)}"
-                )
+                fail(path, f"shape {tuple(new.shape)}", tuple(half.shape))
             with torch.no_grad():
                 half.copy_(new)
     adapted.save_pretrained(folder, save_embedding_layers=False)

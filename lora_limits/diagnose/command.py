@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lora_limits.checks import fail
 from lora_limits.diagnose import adapters, loading, report
 from lora_limits.diagnose.diagnosis import diagnose
 
@@ -20,37 +21,39 @@ def diagnose_command(
     batch: int | None,
     out: str | None,
 ) -> int:
-    """Diagnoses the model in a folder on a text: prints a table and the dials, writes JSON and a
-    picture to `out`.
+    """Diagnoses the model in a folder on a text: prints a table and the dials.
 
+    out: a folder for JSON and a picture; what is measured is there after each layer.
     Returns 0; 2, after one line on stderr, for a model, adapter or text that cannot be used as
-    asked, or where the extra `models` is missing. With `out`, what is measured is on disk after
-    each layer.
+    asked, or where the extra `models` is missing.
     """
+    numbers = (tolerance, length, batch)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the libraries, about their own future
-            _diagnose(
-                Path(model),
-                Path(text),
-                adapter and Path(adapter),
-                (tolerance, length, batch),
-                out and Path(out),
-            )
+            # Those of the libraries, about their own future.
+            warnings.simplefilter("ignore")
+            adapter_path, out_path = (Path(path) if path else None for path in (adapter, out))
+            _diagnose(Path(model), Path(text), adapter_path, numbers, out_path)
     except (OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
-def _diagnose(folder: Path, text: Path, adapter: Any, numbers: tuple[Any, ...], out: Any) -> None:
+def _diagnose(
+    folder: Path,
+    text: Path,
+    adapter: Path | None,
+    numbers: tuple[float, int | None, int | None],
+    out: Path | None,
+) -> None:
+    """As diagnose_command, numbers its (tolerance, length, batch); what does not fit raises."""
     tolerance, length, batch = numbers
     if not 1e-3 <= tolerance < 1:
-        raise ValueError(
-            f"--tolerance: got {tolerance:g}, expected 0.001 to 1, a relative error in float32"
-        )
+        fail("--tolerance", f"{tolerance:g}", "0.001 to 1, a relative error in float32")
     if batch is not None and batch < 1:
-        raise ValueError(f"--batch: got {batch}, expected at least 1")
+        fail("--batch", batch, "at least 1")
+    # What is quick to refuse is refused before the libraries are imported.
     loading.check_folder(folder)
     with loading.one_line(str(text)):
         words = text.read_text(encoding="utf-8")
@@ -77,6 +80,6 @@ def _show(diagnosis: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         from lora_limits.diagnose import picture
 
-        console.print(
-            f"results: {report.save(diagnosis, out)}, {picture.save(diagnosis, out / report.PICTURE)}"
-        )
+        results = report.save(diagnosis, out)
+        drawn = picture.save(diagnosis, out / report.PICTURE)
+        console.print(f"results: {results}, {drawn}")

@@ -1,6 +1,4 @@
-"""From a peft model and windows of tokens to a diagnosis: every head, the three dials, and what it
-all rests on.
-"""
+"""From a peft model and windows of tokens to a diagnosis: every head, three dials, and the notes."""
 
 from __future__ import annotations
 
@@ -17,6 +15,8 @@ from lora_limits.diagnose import dials, heads, loading, measure, times
 from lora_limits.diagnose.activations import NAMES, Layer, record
 from lora_limits.diagnose.adapters import Projection, projection
 
+VERSIONED = ("lora_limits", "jax", "torch", "transformers", "peft")
+# What a reader has to know of a diagnosis, the last three where they apply.
 TARGET = (
     "No task is given, so the gradients are those of a stand-in: the target is the frozen head's output plus a tenth "
     "of Gaussian noise. Errors and noise are relative to its gradient."
@@ -56,9 +56,10 @@ def diagnose(
     """The diagnosis of a peft model on windows of token ids (windows, L), as JSON holds it.
 
     model, adapter: their names; keep: called with what there is after each layer. Holds the
-    activations of all windows at once: O(windows layers L d_model) memory. Raises ValueError where
-    the model cannot be run on the windows.
+    activations of all windows at once: O(windows layers L d_model) memory.
+    Raises ValueError where the model cannot be run on the windows.
     """
+    # Every window twice, without the adapter too: its norms are those that no rank changes.
     base = adapted.get_base_model()
     with loading.one_line(type(base).__name__):
         with adapted.disable_adapter():
@@ -71,24 +72,22 @@ def diagnose(
         "length": int(ids.shape[1]),
         "windows": len(ids),
         "longest": loading.longest_window(base),
-        "versions": {
-            name: metadata.version(name)
-            for name in ("lora_limits", "jax", "torch", "transformers", "peft")
-        },
+        "versions": {name: metadata.version(name) for name in VERSIONED},
         "cpus": os.cpu_count(),
         "heads": [],
         "dials": {},
         "notes": [],
     }
     clock = times.Clock()
-    with _progress(
-        sum(1 if layer.query is None else len(layer.query) for layer in recorded[0])
-    ) as tick:
-        for number in range(len(recorded[0])):
-            windows = [window[number] for window in frozen], [window[number] for window in recorded]
-            for row in _layer(base, number, *windows, clock=clock, tolerance=tolerance):
+    # A layer of which nothing was recorded has one row.
+    rows_of = [1 if layer.query is None else len(layer.query) for layer in recorded[0]]
+    with _progress(sum(rows_of)) as tick:
+        for number in range(len(rows_of)):
+            without, with_ = ([window[number] for window in kind] for kind in (frozen, recorded))
+            for row in _layer(base, number, without, with_, clock=clock, tolerance=tolerance):
                 diagnosis["heads"].append(row)
                 tick(f"layer {number}")
+            # After each layer, so that what is kept is a diagnosis of the layers so far.
             _conclude(diagnosis)
             if keep is not None:
                 keep(diagnosis)
@@ -97,6 +96,7 @@ def diagnose(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on the terminal's stderr; what it yields moves it on by one, with a word on where."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -129,6 +129,7 @@ def _layer(
     """The rows of a layer's heads; one row, refused, for a layer of which nothing was recorded."""
     whole = {name: projection(base, recorded[0], name) for name in NAMES}
     bare = {name: dataclasses.replace(p, a=None, b=None) for name, p in whole.items()}
+    # A refused head is a row like the others; the reason stands where its verdict would.
     start = {"layer": number, "module": recorded[0].path, "refused": None}
     try:
         count = heads.counts(recorded[0])[0]
@@ -169,9 +170,7 @@ def _head(
 
 
 def _rank(projections: dict[str, Projection]) -> int | None:
-    """The rank of the adapters on query and key, of the value's where they have none; None where
-    they differ.
-    """
+    """The rank of the adapters on query and key, else of the value's; None where they differ."""
     ranks = {n: p.a.shape[0] for n, p in projections.items() if p.a is not None}
     scored = {r for n, r in ranks.items() if n != "value"} or set(ranks.values())
     return scored.pop() if len(scored) == 1 else None
@@ -186,9 +185,9 @@ def _conclude(diagnosis: dict[str, Any]) -> None:
             analysed, tolerance=diagnosis["tolerance"], length=diagnosis["length"]
         )
     notes = [TARGET, WINDOWS, LONGER.format(times.LONGEST), PREDICTED]
-    notes += [BEYOND.format(diagnosis["longest"])] * any(
-        (row.get("pays_from") or 0) > diagnosis["longest"] for row in rows
-    )
+    longest = diagnosis["longest"]
+    beyond = any((row.get("pays_from") or 0) > longest for row in rows)
+    notes += [BEYOND.format(longest)] * beyond
     notes += [CAUSAL] * any(row.get("causal") for row in rows)
     notes += [ROTATED] * any(row.get("form") == "rotated" for row in rows)
     diagnosis["notes"] = notes

@@ -1,6 +1,4 @@
-"""What a practitioner can turn: the norm bound, the LoRA rank, the mini-batch; what each would have
-to be, in words.
-"""
+"""What a practitioner can turn, and to what: the norm bound, the LoRA rank, the mini-batch."""
 
 from __future__ import annotations
 
@@ -15,14 +13,17 @@ Row = dict[str, Any]
 def head_dials(row: Row, tolerance: float) -> dict[str, Any]:
     """The three dials of one head.
 
-    gamma_needed: the centred Gamma at which the head's affordable method is within the tolerance
-    (the present one where it is already), None below a sixteenth of the present one. rank_allowed:
-    the rank at which the adapter's update u, growing as sqrt(rank), would fill what the frozen
-    weights leave of that bound, r ((gamma_needed - frozen) / u)^2; 0 where they leave no room for
-    rank 1, None where nothing limits it or projections differ in rank. batch_at_tolerance: the
-    largest mini-batch, in windows, whose gradient noise is above the tolerance, (noise /
-    tolerance)^2; batch_at_error: above the method's error.
+    gamma_needed          the centred Gamma at which the head's affordable method is within the
+                          tolerance (the present one where it is already); None below a sixteenth
+    rank_allowed          r ((gamma_needed - frozen) / u)^2, the rank at which the adapter's update
+                          u, growing as sqrt(rank), would fill what the frozen weights leave of that
+                          bound; 0 where they leave no room for rank 1, None where nothing limits it
+                          or projections differ in rank
+    batch_at_tolerance    (noise / tolerance)^2, the largest mini-batch, in windows, whose gradient
+                          noise is above the tolerance
+    batch_at_error        above the method's error
     """
+    # A rank acts through Gamma alone: what the adapter adds to the frozen queries and keys.
     frozen = row["norms"]["frozen"]["gamma_centred"]
     scale = row["dial"]["scale"]
     rank = row["rank_of_adapter"]
@@ -34,15 +35,19 @@ def head_dials(row: Row, tolerance: float) -> dict[str, Any]:
         allowed = 0
     else:
         allowed = None if update == 0 else math.floor(rank * ((needed - frozen) / update) ** 2)
+    # What is hidden by the noise of a mini-batch costs a run nothing.
     noise = row["noise"]
     return {
         "gamma_needed": needed,
         "rank_allowed": allowed,
-        "batch_at_tolerance": None if noise is None else math.floor((noise / tolerance) ** 2),
-        "batch_at_error": None
-        if noise is None
-        else math.floor((noise / max(row["error"], 1e-9)) ** 2),
+        "batch_at_tolerance": _batch_hiding(tolerance, noise),
+        "batch_at_error": _batch_hiding(max(row["error"], 1e-9), noise),
     }
+
+
+def _batch_hiding(error: float, noise: float | None) -> int | None:
+    """The largest mini-batch whose noise, that of one window over sqrt(size), is above an error."""
+    return None if noise is None else math.floor((noise / error) ** 2)
 
 
 def _beyond(row: Row, needed: float | None) -> bool:
@@ -57,9 +62,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def dials(rows: Sequence[Row], *, tolerance: float, length: int) -> dict[str, dict[str, Any]]:
-    """Each dial over the analysed heads (at least one): its setting, what it would have to be, and
-    a paragraph.
-    """
+    """Each dial over the analysed heads, at least one: what it is, what it needs, a paragraph."""
     return {
         "norm": _norm(rows, tolerance, length),
         "rank": _rank(rows),
@@ -68,17 +71,19 @@ def dials(rows: Sequence[Row], *, tolerance: float, length: int) -> dict[str, di
 
 
 def _norm(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
-    """Medians of the centred Gamma: as it is, and as the affordable method needs it (None: below a
-    sixteenth).
+    """Medians of the centred Gamma: as it is, and as the affordable method needs it.
+
+    None: below a sixteenth of what it is.
     """
     dials_of = [row["dial"] for row in rows]
     methods = sorted({dial["method"] for dial in dials_of})
     method = methods[0] if len(methods) == 1 else f"{methods[0]} to {methods[-1]}"
     longest = max(dial["pays_from"] for dial in dials_of)
     pays = f"pays at {length} tokens" if longest <= length else f"would pay from {longest:,} tokens"
-    there = sum(row["dial"]["scale"] == 1.0 for row in rows)
-    lost = sum(row["dial"]["scale"] is None for row in rows)
+    there = sum(dial["scale"] == 1.0 for dial in dials_of)
+    lost = sum(dial["scale"] is None for dial in dials_of)
     gamma = _median([row["norms"]["adapted"]["gamma_centred"] for row in rows])
+    # Heads below a sixteenth count as 0, so that they pull the median down.
     needed = _median([row["dials"]["gamma_needed"] or 0.0 for row in rows]) or None
     bound = "less than a sixteenth of that" if needed is None else f"{needed:.2g}"
     text = (
@@ -97,9 +102,7 @@ def _norm(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
 
 
 def _rank(rows: Sequence[Row]) -> dict[str, Any]:
-    """The adapter's rank; how many heads no rank helps; the rank that there is room for elsewhere
-    (median).
-    """
+    """The adapter's rank; how many heads no rank helps; the rank with room elsewhere (median)."""
     ranks = {row["rank_of_adapter"] for row in rows}
     rank = ranks.pop() if len(ranks) == 1 else None
     frozen = _median([row["norms"]["frozen"]["gamma_centred"] for row in rows])
@@ -117,9 +120,7 @@ def _rank(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _batch(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
-    """The noise of one window (median), and the mini-batch up to which it hides an error of the
-    tolerance.
-    """
+    """The noise of one window (median), and the mini-batch whose noise still hides the tolerance."""
     noise = _median([row["noise"] for row in rows])
     if noise is None:
         return {

@@ -1,8 +1,6 @@
-"""A model folder, its tokenizer and windows of a text; whatever does not fit is refused by a
-ValueError of one line.
-"""
+"""A model folder, its tokenizer and windows of a text, or one line on what does not fit."""
 
-# the extra may be absent where the types are checked
+# The extra may be absent where the types are checked.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -16,18 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
+
+from lora_limits.checks import fail
 
 EXTRA = ("torch", "transformers", "tokenizers", "peft")
 INSTALL = "pip install 'lora-limits[models]'"
 LONGEST = 2048  # tokens of a window where no length is named
 SHORTEST = 16
+WINDOWS = 4  # where no number is named
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5")
 # What a checkpoint may lack: heads and poolers, never a layer or an embedding.
 NEEDED = re.compile(r"\.\d+\.|embed")
 
 
 def require_extra() -> None:
-    """Imports what the extra `models` brings. Raises ValueError, with the command that installs it,
-    where it lacks.
+    """Imports what the extra `models` brings.
+
+    Raises ValueError, with the command that installs it, where something of it is missing.
     """
     missing = []
     for name in EXTRA:
@@ -41,14 +45,13 @@ def require_extra() -> None:
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Turns whatever the libraries raise on a bad folder into a ValueError that names it, on one
-    line.
-    """
+    """Turns whatever the libraries raise on a bad folder into a ValueError of one line, naming it."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{what}: {_first_line(error)}") from error
-    except Exception as error:  # a damaged folder raises whatever its format's reader likes
+    except Exception as error:
+        # A damaged folder raises whatever its format's reader likes.
         raise ValueError(f"{what}: {type(error).__name__}, {_first_line(error)}") from error
 
 
@@ -58,39 +61,27 @@ def _first_line(error: Exception) -> str:
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """The config of a folder. Raises ValueError: no folder, no config, quantised, encoder-decoder,
-    pickle only.
+    """The config of a folder that holds a model.
+
+    Raises ValueError: no folder, no config, quantised, encoder-decoder, pickled weights only.
     """
+    path = folder / "config.json"
     if not folder.is_dir():
-        raise ValueError(
-            f"{folder}: got no such folder, expected a local Hugging Face model folder"
-        )
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder}: got a folder without config.json, expected a Hugging Face model folder"
-        )
-    with one_line(f"{folder / 'config.json'}"):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fail(folder, "no such folder", "a local Hugging Face model folder")
+    if not path.is_file():
+        fail(folder, "a folder without config.json", "a Hugging Face model folder")
+    with one_line(str(path)):
+        config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
-        raise ValueError(
-            f"{folder / 'config.json'}: got {type(config).__name__}, expected an object"
-        )
+        fail(path, type(config).__name__, "an object")
     if config.get("quantization_config"):
-        raise ValueError(
-            f"{folder}: got quantised weights (quantization_config), expected float weights"
-        )
+        fail(folder, "quantised weights (quantization_config)", "float weights")
     if config.get("is_encoder_decoder"):
-        raise ValueError(
-            f"{folder}: got an encoder-decoder, expected a model with self-attention only"
-        )
+        fail(folder, "an encoder-decoder", "a model with self-attention only")
     if not list(folder.glob("*.safetensors")):
-        other = sorted(
-            p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")
-        )
+        other = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
         got = f"weights in {', '.join(other)} only" if other else "no weights"
-        raise ValueError(
-            f"{folder}: got {got}, expected safetensors (pickled weights can run code)"
-        )
+        fail(folder, got, "safetensors (pickled weights can run code)")
     return config
 
 
@@ -98,8 +89,7 @@ def load_model(folder: Path) -> Any:
     """The model in float32, evaluation mode, its own eager attention, from local safetensors only.
 
     The class is the one that the folder's config names, so that adapters trained on it find their
-    modules.
-    Raises ValueError as `check_folder` does, and for weights that cannot be read or leave a layer
+    modules. Raises ValueError as `check_folder` does, and for weights that cannot be read or leave a layer
     without values.
     """
     config = check_folder(folder)
@@ -112,9 +102,7 @@ def load_model(folder: Path) -> Any:
     names = config.get("architectures") or ["AutoModel"]
     cls = getattr(transformers, names[0], None)
     if cls is None:
-        raise ValueError(
-            f"{folder}: got architecture {names[0]}, expected one that transformers knows"
-        )
+        fail(folder, f"architecture {names[0]}", "one that transformers knows")
     with one_line(str(folder)):
         model, info = cls.from_pretrained(
             folder,
@@ -126,16 +114,13 @@ def load_model(folder: Path) -> Any:
         )
     absent = sorted(name for name in info["missing_keys"] if NEEDED.search(name))
     if absent:
-        raise ValueError(
-            f"{folder}: got no values for {absent[0]} ({len(absent)} such), expected all of {names[0]}"
-        )
+        got = f"no values for {absent[0]} ({len(absent)} such)"
+        fail(folder, got, f"all of {names[0]}")
     return model.eval()
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer. Raises ValueError where there is none, it cannot be read or is not a
-    fast one.
-    """
+    """The folder's tokenizer. Raises ValueError where there is none that can be read, or no fast one."""
     import transformers
 
     with one_line(f"{folder}: tokenizer"):
@@ -143,48 +128,40 @@ def load_tokenizer(folder: Path) -> Any:
             folder, local_files_only=True, use_fast=True
         )
     if not tokenizer.is_fast:
-        raise ValueError(
-            f"{folder}: got {type(tokenizer).__name__}, expected a fast tokenizer (tokenizer.json)"
-        )
+        fail(folder, type(tokenizer).__name__, "a fast tokenizer (tokenizer.json)")
     return tokenizer
 
 
 def longest_window(model: Any, tokenizer: Any = None) -> int:
-    """The most tokens that the model takes at once, and its tokenizer gives; LONGEST where none is
-    named.
-    """
-    config = model.config
-    limits = [
-        getattr(config, name, None)
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len")
-    ]
+    """The most tokens that the model takes and its tokenizer gives at once; LONGEST if unnamed."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    limits = [getattr(model.config, name, None) for name in names]
     limits.append(getattr(tokenizer, "model_max_length", None))
-    return min((int(n) for n in limits if isinstance(n, int) and 0 < n < 10**9), default=LONGEST)
+    # Tokenizers without a limit say 10^30.
+    named = [int(n) for n in limits if isinstance(n, int) and 0 < n < 10**9]
+    return min(named, default=LONGEST)
 
 
 def windows(
     model: Any, tokenizer: Any, text: str, *, length: int | None, batch: int | None
-) -> np.ndarray:
-    """Token ids (windows, length): consecutive pieces of the text, each as the model would see it,
-    special tokens in.
+) -> Int[np.ndarray, "windows l"]:
+    """Token ids of consecutive pieces of the text, each as the model would see it, special tokens in.
 
     The model never attends across windows, so nor does the diagnosis: each window is one data point
-    of its own.
-    length None: the model's longest window, at most LONGEST, or the whole text where that is
-    shorter; batch None: 4 windows, or as many as the text fills. Raises ValueError for a text
-    shorter than what is asked, or than SHORTEST tokens, and for a length that the model does not
-    take.
+    of its own. length None: the model's longest window, at most LONGEST, or the whole text where
+    that is shorter; batch None: WINDOWS of them, or as many as the text fills.
+    Raises ValueError for a text shorter than what is asked, or than SHORTEST tokens, and for a
+    length that the model does not take.
     """
     most = longest_window(model, tokenizer)
     if length is not None and not SHORTEST <= length <= most:
-        raise ValueError(
-            f"--length: got {length}, expected {SHORTEST} to {most}, the model's longest window"
-        )
+        fail("--length", length, f"{SHORTEST} to {most}, the model's longest window")
     with one_line("--text"):
         whole = len(tokenizer(text, truncation=False, padding=False, verbose=False)["input_ids"])
     wanted = length or min(most, LONGEST, whole)
-    if whole < max(wanted, SHORTEST):
-        raise ValueError(f"--text: got {whole} tokens, expected at least {max(wanted, SHORTEST)}")
+    least = max(wanted, SHORTEST)
+    if whole < least:
+        fail("--text", f"{whole} tokens", f"at least {least}")
     with one_line("--text"):
         pieces = tokenizer(
             text,
@@ -194,15 +171,12 @@ def windows(
             return_overflowing_tokens=True,
             stride=0,
         )["input_ids"]
+    # The last piece is what is left.
     full = [ids for ids in pieces if len(ids) == wanted]
     if len(full) < (batch or 1):
-        raise ValueError(
-            f"--text: got {len(full)} windows of {wanted} tokens, expected {batch or 1}"
-        )
-    ids = np.asarray(full[: batch or 4])
+        fail("--text", f"{len(full)} windows of {wanted} tokens", batch or 1)
+    ids = np.asarray(full[: batch or WINDOWS])
     rows = model.get_input_embeddings().weight.shape[0]
     if ids.max() >= rows:
-        raise ValueError(
-            f"tokenizer: got token {ids.max()}, expected fewer than the model's {rows}"
-        )
+        fail("tokenizer", f"token {ids.max()}", f"fewer than the model's {rows}")
     return ids

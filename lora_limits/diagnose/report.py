@@ -22,11 +22,11 @@ def finite(value: Any) -> Any:
 
 def save(diagnosis: dict[str, Any], out: Path) -> Path:
     """Writes out/diagnosis.json, all or nothing."""
+    # A run that is killed while writing leaves the last whole diagnosis.
     path = out / FILE
     partial = out / f"{FILE}.partial"
-    partial.write_text(
-        json.dumps(finite(diagnosis), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(finite(diagnosis), indent=1, allow_nan=False)
+    partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, path)
     return path
 
@@ -41,6 +41,7 @@ def verdict(row: dict[str, Any], tolerance: float) -> str:
 
 
 def _cells(row: dict[str, Any], tolerance: float) -> list[str]:
+    """A row of the table, empty where a head was refused before it was known."""
     head = [f"{row['layer']}.{row['head']}"]
     if "norms" not in row:
         return [*head, *[""] * 10, verdict(row, tolerance)]
@@ -56,10 +57,10 @@ def _cells(row: dict[str, Any], tolerance: float) -> list[str]:
         return [*head, *[""] * 6, verdict(row, tolerance)]
     longer = "" if row["error_longer"] is None else f"{row['error_longer']:.2g}"
     seconds = row["seconds"]
-    foreseen = (
-        "" if seconds["predicted"] is None else f"{seconds['exact'] / seconds['predicted']:.2g}"
-    )
-    error = math.inf if row["error"] is None else row["error"]  # as JSON holds it
+    predicted = seconds["predicted"]
+    foreseen = "" if predicted is None else f"{seconds['exact'] / predicted:.2g}"
+    # None is how JSON holds an infinite error.
+    error = math.inf if row["error"] is None else row["error"]
     worst = f"{error:.2g}" if error < 1e3 else "> 1000"
     noise = "" if row["noise"] is None else f"{row['noise']:.0%}"
     speed = f"{seconds['exact'] / seconds['method']:.2g}"
@@ -89,12 +90,11 @@ def table(diagnosis: dict[str, Any]) -> Any:
 def words(diagnosis: dict[str, Any]) -> list[str]:
     """What the table means: counts, the three dials, and how the diagnosis was made."""
     rows = diagnosis["heads"]
-    counts = {
-        name: sum(row.get("verdict") == name for row in rows) for name in ("now", "later", "never")
-    }
+    verdicts = [row.get("verdict") for row in rows]
+    now, later, never = (verdicts.count(name) for name in ("now", "later", "never"))
     refused = sum(bool(row["refused"]) for row in rows)
     lines = [
-        f"Of {len(rows)} heads, {counts['now']} pay now, {counts['later']} at longer lengths, {counts['never']} never "
+        f"Of {len(rows)} heads, {now} pay now, {later} at longer lengths, {never} never "
         f"at {diagnosis['tolerance']:.0%} error with the methods tried, and {refused} are refused."
     ]
     names = {"norm": "Norm bound", "rank": "LoRA rank", "batch": "Mini-batch"}

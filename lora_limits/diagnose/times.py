@@ -1,6 +1,4 @@
-"""Seconds of a method against the exact gradient, measured once per shape: at one length, and where
-it would pay.
-"""
+"""Seconds of a method against the exact gradient, once a shape: at one length, and where it pays."""
 
 from __future__ import annotations
 
@@ -21,6 +19,7 @@ from lora_limits.method import GradientResult, Method
 from lora_limits.problem import LoRAProblem
 
 LONGEST = 16384  # tokens that are timed; beyond, times are carried on as L and L^2
+# A measurement ends after so many rounds, or the first round after so many seconds.
 ROUNDS, MOST_SECONDS = 31, 0.5
 
 
@@ -30,7 +29,7 @@ def _only_gradient(problem: LoRAProblem, method: Method) -> GradientResult:
     return GradientResult(result.gradient, result.loss, result.rank)
 
 
-# the one compiled entry: each method once for each shape
+# The one compiled entry: each method once for each shape.
 run = jax.jit(_only_gradient, static_argnames="method")
 
 
@@ -45,8 +44,9 @@ def stretched(problem: LoRAProblem, length: int) -> LoRAProblem:
 
 
 def by_turns(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each after a warm-up, by turns, so that what slows the machine slows them
-    all.
+    """Median seconds of each after a warm-up.
+
+    By turns, so that what slows the machine slows them all.
     """
     for function in functions.values():
         jax.block_until_ready(function())
@@ -63,8 +63,9 @@ def by_turns(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def predicted(problem: LoRAProblem, method: Method) -> float | None:
-    """Operations of method and certificate over the exact gradient's, by the cost model of
-    `choose`, or None.
+    """Operations of a polynomial and its certificate over the exact gradient's; None for others.
+
+    By the cost model of `choose`.
     """
     if not isinstance(method, Polynomial):
         return None
@@ -72,9 +73,7 @@ def predicted(problem: LoRAProblem, method: Method) -> float | None:
 
 
 class Clock:
-    """Times by shape, method and length, each measured when first asked for. shape: of every array
-    of the problem.
-    """
+    """Times by the shapes of a problem's arrays, method and length, each measured when asked for."""
 
     def __init__(self) -> None:
         self._held: dict[Any, tuple[float, float]] = {}
@@ -82,24 +81,20 @@ class Clock:
     def pair(
         self, problem: LoRAProblem, method: Method, length: int | None = None
     ) -> tuple[float, float]:
-        """(seconds of the method, of the exact gradient), one after the other on the same
-        problem.
-        """
+        """(seconds of the method, of the exact gradient), by turns on the same problem."""
         tokens = problem.x_query.shape[0]
-        shapes = tuple(
-            (jax.tree_util.keystr(p), x.shape)
-            for p, x in jax.tree_util.tree_leaves_with_path(problem)
-        )
+        leaves = jax.tree_util.tree_leaves_with_path(problem)
+        shapes = tuple((jax.tree_util.keystr(path), x.shape) for path, x in leaves)
+        # Heads of a model share their shapes, and so their times and programs.
         name = (shapes, method, length or tokens)
         if name not in self._held:
             long = problem if length in (None, tokens) else stretched(problem, length)
             exact = exact_method(long)
-            times = by_turns(
-                {
-                    "method": lambda: run(long, method=method),
-                    "exact": lambda: run(long, method=exact),
-                }
-            )
+            functions = {
+                "method": lambda: run(long, method=method),
+                "exact": lambda: run(long, method=exact),
+            }
+            times = by_turns(functions)
             self._held[name] = (times["method"], times["exact"])
         return self._held[name]
 
@@ -115,17 +110,22 @@ class Clock:
         mine, exact = self.pair(problem, method)
         if mine < exact:
             return tokens
-        guess = min(2 ** math.ceil(math.log2(tokens * mine / exact)), LONGEST)
+        # L against L^2: the ratio of times falls as 1 / L.
+        expected = tokens * mine / exact
+        guess = min(2 ** math.ceil(math.log2(expected)), LONGEST)
         if guess <= tokens:
-            return max(_rounded(tokens * mine / exact), tokens + 1)
+            return max(_rounded(expected), tokens + 1)
         there_mine, there_exact = self.pair(problem, method, guess)
         here = math.log(mine / exact)
         there = math.log(there_mine / there_exact)
         if there >= 0:
             return max(_rounded(guess * there_mine / there_exact), tokens + 1)
-        return max(_rounded(tokens * (guess / tokens) ** (here / (here - there))), tokens + 1)
+        # Where the line through both, in logarithms of length and ratio, crosses 0.
+        share = here / (here - there)
+        return max(_rounded(tokens * (guess / tokens) ** share), tokens + 1)
 
 
 def _rounded(length: float) -> int:
+    """To two significant digits."""
     unit = 10 ** max(math.floor(math.log10(length)) - 1, 0)
     return round(length / unit) * unit

@@ -1,9 +1,8 @@
-"""Hardness, executed: Theorem 4.1 as programs that answer hard problems with nothing but a gradient
-oracle.
+"""Hardness, executed: Theorem 4.1 as programs that answer hard problems from gradients alone.
 
 gadgets      distances as attention scores, in the log domain
 quadrature   F(1) - F(0) along a path of adapters, with certified error
-deciders     the paper's path reduction, and the stronger readout of one entry; what a Decision stands on
+deciders     the paper's path reduction, and the stronger readout of one entry
 vectors      orthogonal_vectors, nearest_neighbours
 sat          satisfiable, find_model: split and list
 dimacs, command, oracle, instances      around them

@@ -15,20 +15,15 @@ def _lines(formula: dimacs.Formula) -> list[str]:
     start = time.perf_counter()
     model, cost = find_model(formula.clauses, gradient_oracle())
     if cost.satisfiable and model is None:
-        raise ValueError(
-            "the gradients contradict each other: satisfiable, yet the model found fails"
-        )
+        told = "satisfiable, yet the model found fails"
+        raise ValueError(f"the gradients contradict each other: {told}")
     lines = ["s SATISFIABLE" if cost.satisfiable else "s UNSATISFIABLE"]
     if model is not None:
-        # Variables in no clause may take either value; they are listed so that the model is
-        # complete.
-        used = {abs(x) for x in model}
-        full = sorted(
-            [*model, *(x for x in range(1, formula.variables + 1) if x not in used)], key=abs
-        )
+        full = _completed(model, formula.variables)
         if not satisfies(full, formula.clauses):
             raise ValueError("the model found does not satisfy the formula")
-        lines.append(f"v {' '.join(map(str, full))} 0".replace("  ", " "))
+        # A formula without variables has an empty model, which is written "v 0".
+        lines.append(" ".join(["v", *map(str, full), "0"]))
     spent = time.perf_counter() - start
     lines.append(f"c gradients {cost.calls}, in {cost.decisions} decisions")
     lines.append(f"c tokens {cost.tokens}, {cost.largest} in the longest sequence")
@@ -37,9 +32,15 @@ def _lines(formula: dimacs.Formula) -> list[str]:
     return lines
 
 
+def _completed(model: list[int], variables: int) -> list[int]:
+    """The model with a value for the variables in no clause too, which may take either."""
+    used = {abs(x) for x in model}
+    free = [x for x in range(1, variables + 1) if x not in used]
+    return sorted([*model, *free], key=abs)
+
+
 def solve_command(path: str) -> int:
-    """Decides the DIMACS CNF file at `path`, prints the answer, a verified model if there is one,
-    and the cost.
+    """Decides the DIMACS CNF file at `path`; prints the answer, a verified model, and the cost.
 
     Returns 0 when decided, whatever the answer; 2, after one line on stderr, for a file that cannot
     be read, is no DIMACS CNF, or has more than 24 variables in its clauses.

@@ -1,30 +1,29 @@
-"""DIMACS CNF: `c` comments, a `p cnf VARIABLES CLAUSES` line, then clauses of integers that end
-with 0.
-"""
+"""DIMACS CNF: `c` comments, a `p cnf VARIABLES CLAUSES` line, clauses of integers ending in 0."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import NoReturn
 
+from lora_limits.checks import fail
+
 
 @dataclasses.dataclass(frozen=True)
 class Formula:
-    """variables: as declared, 1..variables; clauses: lists of non-zero integers within that
-    range.
-    """
+    """variables: how many are declared; clauses: lists of non-zero integers of that size at most."""
 
     variables: int
     clauses: list[list[int]]
 
 
-def fail(line: int, got: str, expected: str) -> NoReturn:
-    raise ValueError(f"line {line}: got {got}, expected {expected}")
+def fail_at(line: int, got: str, expected: str) -> NoReturn:
+    """Raises ValueError for a line of the text."""
+    fail(f"line {line}", got, expected)
 
 
 def _header(line: int, words: list[str]) -> tuple[int, int]:
     if len(words) != 4 or words[:2] != ["p", "cnf"] or not all(w.isdecimal() for w in words[2:]):
-        fail(line, repr(" ".join(words)), "'p cnf VARIABLES CLAUSES'")
+        fail_at(line, repr(" ".join(words)), "'p cnf VARIABLES CLAUSES'")
     return int(words[2]), int(words[3])
 
 
@@ -32,16 +31,16 @@ def _literal(line: int, word: str, variables: int) -> int:
     try:
         value = int(word)
     except ValueError:
-        fail(line, repr(word), "an integer")
+        fail_at(line, repr(word), "an integer")
     if abs(value) > variables:
-        fail(line, f"literal {value}", f"a variable from 1 to {variables}, as declared")
+        fail_at(line, f"literal {value}", f"a variable from 1 to {variables}, as declared")
     return value
 
 
 def parse(text: str) -> Formula:
-    """The formula of a DIMACS CNF text. A clause may span lines; a `%` line ends the file, as in
-    SATLIB.
+    """The formula of a DIMACS CNF text.
 
+    A clause may span lines; a `%` line ends the file, as in SATLIB.
     Raises ValueError, with the line and what was expected there, for anything malformed.
     """
     header = None
@@ -56,11 +55,12 @@ def parse(text: str) -> Formula:
             break
         if words[0] == "p":
             if header is not None:
-                fail(number, "a second 'p' line", "clauses")
+                fail_at(number, "a second 'p' line", "clauses")
             header = _header(number, words)
             continue
         if header is None:
-            fail(number, repr(words[0]), "'p cnf VARIABLES CLAUSES' before the first clause")
+            fail_at(number, repr(words[0]), "'p cnf VARIABLES CLAUSES' before the first clause")
+        # 0 ends a clause, wherever on a line it stands.
         for literal in (_literal(number, word, header[0]) for word in words):
             if literal:
                 open_clause.append(literal)
@@ -68,9 +68,10 @@ def parse(text: str) -> Formula:
                 clauses.append(open_clause)
                 open_clause = []
     if header is None:
-        fail(number + 1, "the end of the file", "'p cnf VARIABLES CLAUSES'")
+        # Lines are numbered from 1, so the end is one after the last.
+        fail_at(number + 1, "the end of the file", "'p cnf VARIABLES CLAUSES'")
     if open_clause:
-        fail(number, "the end of the file", "0 to close the last clause")
+        fail_at(number, "the end of the file", "0 to close the last clause")
     if len(clauses) != header[1]:
-        fail(number, f"{len(clauses)} clauses", f"{header[1]}, as declared")
+        fail_at(number, f"{len(clauses)} clauses", f"{header[1]}, as declared")
     return Formula(header[0], clauses)

@@ -12,7 +12,7 @@ from lora_limits.gradients.solve import gradient
 from lora_limits.method import Method
 from lora_limits.problem import Adapter, LoRAProblem
 
-DENSE_TOKENS = 2048
+DENSE_TOKENS = 2048  # up to which all L^2 scores are held at once
 TILE = 1024
 
 
@@ -28,6 +28,7 @@ def gradient_oracle(method: Method | None = None) -> Callable[[LoRAProblem], dic
     """
 
     def oracle(problem: LoRAProblem) -> dict[str, Adapter]:
+        # Dense is faster while the scores fit into memory.
         dense = problem.x_query.shape[0] <= DENSE_TOKENS
         return _compiled(problem, method or Exact(block_size=None if dense else TILE))
 

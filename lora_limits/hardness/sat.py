@@ -1,12 +1,12 @@
 """Satisfiability from attention gradients: split and list, then orthogonal vectors.
 
 Split the N variables in two halves. For each of the 2^(N/2) assignments of a half write one vector
-over the clauses,
-1 where the assignment does NOT satisfy the clause. An assignment of the left half and one of the
-right satisfy the formula together iff no clause is missed by both, that is, iff their vectors are
-orthogonal (Williams 2005). So a gradient in O(L^(2 - delta)) would decide k-SAT in O(2^((1 -
-delta/2) N)): against SETH (Hypothesis 1, Theorem 4.1). By this direct route R = Theta(log^2 L); R =
-Theta(log L) needs the gap of `nearest_neighbours` (distributed PCPs, not executed here).
+over the clauses, 1 where the assignment does NOT satisfy the clause. An assignment of the left half
+and one of the right satisfy the formula together iff no clause is missed by both, that is, iff
+their vectors are orthogonal (Williams 2005). So a gradient in O(L^(2 - delta)) would decide k-SAT
+in O(2^((1 - delta/2) N)): against SETH (Hypothesis 1, Theorem 4.1). By this direct route
+R = Theta(log^2 L); R = Theta(log L) needs the gap of `nearest_neighbours` (distributed PCPs, not
+executed here).
 
 Formulas are lists of clauses, clauses lists of non-zero integers as in DIMACS: 3 is a variable, -3
 its negation.
@@ -19,7 +19,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
+from lora_limits.checks import fail
 from lora_limits.hardness.deciders import Decision
 from lora_limits.hardness.quadrature import Oracle
 from lora_limits.hardness.vectors import Decider, orthogonal_vectors
@@ -33,19 +35,15 @@ WIDTH_STEP = 16
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a search spent. satisfiable: the first answer; decisions and calls made; tokens: summed
-    over calls.
+    """What a search spent."""
 
-    largest: L of the largest call; score_bound: the largest R; score_ratio: the largest R / ln L.
-    """
-
-    satisfiable: bool
+    satisfiable: bool  # the first answer
     decisions: int = 0
-    calls: int = 0
-    tokens: int = 0
-    largest: int = 0
-    score_bound: float = 0.0
-    score_ratio: float = 0.0
+    calls: int = 0  # of the oracle
+    tokens: int = 0  # summed over calls
+    largest: int = 0  # L of the largest call
+    score_bound: float = 0.0  # the largest R
+    score_ratio: float = 0.0  # the largest R / ln L
 
     def add(self, decision: Decision) -> Cost:
         """The cost with one more decision in it."""
@@ -61,15 +59,13 @@ class Cost:
 
 
 def check_clauses(clauses: Iterable[Iterable[int]]) -> list[list[int]]:
-    """The clauses as lists of Python integers. ValueError for a literal that is zero or no
-    integer.
-    """
+    """The clauses as lists of Python integers. Raises ValueError for a literal that is 0 or none."""
     out = []
     for index, clause in enumerate(clauses):
         literals = list(clause)
         for x in literals:
             if isinstance(x, bool) or not isinstance(x, int | np.integer) or x == 0:
-                raise ValueError(f"clause {index}: got literal {x!r}, expected a non-zero integer")
+                fail(f"clause {index}", f"literal {x!r}", "a non-zero integer")
         out.append([int(x) for x in literals])
     return out
 
@@ -80,44 +76,47 @@ def satisfies(model: Iterable[int], clauses: Clauses) -> bool:
     return all(any(x in true for x in clause) for clause in clauses)
 
 
+def variables_of(clauses: Clauses) -> list[int]:
+    """The variables that occur, in order."""
+    return sorted({abs(x) for clause in clauses for x in clause})
+
+
 def assume(clauses: Clauses, literal: int) -> list[list[int]]:
-    """The formula given that `literal` is true: its clauses gone, its negation struck from the
-    others.
-    """
+    """The formula if `literal` is true: its clauses gone, its negation struck from the others."""
     return [[x for x in clause if x != -literal] for clause in clauses if literal not in clause]
 
 
-def _half(clauses: Clauses, variables: Sequence[int]) -> np.ndarray:
-    """Vectors of one half, (assignments, clauses), without duplicates: 1 where no literal of the
-    clause is true.
-    """
+def _half(clauses: Clauses, variables: Sequence[int]) -> Int[np.ndarray, "assignments clauses"]:
+    """Vectors of one half, without duplicates: 1 where no literal of the clause is true."""
     codes = np.arange(2 ** len(variables))
+    # the value of each variable in every assignment
     bit = {variable: (codes >> i & 1).astype(bool) for i, variable in enumerate(variables)}
     missed = np.ones((len(codes), len(clauses)), bool)
     for column, clause in enumerate(clauses):
         for literal in clause:
             if abs(literal) in bit:
                 missed[:, column] &= bit[abs(literal)] != (literal > 0)
+    # Packed, as sorting whole rows is what takes the time.
     packed = np.unique(np.packbits(missed, axis=1), axis=0)
     return np.unpackbits(packed, axis=1, count=len(clauses)).astype(np.int64)
 
 
-def split_and_list(clauses: Clauses) -> tuple[np.ndarray, np.ndarray]:
-    """(a, b) with an orthogonal pair iff the clauses can be satisfied; O(2^(N/2) m) for N
-    variables, m clauses.
+def split_and_list(
+    clauses: Clauses,
+) -> tuple[Int[np.ndarray, "na width"], Int[np.ndarray, "nb width"]]:
+    """(a, b) with an orthogonal pair iff the clauses can be satisfied.
 
-    Raises ValueError above 24 variables.
+    O(2^(N/2) m) for N variables and m clauses. Raises ValueError above 24 variables.
     """
-    variables = sorted({abs(x) for clause in clauses for x in clause})
-    if len(variables) > MAX_VARIABLES:
-        tokens = 2 ** ((len(variables) + 1) // 2 + 1)
-        raise ValueError(
-            f"clauses: got {len(variables)} variables, expected at most {MAX_VARIABLES}; "
-            f"{len(variables)} would take {tokens} tokens"
-        )
-    left = variables[: len(variables) // 2]
+    variables = variables_of(clauses)
+    count = len(variables)
+    if count > MAX_VARIABLES:
+        tokens = 2 ** ((count + 1) // 2 + 1)
+        expected = f"at most {MAX_VARIABLES}; {count} would take {tokens} tokens"
+        fail("clauses", f"{count} variables", expected)
+    left, right = variables[: count // 2], variables[count // 2 :]
     spare = -len(clauses) % WIDTH_STEP
-    halves = (_half(clauses, left), _half(clauses, variables[len(left) :]))
+    halves = (_half(clauses, left), _half(clauses, right))
     a, b = (np.pad(half, ((0, 0), (0, spare))) for half in halves)
     return a, b
 
@@ -125,14 +124,15 @@ def split_and_list(clauses: Clauses) -> tuple[np.ndarray, np.ndarray]:
 def satisfiable(
     clauses: Iterable[Iterable[int]], oracle: Oracle, *, decider: Decider = "readout"
 ) -> Decision:
-    """Can the clauses (DIMACS integers) be satisfied? N/2 variables a side, 2^(N/2) tokens, O(N)
-    calls.
+    """Can the clauses (DIMACS integers) be satisfied? O(N) calls on 2^(N/2) tokens.
 
-    No clauses: yes; an empty clause: no; neither calls the oracle. Raises ValueError for zero or
-    non-integer literals, and above 24 variables, naming the tokens that would take.
+    No clauses: yes; an empty clause: no; neither calls the oracle.
+    Raises ValueError for zero or non-integer literals, and above 24 variables, naming the tokens
+    that would take.
     """
     formula = check_clauses(clauses)
     if not formula or not all(formula):
+        # Decided without an oracle, so no error of one could change it.
         margin = math.inf if not formula else -math.inf
         return Decision(not formula, 0, 0, 0.0, 0.0, margin, math.inf)
     return orthogonal_vectors(*split_and_list(formula), oracle, decider=decider)
@@ -141,8 +141,7 @@ def satisfiable(
 def find_model(
     clauses: Iterable[Iterable[int]], oracle: Oracle, *, decider: Decider = "readout"
 ) -> tuple[list[int] | None, Cost]:
-    """(model, cost): literals that satisfy the clauses, one variable at a time, or None. N + 1
-    decisions at most.
+    """(literals that satisfy the clauses, or None; the cost), in N + 1 decisions at most.
 
     Variable x is true if the formula with x assumed is satisfiable, and false otherwise. The model
     is checked against the clauses before it is returned, so an oracle beyond its tolerance yields
@@ -155,8 +154,9 @@ def find_model(
         return None, cost
     model = []
     rest = formula
-    for variable in sorted({abs(x) for clause in formula for x in clause}):
+    for variable in variables_of(formula):
         decision = satisfiable(assume(rest, variable), oracle, decider=decider)
+        # Given what was fixed before, one of both values works: no need to try the other.
         cost = cost.add(decision)
         model.append(variable if decision else -variable)
         rest = assume(rest, model[-1])

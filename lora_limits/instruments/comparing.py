@@ -1,6 +1,4 @@
-"""Gradients held against one another: arrays by name, relative errors; and the softmax they stand
-on, plainly.
-"""
+"""Gradients held against one another: arrays by name, relative errors; and a plain softmax."""
 
 from __future__ import annotations
 
@@ -9,15 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+
+from lora_limits.checks import fail
 
 
 def named(gradient: Mapping[str, Any], dtype: Any = np.float64) -> dict[str, np.ndarray]:
     """{"query.a": array, ...} of a {name: Adapter} in NumPy; dtype None leaves each its own."""
-    return {
-        f"{name}.{half}": np.asarray(getattr(adapter, half), dtype)
-        for name, adapter in gradient.items()
-        for half in ("a", "b")
-    }
+    out = {}
+    for name, adapter in gradient.items():
+        out[f"{name}.a"] = np.asarray(adapter.a, dtype)
+        out[f"{name}.b"] = np.asarray(adapter.b, dtype)
+    return out
 
 
 def frobenius_error(got: Any, want: Any) -> float:
@@ -25,6 +26,7 @@ def frobenius_error(got: Any, want: Any) -> float:
 
     Of zeros wanted: 0 if zeros were got and inf if not.
     """
+    # NaN in either comes out as NaN, which no limit accepts
     gap = np.linalg.norm(got - want)
     size = np.linalg.norm(want)
     if size > 0:
@@ -37,11 +39,12 @@ def max_error(got: Any, want: Any) -> float:
     got = np.asarray(got)
     want = np.asarray(want)
     if got.shape != want.shape:
-        raise ValueError(f"shape: got {got.shape}, expected {want.shape}")
+        fail("shape", got.shape, want.shape)
     return float(np.abs(got - want).max() / np.abs(want).max())
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """exp(S) with each row divided by its sum, in NumPy: (..., L)."""
+def softmax(scores: Float[np.ndarray, "*rows l"]) -> Float[np.ndarray, "*rows l"]:
+    """exp(S) with each row divided by its sum, in NumPy."""
+    # The largest of each row becomes exp(0): nothing overflows.
     powers = np.exp(scores - scores.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)

@@ -1,7 +1,6 @@
-"""Quick compilation, for programs whose values are wanted once: a fifth of the compile time, slower
-code, same buffers.
+"""Quick compilation, for programs whose values are wanted once.
 
-Never for what is timed.
+A fifth of the compile time, slower code, same buffers: never for what is timed.
 """
 
 from __future__ import annotations

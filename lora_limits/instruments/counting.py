@@ -13,31 +13,36 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from lora_limits.checks import fail
+
 
 def count_operations(function: Callable[..., Any], *args: Any) -> dict[str, int]:
     """What `function(*args)` would do, args being arrays or jax.ShapeDtypeStruct.
 
-    flops: 2 n for every inner product of length n in a dot_general, loops multiplied out.
-    largest: elements of the largest array that any step produces, at any depth; arguments are not
-    counted.
-    Of several branches the dearest counts. Raises ValueError for a while loop, whose length is not
-    known.
+    flops: 2 n for every inner product of length n in a dot_general, loops multiplied out; of
+    several branches the dearest counts. largest: elements of the largest array that any step
+    produces, at any depth; arguments are not counted.
+    Raises ValueError for a while loop, whose length is not known.
     """
     flops, largest = _count(jax.make_jaxpr(function)(*args).jaxpr)
     return {"flops": flops, "largest": largest}
 
 
 def _count(jaxpr: core.Jaxpr) -> tuple[int, int]:
-    flops, largest = 0, 0
+    """(flops, largest) of a jaxpr and of those inside of it."""
+    flops = 0
+    largest = 0
     for eqn in jaxpr.eqns:
         largest = max(largest, *(_elements(v) for v in eqn.outvars), 0)
         if eqn.primitive.name == "dot_general":
             flops += _dot_flops(eqn)
             continue
+        # How often it runs is only known by running it.
         if eqn.primitive.name == "while":
-            raise ValueError("while loop: got an unknown number of iterations, expected a scan")
+            fail("while loop", "an unknown number of iterations", "a scan")
         inner = [_count(sub) for sub in _sub_jaxprs(eqn)]
         if inner:
+            # A scan runs its body `length` times, a cond one of its branches, others all they hold.
             repeat = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             combine = max if eqn.primitive.name == "cond" else sum
             flops += repeat * combine(f for f, _ in inner)
@@ -52,10 +57,12 @@ def _elements(variable: Any) -> int:
 def _dot_flops(eqn: core.JaxprEqn) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
     aval: Any = eqn.invars[0].aval
-    return 2 * _elements(eqn.outvars[0]) * math.prod(aval.shape[i] for i in contracted)
+    length = math.prod(aval.shape[i] for i in contracted)
+    return 2 * length * _elements(eqn.outvars[0])
 
 
 def _sub_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    """The programs that an equation carries as parameters: bodies, branches, calls."""
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):

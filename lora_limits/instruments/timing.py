@@ -1,6 +1,4 @@
-"""Timing under JAX's asynchronous dispatch: medians with their spread, compile time apart, memory
-without a run.
-"""
+"""Timing under JAX's asynchronous dispatch: medians and their spread; compile time; memory."""
 
 from __future__ import annotations
 
@@ -12,29 +10,30 @@ from typing import Any
 import jax
 import numpy as np
 
+from lora_limits.checks import fail
+
 
 def median_time(
     function: Callable[..., Any], *args: Any, repeats: int, max_seconds: float
 ) -> dict[str, float]:
     """Time `function(*args)` as `interleaved` does, alone."""
-    return interleaved(
-        {"": functools.partial(function, *args)}, repeats=repeats, max_seconds=max_seconds
-    )[""]
+    alone = {"": functools.partial(function, *args)}
+    return interleaved(alone, repeats=repeats, max_seconds=max_seconds)[""]
 
 
 def interleaved(
     functions: Mapping[str, Callable[[], Any]], *, repeats: int, max_seconds: float
 ) -> dict[str, dict[str, float]]:
-    """Time several contenders by turns in one run, so that whatever slows the machine slows them
-    all.
+    """Times of several contenders by turns in one run: what slows the machine slows them all.
 
     Each is called once to warm up (and compile), then in up to `repeats` rounds, until the rounds
     have taken `max_seconds` in all; one round there is always. For each name: "seconds", the
-    median; "spread", the interquartile range in seconds; "repeats", the rounds there were. Raises
-    ValueError for repeats below 1.
+    median; "spread", the interquartile range in seconds; "repeats", the rounds there were.
+    Raises ValueError for repeats below 1.
     """
     if repeats < 1:
-        raise ValueError(f"repeats: got {repeats}, expected at least 1")
+        fail("repeats", repeats, "at least 1")
+    # JAX returns before the work is done, so every call is waited for.
     for function in functions.values():
         jax.block_until_ready(function())
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -51,13 +50,13 @@ def interleaved(
 
 
 def _summary(seconds: list[float]) -> dict[str, float]:
+    # Quartiles: one pause of the machine moves neither.
     lower, median, upper = np.percentile(seconds, [25, 50, 75])
     return {"seconds": float(median), "spread": float(upper - lower), "repeats": len(seconds)}
 
 
 def compile_seconds(jitted: Any, *args: Any) -> tuple[Any, float]:
-    """The compiled form of a jitted function for `args`, and the seconds that tracing and compiling
-    it took.
+    """(the compiled form of a jitted function for `args`, seconds of tracing and compiling).
 
     A function traced or compiled for such arguments before may come out of JAX's caches in no time.
     """
@@ -67,8 +66,6 @@ def compile_seconds(jitted: Any, *args: Any) -> tuple[Any, float]:
 
 
 def temporary_bytes(compiled: Any) -> int | None:
-    """Bytes of working memory that a compiled function asks for beside inputs and outputs; None if
-    unknown.
-    """
+    """Bytes that a compiled function asks for beside inputs and outputs; None if unknown."""
     analysis = compiled.memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)

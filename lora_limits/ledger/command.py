@@ -1,6 +1,4 @@
-"""The theorem ledger: every statement of the paper, its verdict, and the evidence measured on the
-spot.
-"""
+"""The theorem ledger: every statement of the paper, its verdict, and evidence made on the spot."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from lora_limits.ledger.row import VERDICTS, Evidence, Row
 
 __all__ = ["LEDGER", "VERDICTS", "Evidence", "Row", "examine", "theorems_command"]
 
-# the sections of the printed ledger, in the paper's order
+# The sections of the printed ledger, in the paper's order.
 SECTIONS: dict[str, tuple[Row, ...]] = {
     "Definitions and the reduced problem (Sections 1 to 3)": definitions.ROWS,
     "Exact gradients (Lemmas 3.1, 3.2; Appendices C, D, F)": exactness.ROWS,
@@ -33,9 +31,7 @@ LEDGER: tuple[Row, ...] = tuple(row for rows in SECTIONS.values() for row in row
 
 
 def examine(row: Row) -> Evidence:
-    """Runs the check of a row in float64, whatever the precision outside. About a second at
-    most.
-    """
+    """Runs the check of a row in float64, whatever the precision outside. About a second at most."""
     with jax.enable_x64(True):
         return row.check()
 
@@ -52,10 +48,8 @@ def theorems_command(words: Sequence[str] = (), as_json: bool = False) -> int:
     chosen = {title: _containing(phrase, rows) for title, rows in SECTIONS.items()}
     rows = [row for section in chosen.values() for row in section]
     if not rows:
-        print(
-            f"error: filter: got {phrase!r}, expected words of a row's number or statement",
-            file=sys.stderr,
-        )
+        expected = "words of a row's number or statement"
+        print(f"error: filter: got {phrase!r}, expected {expected}", file=sys.stderr)
         return 2
     if as_json:
         failed = sum(_tell_json(row) for row in rows)
@@ -68,15 +62,15 @@ def theorems_command(words: Sequence[str] = (), as_json: bool = False) -> int:
 
 def _containing(phrase: str, rows: tuple[Row, ...]) -> list[Row]:
     sought = phrase.casefold()
-    return [
-        row for row in rows if sought in row.number.casefold() or sought in row.statement.casefold()
-    ]
+    told = [(row, row.number.casefold(), row.statement.casefold()) for row in rows]
+    return [row for row, number, statement in told if sought in number or sought in statement]
 
 
 def _outcome(row: Row) -> Evidence:
     try:
         return examine(row)
-    except Exception as error:  # one broken check must not hide the others
+    except Exception as error:
+        # One broken check must not hide the others.
         return Evidence(f"{type(error).__name__}: {error}", False)
 
 

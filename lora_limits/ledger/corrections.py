@@ -1,6 +1,4 @@
-"""What the printed text gives when it is taken literally, measured; and what Appendix G does not
-test.
-"""
+"""What the printed text gives when it is taken literally; and what Appendix G does not test."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from lora_limits.instruments.comparing import frobenius_error
 from lora_limits.instruments.comparing import max_error as relative
 from lora_limits.ledger.approximation import LEMMAS, WIDTHS
 from lora_limits.ledger.definitions import EXACT
-from lora_limits.ledger.exactness import dense_operations
+from lora_limits.ledger.operations import dense_operations
 from lora_limits.ledger.row import Evidence, Row, exact_gradient, problem, terms
 from lora_limits.problem import LoRAProblem
 
@@ -29,37 +27,39 @@ def literal(wrong: np.ndarray, right: np.ndarray, want: np.ndarray) -> Evidence:
     """Frobenius errors, relative, of the printed and of the corrected form."""
     printed = frobenius_error(wrong, want)
     corrected = frobenius_error(right, want)
-    return Evidence(
-        f"as printed {printed:.2f}, corrected {corrected:.0e} (relative)",
-        printed > 0.1 and corrected < 1e-12,
-    )
+    measured = f"as printed {printed:.2f}, corrected {corrected:.0e} (relative)"
+    return Evidence(measured, printed > 0.1 and corrected < 1e-12)
 
 
 def transposed_q() -> Evidence:
+    """q = C3 c^T as printed, and q = c C3^T."""
     p = problem(gamma=4.0)
     t = terms(p)
 
     def kernel(q: np.ndarray) -> np.ndarray:
         return t["f"] * q - np.diag((t["f"] * q).sum(1)) @ t["f"]
 
-    pair = [query_gradient(p, kernel(q), t["K"]) for q in (t["V"] @ t["c"].T, t["c"] @ t["V"].T)]
-    return literal(pair[0], pair[1], exact_gradient(p)["query"].a)
+    printed = query_gradient(p, kernel(t["V"] @ t["c"].T), t["K"])
+    corrected = query_gradient(p, kernel(t["c"] @ t["V"].T), t["K"])
+    return literal(printed, corrected, exact_gradient(p)["query"].a)
 
 
 def diagonal_on_the_right() -> Evidence:
+    """p2 = f diag(rho) as printed, and p2 = diag(rho) f."""
     p = problem(gamma=4.0)
     t = terms(p)
-    pair = [
-        query_gradient(p, t["p1"] - p2, t["K"])
-        for p2 in (t["f"] @ np.diag(t["rho"]), np.diag(t["rho"]) @ t["f"])
-    ]
-    return literal(pair[0], pair[1], exact_gradient(p)["query"].a)
+    diagonal = np.diag(t["rho"])
+    printed = query_gradient(p, t["p1"] - t["f"] @ diagonal, t["K"])
+    corrected = query_gradient(p, t["p1"] - diagonal @ t["f"], t["K"])
+    return literal(printed, corrected, exact_gradient(p)["query"].a)
 
 
 def order_of_factors() -> Evidence:
+    """p A_Q C2 as printed is no product; p C2 A_Q^T is the gradient."""
     p = problem()
     t = terms(p)
     a = p.adapters["query"].a
+    # p is (Lq, Lk) and A_Q (r, d): no sizes but Lk = r make it a product.
     try:
         _ = t["p"] @ a @ t["K"]
     except ValueError:
@@ -81,6 +81,7 @@ def key_side() -> Evidence:
 
 
 def swapped_sizes() -> Evidence:
+    """The sizes of both gradients beside the printed ones."""
     p = problem()
     g = exact_gradient(p)["query"]
     (r, d), dm = p.adapters["query"].a.shape, p.x_query.shape[1]
@@ -89,15 +90,18 @@ def swapped_sizes() -> Evidence:
 
 
 def width_of_q() -> Evidence:
+    """q = c C3^T has the rank of C3, d."""
     rank = int(np.linalg.matrix_rank(terms(problem())["q"]))
     width = problem().target.shape[1]
     return Evidence(f"rank of q: {rank} = d; printed width {2 * width}", rank == width)
 
 
 def max_norm_of_a_product() -> Evidence:
-    """max |A B| <= max |A| max |B| fails by a factor of the inner dimension; so in p C2, and again
-    in C1^T (p C2).
+    """max |A B| <= max |A| max |B| fails by a factor of the inner dimension.
+
+    So in p C2, and again in C1^T (p C2).
     """
+    # ones are the worst case; f |V| is a product that the proof has
     ones = np.ones((24, 24))
     factor = float((ones @ ones).max())
     p = problem()
@@ -108,35 +112,27 @@ def max_norm_of_a_product() -> Evidence:
 
 
 def table_1() -> Evidence:
-    """-5.2, -11.6, -25 % are time saved and 5.5, 13.1, 33.3 % speed-up, of the same minutes per
-    epoch.
-    """
+    """-5.2, -11.6, -25 % are time saved and 5.5, 13.1, 33.3 % speed-up, of the same minutes."""
+    # minutes an epoch
     before = np.array([58.0, 69.0, 84.0])
     after = np.array([55.0, 61.0, 63.0])
     saved = 100 * (1 - after / before)
     gained = 100 * (before / after - 1)
-    text = (
-        "saved "
-        + ", ".join(f"{x:.1f}" for x in saved)
-        + " %; faster "
-        + ", ".join(f"{x:.1f}" for x in gained)
-        + " %"
-    )
-    agree = (
-        np.abs(saved - [5.2, 11.6, 25.0]).max() < 0.1
-        and np.abs(gained - [5.5, 13.1, 33.3]).max() < 0.1
-    )
-    return Evidence(text, bool(agree))
+    told_saved, told_gained = (", ".join(f"{x:.1f}" for x in v) for v in (saved, gained))
+    saved_agree = np.abs(saved - [5.2, 11.6, 25.0]).max() < 0.1
+    gained_agree = np.abs(gained - [5.5, 13.1, 33.3]).max() < 0.1
+    measured = f"saved {told_saved} %; faster {told_gained} %"
+    return Evidence(measured, bool(saved_agree and gained_agree))
 
 
 def timed_exact_attention() -> Evidence:
-    """Appendix G times exact attention: shapes alone make its program, so no norm can shorten
-    it.
-    """
+    """Appendix G times exact attention: shapes alone make its program, no norm can shorten it."""
+    # The compiled program has no branch on values: the same text takes the same operations.
     run = jax.jit(lambda p: exact.dense_gradient(p)[1])
     programs = {str(run.lower(problem(gamma=gamma)).as_text()) for gamma in (0.1, 10.0)}
     share = dense_operations(257) / dense_operations(256) - 1
-    text = f"{len(programs)} program for Gamma = 0.1 and 10; one token more at L = 256: {100 * share:.1f} % more work"
+    text = f"{len(programs)} program for Gamma = 0.1 and 10; "
+    text += f"one token more at L = 256: {100 * share:.1f} % more work"
     return Evidence(text, len(programs) == 1 and share > 0)
 
 

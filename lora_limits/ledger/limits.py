@@ -1,6 +1,4 @@
-"""Hardness: Lemma 1.1, Hypothesis 1, Theorem 4.1 and Appendix E, as programs that ask a gradient
-oracle.
-"""
+"""Hardness: Lemma 1.1, Hypothesis 1, Theorem 4.1, Appendix E, run through a gradient oracle."""
 
 from __future__ import annotations
 
@@ -30,7 +28,9 @@ def tau(gadget: gadgets.Gadget, lam: float = 1.0) -> tuple[np.ndarray, np.ndarra
     s = queries @ keys.T / gadget.width
     f = softmax(lam * s)
     out = f @ v
-    return out, (f * s) @ v - out * (f * s).sum(1)
+    # the covariance under f of a row's scores and v
+    slope = (f * s) @ v - out * (f * s).sum(1)
+    return out, slope
 
 
 def neighbours(answer: bool, clustered: bool = True) -> gadgets.Gadget:
@@ -44,15 +44,12 @@ def neighbours(answer: bool, clustered: bool = True) -> gadgets.Gadget:
 def forward() -> Evidence:
     """Entries of the attention output alone tell YES from NO, at scores of Theta(log L)."""
     yes, no = (float((tau(neighbours(answer))[0][:POINTS] ** 2).sum()) for answer in (True, False))
-    return Evidence(
-        f"sum tau^2: YES {yes:.3f} >= 1/4, NO {no:.3f} <= 1/8", yes >= 0.25 and no <= 0.125 + 1e-12
-    )
+    measured = f"sum tau^2: YES {yes:.3f} >= 1/4, NO {no:.3f} <= 1/8"
+    return Evidence(measured, yes >= 0.25 and no <= 0.125 + 1e-12)
 
 
 def hypothesis() -> Evidence:
-    """Assumed, not tested. What is run is the reduction that makes it bite: k-SAT through 2^{N/2}
-    vectors.
-    """
+    """Assumed, not tested: what is run is the reduction from k-SAT, through 2^{N/2} vectors."""
     oracle = hardness.gradient_oracle()
     yes = [[1, 2], [-1, 3], [-2, -3]]
     no = [[1, 2], [-1, 2], [1, -2], [-1, -2, 3], [-3, -2, -1]]
@@ -61,25 +58,22 @@ def hypothesis() -> Evidence:
 
 
 def theorem_4_1() -> Evidence:
+    """Orthogonal vectors, half of them planted, decided by gradients alone."""
     oracle = hardness.gradient_oracle()
     right = 0
     calls = 0
     for trial in range(4):
-        a, b = instances.random_orthogonality(
-            np.random.default_rng([6, trial]), 8, 10, trial % 2 == 0
-        )
+        rng = np.random.default_rng([6, trial])
+        a, b = instances.random_orthogonality(rng, 8, 10, trial % 2 == 0)
         decision = hardness.orthogonal_vectors(a, b, oracle)
         right += bool(decision) == instances.has_orthogonal_pair(a, b)
         calls += decision.calls
-    return Evidence(
-        f"orthogonal vectors through gradients: {right} of 4 right, {calls} calls", right == 4
-    )
+    measured = f"orthogonal vectors through gradients: {right} of 4 right, {calls} calls"
+    return Evidence(measured, right == 4)
 
 
 def lemma_e_1() -> Evidence:
-    """The published quadrature on log^4 n nodes against Gauss-Legendre on 24, both on the exact
-    derivative.
-    """
+    """The published quadrature on log^4 n nodes and Gauss-Legendre on 24, on exact derivatives."""
     gadget = neighbours(False, clustered=False)
     exact = float((tau(gadget)[0] ** 2).sum() - (tau(gadget, 0.0)[0] ** 2).sum())
 
@@ -87,6 +81,7 @@ def lemma_e_1() -> Evidence:
         out, change = tau(gadget, lam)
         return 2 * float(out @ change)
 
+    # As many nodes as published, and as few as suffice when they are well placed.
     left = abs(quadrature.left_riemann(slope, round(math.log(POINTS) ** 4)) - exact)
     gauss = abs(quadrature.gauss_legendre(slope, 24) - exact)
     text = f"error: left Riemann {left:.2f}, Gauss-Legendre {gauss:.0e}; {PATH_GAP:.3f} is allowed"
@@ -101,8 +96,9 @@ def attention_problem() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray,
 
 
 def attention_gradient() -> np.ndarray:
-    """Definition E.1: the gradient of 1/2 || D^-1 exp(A1 X A2^T / r) A3 - E ||^2 in X, by automatic
-    differentiation.
+    """Definition E.1, by automatic differentiation.
+
+    The gradient of 1/2 || D^-1 exp(A1 X A2^T / r) A3 - E ||^2 in X (r x r).
     """
     a1, a2, a3, x, e = attention_problem()
 
@@ -123,10 +119,12 @@ def definition_e_1() -> Evidence:
 
 
 def embedding() -> Evidence:
-    """C1 B = A1, A = [X, 0], C2 = [A2, 0] / r, C3 = A3, W*_Q = 0: the first r columns of dl/dA are
-    that gradient.
+    """The first r columns of dl/dA of a LoRA problem are that gradient.
+
+    C1 B = A1, A = [X, 0], C2 = [A2, 0] / r, C3 = A3 and W*_Q = 0.
     """
     a1, a2, a3, x, e = attention_problem()
+    # A last coordinate of zeros: B is (4, 3), so that A = [X, 0] is (3, 4).
     no = np.zeros((20, 1))
     eye = np.eye(4)
     weights = AttentionWeights(np.zeros((4, 4)), eye, eye[:, :3])
@@ -142,46 +140,40 @@ def free_weight() -> Evidence:
     """The path of the reduction starts at uniform attention: true for W*_Q = 0, not for another."""
     gadget = neighbours(False)
     p = path_problem(gadget, gadgets.inverse_noise(gadget, PATH_SLACK), 0.0)
+    # F(0) of uniform attention, which the reduction subtracts
     uniform = gadget.tokens * (POINTS / gadget.tokens) ** 2
     out = []
-    for query in (np.asarray(p.weights.query), np.eye(len(p.weights.query))):
-        scores = (
-            p.beta
-            * np.asarray(p.x_query)
-            @ query
-            @ (np.asarray(p.x_key) @ np.asarray(p.weights.key)).T
-        )
-        value = softmax(scores) @ np.asarray(p.x_value) @ np.asarray(p.weights.value)
-        out.append(abs(float((value**2).sum()) - uniform))
-    text = f"F(0) off by {out[0]:.0e} at W*_Q = 0, by {out[1]:.2f} at W*_Q = I; {PATH_GAP:.3f} is allowed"
+    x_query, x_key, x_value = (np.asarray(x) for x in (p.x_query, p.x_key, p.x_value))
+    zero, key, value = (np.asarray(w) for w in jax.tree.leaves(p.weights))
+    for query in (zero, np.eye(len(zero))):
+        scores = p.beta * x_query @ query @ (x_key @ key).T
+        output = softmax(scores) @ x_value @ value
+        out.append(abs(float((output**2).sum()) - uniform))
+    text = f"F(0) off by {out[0]:.0e} at W*_Q = 0, by {out[1]:.2f} at W*_Q = I; "
+    text += f"{PATH_GAP:.3f} is allowed"
     return Evidence(text, out[0] < 1e-12 and out[1] > PATH_GAP)
 
 
 def mini_batch() -> Evidence:
-    """The gradient of a batch is the sum over its data points, so one data point is already as
-    hard.
-    """
+    """The gradient of a batch is the sum over its data points: one of them is already as hard."""
     points = [problem(), problem(gamma=2.0)]
-    adapters = points[0].adapters
+    query = points[0].adapters["query"]
+    # Both points with the query adapter of the first.
+    shared = [dataclasses.replace(p, adapters=p.adapters | {"query": query}) for p in points]
 
     def total(a: jax.Array) -> jax.Array:
         loss = jnp.zeros(())
-        for p in points:
-            q = jnp.matmul(
-                p.x_query, p.weights.query + p.scale * jnp.matmul(adapters["query"].b, a)
-            )
-            k = p.x_key @ (p.weights.key + p.scale * p.adapters["key"].b @ p.adapters["key"].a)
-            v = p.x_value @ (
-                p.weights.value + p.scale * p.adapters["value"].b @ p.adapters["value"].a
-            )
-            f = jax.nn.softmax(p.beta * jnp.matmul(q, k.T), axis=-1)
-            loss = loss + 0.5 * ((jnp.matmul(f, v) - p.target) ** 2).sum()
+        for p in shared:
+            of_keys, of_values = p.adapters["key"], p.adapters["value"]
+            w_query = p.weights.query + p.scale * jnp.matmul(query.b, a)
+            w_key = p.weights.key + p.scale * of_keys.b @ of_keys.a
+            w_value = p.weights.value + p.scale * of_values.b @ of_values.a
+            q = jnp.matmul(p.x_query, w_query)
+            f = jax.nn.softmax(p.beta * jnp.matmul(q, (p.x_key @ w_key).T), axis=-1)
+            loss = loss + 0.5 * ((jnp.matmul(f, p.x_value @ w_value) - p.target) ** 2).sum()
         return loss
 
-    got = jax.grad(total)(jnp.asarray(adapters["query"].a))
-    shared = [
-        dataclasses.replace(p, adapters=p.adapters | {"query": adapters["query"]}) for p in points
-    ]
+    got = jax.grad(total)(jnp.asarray(query.a))
     return close(relative(sum(exact_gradient(p)["query"].a for p in shared), got))
 
 

@@ -1,6 +1,4 @@
-"""How the ledger is told: in lines of the terminal's width for people, in lines of JSON for
-programs.
-"""
+"""How the ledger is told: in lines of the terminal's width, or in lines of JSON for programs."""
 
 from __future__ import annotations
 
@@ -31,6 +29,7 @@ def coloured() -> bool:
 
 
 def styled(text: str, style: str) -> str:
+    """The text in a style of the terminal (SGR codes), where it is coloured at all."""
     return f"\x1b[{style}m{text}\x1b[0m" if coloured() else text
 
 
@@ -58,9 +57,7 @@ def statement_lines(row: Row) -> list[str]:
 
 
 def evidence_lines(row: Row, evidence: Evidence) -> list[str]:
-    """What was measured, red where it fails; the test that tries it harder, the figure that shows
-    it.
-    """
+    """What was measured, red where it fails; the test that tries it harder, the figure of it."""
     mark, style = ("", "") if evidence.holds else ("FAILS: ", RED)
     lines = wrapped(mark + evidence.measured, 4, style)
     path, _, test = row.test.partition("::")
@@ -69,9 +66,7 @@ def evidence_lines(row: Row, evidence: Evidence) -> list[str]:
 
 
 def _pointers(parts: list[str]) -> list[str]:
-    """Parts of one line, broken between them only: many a test's name is nearly as long as a
-    line.
-    """
+    """Parts of one line, broken between them only: many a test's name nearly fills a line."""
     lines = [""]
     for part in parts:
         if len(lines[-1] + part) > width() - 4:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from lora_limits.gradients import exact
@@ -33,19 +34,14 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One statement. number: as in the paper (ICLR 2025). check: measures it, in float64, in about
-    a second at most.
+    """One statement of the paper (ICLR 2025), and how it is checked."""
 
-    test: the pytest node that tries it harder. figure: the module of paper_figures that shows it,
-    or "".
-    """
-
-    number: str
+    number: str  # as in the paper
     statement: str
     verdict: str
-    check: Callable[[], Evidence]
-    test: str
-    figure: str = ""
+    check: Callable[[], Evidence]  # measures it, in float64, in about a second at most
+    test: str  # the pytest node that tries it harder
+    figure: str = ""  # the module of paper_figures that shows it
 
 
 def close(error: float, limit: float = 1e-12, what: str = "relative error") -> Evidence:
@@ -61,26 +57,29 @@ def problem(
     gamma: float = 1.0,
     square: bool = False,
 ) -> LoRAProblem:
-    """A gaussian problem in NumPy float64: d_model = 5, d = 3, d_value = 4, r = 2; all three widths
-    4 where `square`.
+    """A gaussian problem in NumPy float64: d_model = 5, d = 3, d_value = 4, r = 2.
 
-    keys: Lk, with inputs of their own (cross-attention); 0: self-attention. beta = 1/d and both Q
-    and K have max norm gamma, so |S| <= gamma^2. The same arguments give the same problem.
+    square: all three widths are 4. keys: Lk, with inputs of their own (cross-attention); 0:
+    self-attention. beta = 1/d and both Q and K have max norm gamma, so |S| <= gamma^2. The same
+    arguments give the same problem.
     """
+    # NumPy, so that a check can be read beside the paper and run without a compiler.
     rng = np.random.default_rng(7)
     dm, d, dv = (4, 4, 4) if square else (5, 3, 4)
     xq = rng.normal(size=(length, dm))
     xk, xv = (rng.normal(size=(keys, dm)), rng.normal(size=(keys, dm))) if keys else (xq, xq)
     w = {name: rng.normal(size=(dm, dv if name == "value" else d)) for name in FULL}
-    ab = {
-        name: Adapter(rng.normal(size=(2, w[name].shape[1])) / 2, rng.normal(size=(dm, 2)) / 2)
-        for name in FULL
-    }
+    ab = {}
+    for name in FULL:
+        a = rng.normal(size=(2, w[name].shape[1])) / 2
+        ab[name] = Adapter(a, rng.normal(size=(dm, 2)) / 2)
     scale = 0.7
+    # W* and A scaled alike, for W* + s B A to have the norm asked for.
     for name, x in (("query", xq), ("key", xk)):
         full = w[name] + (scale * ab[name].b @ ab[name].a if name in adapt else 0)
         size = gamma / np.abs(x @ full).max()
-        w[name], ab[name] = size * w[name], Adapter(size * ab[name].a, ab[name].b)
+        w[name] = size * w[name]
+        ab[name] = Adapter(size * ab[name].a, ab[name].b)
     adapters = {name: ab[name] for name in adapt}
     weights = AttentionWeights(**w)
     y = rng.normal(size=(length, dv))
@@ -94,6 +93,4 @@ def terms(p: LoRAProblem) -> dict[str, np.ndarray]:
 
 def exact_gradient(p: LoRAProblem) -> dict[str, Adapter]:
     """The dense gradient, as NumPy arrays."""
-    return {
-        n: Adapter(np.asarray(g.a), np.asarray(g.b)) for n, g in exact.dense_gradient(p)[1].items()
-    }
+    return jax.tree.map(np.asarray, exact.dense_gradient(p)[1])

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped
 
 from lora_limits.checks import fail
 from lora_limits.method import Method
@@ -24,16 +25,14 @@ def attention(
     is_causal: bool = False,
     mask: Any = None,
 ) -> jax.Array:
-    """softmax(scale Q K^T) V for every batch and head, exactly, with a polynomial for exp, or with
-    a factor of f.
+    """softmax(scale Q K^T) V for every batch and head, by any method of the library but Chain.
 
-    query: (B, T, N, H); key: (B, S, K, H); value: (B, S, K, Hv), one floating dtype; query head n
-    reads key head
-    n // (N / K). scale: a scalar, 1/sqrt(H) by default. is_causal: query t sees keys s <= t,
-    whatever T and S are. mask: (B, S) booleans, True where a key exists; what stands elsewhere in
-    key and value is never read. Returns (B, T, N, Hv) in that dtype, computed in at least float32.
-    jit with method and is_causal static; vmap and reverse-mode derivatives in query, key, value
-    (and scale).
+    query: (B, T, N, H); key: (B, S, K, H); value: (B, S, K, Hv), one floating dtype. Query head n
+    reads key head n // (N / K). scale: a scalar, 1/sqrt(H) by default. is_causal: query t sees
+    keys s <= t, whatever T and S are. mask: (B, S) booleans, True where a key exists; what stands
+    elsewhere in key and value is never read.
+    Returns (B, T, N, Hv) in that dtype, computed in at least float32. jit with method and
+    is_causal static; vmap and reverse-mode derivatives in query, key, value (and scale).
 
     Costs are those of one batch entry; the entries, and the heads, are vmapped. Exact(): O(N T S (H
     + Hv)) time, memory O(N T S); Exact(block_size): memory O(N block_size S), derivative included.
@@ -53,37 +52,42 @@ def attention(
 
     A normaliser D_i that is not positive (odd or low degree, large scores) makes the output of that
     query NaN, and NaN every gradient that it enters; raise the degree, make it even, or use Exact.
-    A query that sees no key gives 0. Raises ValueError for shapes or dtypes that do not fit
-    together, for Chain, and for causal factors and series other than "taylor": they are fitted to
-    all scores, the future's included.
+    A query that sees no key gives 0.
+
+    Raises ValueError for shapes or dtypes that do not fit together, for Chain, and for causal
+    factors and series other than "taylor": they are fitted to all scores, the future's included.
     """
     query, key, value = (jnp.asarray(x) for x in (query, key, value))
     exists = jnp.ones(key.shape[:2], bool) if mask is None else jnp.asarray(mask)
     _check_arrays(query, key, value, exists, scale)
     (b, t, n, h), heads = query.shape, key.shape[2]
+    # Half precision is computed in float32: features are products of many coordinates.
     dtype = query.dtype if jnp.finfo(query.dtype).bits >= 32 else jnp.float32
-    q = query.astype(dtype) * jnp.asarray(1 / np.sqrt(h) if scale is None else scale, dtype)
+    scale = 1 / np.sqrt(h) if scale is None else scale
+    q = query.astype(dtype) * jnp.asarray(scale, dtype)
     if is_causal:
         key, value, exists = (_as_long_as(x, t) for x in (key, value, exists))
+    # Padding may hold anything, NaN too: zeros in its place.
     k, v = (jnp.where(exists[:, :, None, None], x, 0).astype(dtype) for x in (key, value))
+    # Queries that share a key head go together, as one group of the last but one axis.
     one = functools.partial(_head, method, is_causal)
     over_heads = jax.vmap(one, in_axes=(1, 1, 1, None), out_axes=1)
     out = jax.vmap(over_heads)(q.reshape(b, t, heads, n // heads, h), k, v, exists)
     return out.reshape(b, t, n, v.shape[-1]).astype(query.dtype)
 
 
-def _as_long_as(x: jax.Array, length: int) -> jax.Array:
-    """Tokens behind `length` cut off (no query sees them), missing ones added as zeros: (B, S, ...)
-    -> (B, T, ...).
-    """
+def _as_long_as(x: Shaped[Array, "b s *rest"], length: int) -> Shaped[Array, "b length *rest"]:
+    """Tokens behind `length` cut off, which no query sees, and missing ones added as zeros."""
     x = x[:, :length]
-    return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
+    missing = (0, length - x.shape[1])
+    return jnp.pad(x, [(0, 0), missing, *[(0, 0)] * (x.ndim - 2)])
 
 
 def _head(method: Method, is_causal: bool, q, k, v, exists) -> jax.Array:
     """One key head and the queries (T, G, H) that read it -> (T, G, Hv)."""
     t, group, h = q.shape
     out = attend(method, is_causal * group, q.reshape(t * group, h), k, v, exists)
+    # Methods may put out anything for a query that sees no key.
     seen = jnp.repeat(jnp.cumsum(exists) > 0, group) if is_causal else exists.any()[None]
     return jnp.where(seen[:, None], out, 0).reshape(t, group, -1)
 
@@ -103,6 +107,7 @@ def _check_arrays(
         fail("key", f"shape {key.shape}", f"({b}, tokens, heads, {h}) to fit query {query.shape}")
     if value.shape[:3] != (b, s, heads):
         fail("value", f"shape {value.shape}", f"({b}, {s}, {heads}, width) to fit key {key.shape}")
+    # Grouped-query attention: each key head serves as many query heads.
     if n % heads:
         fail("query", f"{n} heads", f"a multiple of {heads}, the heads of key")
     if exists.shape != (b, s) or exists.dtype != bool:

@@ -1,6 +1,4 @@
-"""BERT encoders, all-MiniLM-L6-v2 among them, as a base: read from safetensors into LoRA attention
-layers.
-"""
+"""BERT encoders, all-MiniLM-L6-v2 among them, read from safetensors into LoRA attention layers."""
 
 from __future__ import annotations
 
@@ -12,9 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from lora_limits.checks import fail
+from lora_limits.linalg import AnyArray
 from lora_limits.nn.lora import LoRA, LoRAAttention, Norm, Projection, to_unit_size
 from lora_limits.nn.transformer import Layered
 
@@ -31,7 +32,8 @@ EMBEDDINGS = {
     "position": "position_embeddings",
     "segment": "token_type_embeddings",
 }
-# Of a layer, what is called "encoder.layer.N." and this in the file. Kernels are stored transposed.
+# Of a layer: ours, and what it is called in the file after "encoder.layer.N.". Kernels are stored
+# transposed.
 PARTS = {
     "attention.query": "attention.self.query",
     "attention.key": "attention.self.key",
@@ -62,12 +64,11 @@ class Block(nnx.Module):
 
 
 class Bert(Layered):
-    """A post-norm encoder: tokens (B, L), all of one length and none of them padding -> hidden
-    states (B, L, d_model).
+    """A post-norm encoder: tokens (B, L) -> hidden states (B, L, d_model).
 
-    What a layer's attention reads is the layer's input itself. Time and memory: those of the
-    layers' methods, else linear in L. Raises ValueError for tokens longer than the positions there
-    are.
+    Sequences are of one length, without padding. What a layer's attention reads is the layer's
+    input itself. Time and memory: those of the layers' methods, else linear in L.
+    Raises ValueError for more tokens than there are positions.
     """
 
     def __init__(
@@ -78,42 +79,39 @@ class Bert(Layered):
         self.position = nnx.Param(jnp.zeros((sizes["length"], d), jnp.float32))
         self.segment = nnx.Param(jnp.zeros(d, jnp.float32))
         self.norm = Norm(d, epsilon=epsilon)
-        self.blocks = nnx.List(
-            [Block(sizes, epsilon, lora, method, rngs=rngs) for _ in range(sizes["layers"])]
-        )
+        blocks = [Block(sizes, epsilon, lora, method, rngs=rngs) for _ in range(sizes["layers"])]
+        self.blocks = nnx.List(blocks)
 
     def trace(
-        self, tokens: jax.Array, probes: Any = None
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """(hidden states, what each layer's attention reads (B, L, d_model)). probes: added to the
-        heads' outputs.
-        """
-        if tokens.shape[1] > len(self.position[...]):
-            raise ValueError(
-                f"tokens: got {tokens.shape[1]} of them, expected at most {len(self.position[...])}"
-            )
+        self, tokens: Int[AnyArray, "b l"], probes: Any = None
+    ) -> tuple[Float[Array, "b l d_model"], tuple[Float[Array, "b l d_model"], ...]]:
+        """(hidden states, what each layer's attention reads). probes: added to heads' outputs."""
+        positions = len(self.position[...])
+        if tokens.shape[1] > positions:
+            fail("tokens", f"{tokens.shape[1]} of them", f"at most {positions}")
+        # All tokens are of the first segment, whose embedding is the same for each.
         place = self.position[...][: tokens.shape[1]] + self.segment[...][None]
         x = self.norm(self.embedding[...][tokens] + place[None])
         read = []
         for n, block in enumerate(self.blocks):
             read.append(x)
             x = block.attention_norm(x + block.attention(x, None if probes is None else probes[n]))
-            x = block.mlp_norm(x + block.down(jax.nn.gelu(block.up(x), approximate=False)))
+            hidden = jax.nn.gelu(block.up(x), approximate=False)
+            x = block.mlp_norm(x + block.down(hidden))
         return x, tuple(read)
 
 
-def embed(model: Bert, tokens: jax.Array) -> jax.Array:
-    """The sentence embeddings of sentence-transformers: the mean over tokens, of length 1. (B, L)
-    -> (B, d_model).
-    """
+def embed(model: Bert, tokens: Int[AnyArray, "b l"]) -> Float[Array, "b d_model"]:
+    """The sentence embeddings of sentence-transformers: the mean over tokens, of length 1."""
     mean = model(tokens).mean(1)
+    # to_unit_size gives a mean square of 1, a vector of length sqrt(d_model).
     return to_unit_size(mean, 0.0) / jnp.asarray(mean.shape[-1] ** 0.5, mean.dtype)
 
 
 def load(folder: str | Path, lora: LoRA, *, method: Any, rngs: nnx.Rngs) -> Bert:
-    """The encoder in a Hugging Face folder (config.json, model.safetensors), float32, with fresh
-    adapters.
+    """The encoder in a Hugging Face folder, float32, with fresh adapters.
 
+    The folder holds config.json and model.safetensors.
     Raises ValueError for a folder that is not of a BERT with absolute positions and GELU, and for
     missing or unfitting arrays.
     """
@@ -122,34 +120,37 @@ def load(folder: str | Path, lora: LoRA, *, method: Any, rngs: nnx.Rngs) -> Bert
         config = json.loads((folder / "config.json").read_text())
         arrays = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder}: got {str(error).splitlines()[0]}, expected a BERT's folder"
-        ) from None
-    expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
-    for name, value in expected.items():
-        if config.get(name, value) != value:
-            raise ValueError(f"{folder}: {name}: got {config[name]!r}, expected {value!r}")
-    missing = sorted({*SIZES, "layer_norm_eps"} - config.keys())
-    if missing:
-        raise ValueError(f"{folder}: config.json: got no {missing[0]}, expected one")
+        # The libraries' own traceback would say no more than its first line.
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder}: got {reason}, expected a BERT's folder") from None
+    _check_config(config, folder)
     sizes = {ours: config[theirs] for theirs, ours in SIZES.items()}
     model = Bert(sizes, config["layer_norm_eps"], lora, method, rngs=rngs)
+    # Files saved with a head on top have the encoder one level down.
     arrays = {name.removeprefix("bert."): array for name, array in arrays.items()}
     for ours, theirs in EMBEDDINGS.items():
         weight = arrays.get(f"embeddings.{theirs}.weight")
-        first = (
-            weight[0] if ours == "segment" and weight is not None else weight
-        )  # every token is of segment 0
-        _put(getattr(model, ours), first, f"embeddings.{theirs}")
+        if ours == "segment" and weight is not None:
+            # Every token is of segment 0.
+            weight = weight[0]
+        _put(getattr(model, ours), weight, f"embeddings.{theirs}")
     _fill(model.norm, arrays, "embeddings.LayerNorm")
     for n, block in enumerate(model.blocks):
         for ours, theirs in PARTS.items():
-            _fill(
-                functools.reduce(getattr, ours.split("."), block),
-                arrays,
-                f"encoder.layer.{n}.{theirs}",
-            )
+            module = functools.reduce(getattr, ours.split("."), block)
+            _fill(module, arrays, f"encoder.layer.{n}.{theirs}")
     return model
+
+
+def _check_config(config: dict[str, Any], folder: Path) -> None:
+    """Raises ValueError unless the config is of a BERT that this module can be."""
+    expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+    for name, value in expected.items():
+        if config.get(name, value) != value:
+            fail(f"{folder}: {name}", repr(config[name]), repr(value))
+    missing = sorted({*SIZES, "layer_norm_eps"} - config.keys())
+    if missing:
+        fail(f"{folder}: config.json", f"no {missing[0]}", "one")
 
 
 def _fill(module: Projection | Norm, arrays: dict[str, Any], name: str) -> None:
@@ -159,12 +160,13 @@ def _fill(module: Projection | Norm, arrays: dict[str, Any], name: str) -> None:
         _put(module.gain, weight, name)
         _put(module.shift, bias, name)
     else:
+        # The file holds (out, in).
         _put(module.kernel, None if weight is None else weight.T, name)
         _put(module.bias, bias, name)
 
 
 def _put(param: Any, array: Any, name: str) -> None:
+    """Puts an array of the file, called `name` there, into a parameter of ours."""
     if array is None or array.shape != param.shape:
-        got = "none" if array is None else f"shape {array.shape}"
-        raise ValueError(f"{name}: got {got}, expected {param.shape}")
+        fail(name, "none" if array is None else f"shape {array.shape}", param.shape)
     param.set_value(jnp.asarray(array, jnp.float32))

@@ -7,10 +7,10 @@ dQ = p~ K,   dK = p~^T Q,   dV = f~^T g                              for scores 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from lora_limits.coordinates import frame as frames
 from lora_limits.factors.factor import apply, apply_transposed
@@ -18,7 +18,23 @@ from lora_limits.factors.kernel import kernel, kernel_transposed, with_ones, wit
 from lora_limits.factors.method import FactorMethod, factorise
 
 
-def _forward(method: FactorMethod, q, k, v, exists) -> tuple[jax.Array, Any]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def head(
+    method: FactorMethod,
+    q: Float[Array, "n d"],
+    k: Float[Array, "s d"],
+    v: Float[Array, "s dv"],
+    exists: Bool[Array, " s"],
+) -> Float[Array, "n dv"]:
+    """f~ V for scores q k^T. NaN where a row sum of the factor is not positive.
+
+    O(L rank d d_value) time beside that of the factor, O(L (rank + d) + rank d d_value) memory,
+    derivative included.
+    """
+    return _forward(method, q, k, v, exists)[0]
+
+
+def _forward(method, q, k, v, exists):
     frame = frames.of_rows(q, k, v, exists)
     xy = frame.product(q - frame.nu[None], k - frame.mu[None], exists)
     f, _, smallest = factorise(xy, method)
@@ -26,27 +42,16 @@ def _forward(method: FactorMethod, q, k, v, exists) -> tuple[jax.Array, Any]:
     return out, (f, q, k, v, out)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def head(
-    method: FactorMethod, q: jax.Array, k: jax.Array, v: jax.Array, exists: jax.Array
-) -> jax.Array:
-    """f~ V for scores q k^T: (n, d), (S, d), (S, d_value), (S,) booleans -> (n, d_value).
-
-    O(L rank d d_value) time beside that of the factor, O(L (rank + d) + rank d d_value) memory,
-    derivative included. NaN where a row sum of the factor is not positive.
-    """
-    return _forward(method, q, k, v, exists)[0]
-
-
 def _backward(method, kept, g):
     del method
     f, q, k, v, out = kept
     c = with_rho(g, out)
     h = with_ones(v)
-    # p~ 1 = 0: centred keys give the same, with less cancellation
+    # p~ 1 = 0: centred keys give the same, with less cancellation.
     dq = kernel(f, c, h, k - k.mean(0, keepdims=True))
     dk = kernel_transposed(f, c, h, q)
-    return dq, dk, apply_transposed(f, g), None
+    dv = apply_transposed(f, g)
+    return dq, dk, dv, None
 
 
 head.defvjp(_forward, _backward)

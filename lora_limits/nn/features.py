@@ -5,47 +5,56 @@ Arrays lie tokens last: c numbers of n tokens are (c, n).
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from lora_limits.linalg import dot
 from lora_limits.polynomial import evaluation
 
 
-def split(x: jax.Array, size: int) -> jax.Array:
-    """(c, n) -> (blocks, c, size), zeros behind the last token."""
+def split(x: Float[Array, "c n"], size: int) -> Float[Array, "blocks c size"]:
+    """The tokens in blocks of `size`, zeros behind the last one."""
     blocks = -(-x.shape[1] // size)
-    padded = jnp.pad(x, ((0, 0), (0, blocks * size - x.shape[1])))
+    missing = blocks * size - x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (0, missing)))
     return padded.reshape(x.shape[0], blocks, size).transpose(1, 0, 2)
 
 
-def join(x: jax.Array, length: int) -> jax.Array:
-    """The inverse of `split`: (blocks, c, size) -> (c, length)."""
+def join(x: Float[Array, "blocks c size"], length: int) -> Float[Array, "c length"]:
+    """The inverse of `split`: the first `length` tokens of all blocks."""
     return x.transpose(1, 0, 2).reshape(x.shape[1], -1)[:, :length]
 
 
-def with_ones(v: jax.Array) -> jax.Array:
-    """[1, v]: (d_value, n) -> (1 + d_value, n)."""
+def with_ones(v: Float[Array, "dv n"]) -> Float[Array, "dv+1 n"]:
+    """[1, v]: the ones sum to the normaliser where v sums to the output."""
     return jnp.concatenate([jnp.ones_like(v[:1]), v])
 
 
-def evaluate(m: jax.Array, parts: list[jax.Array]) -> jax.Array:
-    """Polynomials with coefficients m (k, c) where the features are `parts`: (c, n)."""
+def evaluate(m: Float[Array, "k c"], parts: list[Float[Array, "_ n"]]) -> Float[Array, "c n"]:
+    """m^T phi: c polynomials with coefficients m, phi given by degree in `parts`."""
+    # The top degree has most of the features: it is multiplied where it lies, never copied.
     top = parts[-1].shape[0]
     out = dot(m[-top:].T, parts[-1])
-    return out if len(parts) == 1 else out + dot(m[:-top].T, jnp.concatenate(parts[:-1]))
+    if len(parts) == 1:
+        return out
+    return out + dot(m[:-top].T, jnp.concatenate(parts[:-1]))
 
 
-def normalised(u: jax.Array) -> jax.Array:
+def normalised(u: Float[Array, "c n"]) -> Float[Array, "c-1 n"]:
     """u[1:] / u[0], NaN where the normaliser u[0] is not positive."""
     good = u[:1] > 0
-    return jnp.where(good, u[1:] / jnp.where(good, u[:1], 1), jnp.nan)
+    safe = jnp.where(good, u[:1], 1)
+    return jnp.where(good, u[1:] / safe, jnp.nan)
 
 
-def cotangent(gout: jax.Array, out: jax.Array, normaliser: jax.Array) -> jax.Array:
-    """g (1 + d_value, n). A token that is not asked for gives 0; one that is, and has no
-    normaliser, gives NaN.
+def cotangent(
+    gout: Float[Array, "dv n"], out: Float[Array, "dv n"], normaliser: Float[Array, " n"]
+) -> Float[Array, "dv+1 n"]:
+    """g_i = [-<gout_i, out_i>, gout_i] / D_i, what flows back into [D_i, D_i out_i].
+
+    A token that is not asked for gives 0; one that is, and has no normaliser, gives NaN.
     """
+    # 0 times NaN is NaN, so outputs without a normaliser are taken out of the products.
     good = normaliser[None] > 0
     gout = jnp.where(good | (gout == 0), gout, jnp.nan)
     rho = (gout * jnp.where(good, out, 0)).sum(0, keepdims=True)
@@ -53,13 +62,15 @@ def cotangent(gout: jax.Array, out: jax.Array, normaliser: jax.Array) -> jax.Arr
 
 
 def slopes(
-    lifted: evaluation.Lift, x: jax.Array, parts: list[jax.Array], z: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """(u (c, n), sum_c z_c grad u_c (d, n)) at tokens x (d, n), `parts` their features of degrees
-    below the top one.
-    """
+    lifted: evaluation.Lift,
+    x: Float[Array, "d n"],
+    parts: list[Float[Array, "_ n"]],
+    z: Float[Array, "c n"],
+) -> tuple[Float[Array, "c n"], Float[Array, "d n"]]:
+    """(u, sum_c z_c grad u_c) at tokens x, `parts` their features of the degrees below the top."""
     values = evaluation.evaluate(lifted, x, parts)
-    return values.low + values.top, evaluation.slope(lifted, values, x, parts, z)
+    u = values.low + values.top
+    return u, evaluation.slope(lifted, values, x, parts, z)
 
 
 def lower(degree: int) -> int:

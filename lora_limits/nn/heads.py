@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from lora_limits.checks import fail
 from lora_limits.factors.method import FactorMethod
@@ -17,6 +18,9 @@ from lora_limits.gradients.methods import Exact, Polynomial
 from lora_limits.linalg import dot
 from lora_limits.nn import factored, polynomial_causal, polynomial_full
 from lora_limits.polynomial import monomials
+
+LOG_ENTRIES = 20  # log2 of the entries of a block's largest array
+LOG_BLOCKS = (7, 9)  # log2 of the fewest and the most tokens to a block
 
 
 @functools.singledispatch
@@ -49,27 +53,38 @@ def _(method: Polynomial, group: int, q, k, v, exists) -> jax.Array:
     if group and method.series != "taylor":
         expected = "'taylor', which does not look ahead"
         fail("series of a causal Polynomial", repr(method.series), expected)
+    # block_size counts queries, which a causal group has several of to a token.
     block = method.block_size or _block_size(q.shape[1], v.shape[1], method.degree)
     keys = -(-block // group) if group else block
-    # keys that fit in one block are cheaper exactly
+    # Keys that fit in one block are cheaper exactly.
     if k.shape[0] <= keys:
         return exact(block, group, q, k, v, exists)
     if not group:
         return polynomial_full.head(method, block, q, k, v, exists)
+    # Features lie tokens last, models tokens first.
     out: Any = polynomial_causal.attend(keys, method.degree, q.T, k.T, exists.astype(q.dtype), v.T)
     return out.T
 
 
 def _block_size(width: int, value_width: int, degree: int) -> int:
-    """Tokens to a block: a power of two from 128 to 512 whose largest array has about 2^20 entries."""
+    """Tokens to a block: a power of two whose largest array has about 2^20 entries."""
     entries = max(monomials.count(width, degree), width * (1 + value_width))
-    return 2 ** min(max((2**20 // entries).bit_length() - 1, 7), 9)
+    fitting = (2**LOG_ENTRIES // entries).bit_length() - 1
+    fewest, most = LOG_BLOCKS
+    return 2 ** min(max(fitting, fewest), most)
 
 
-def exact(block: int, group: int, q, k, v, exists) -> jax.Array:
+def exact(
+    block: int,
+    group: int,
+    q: Float[Array, "n h"],
+    k: Float[Array, "s h"],
+    v: Float[Array, "s hv"],
+    exists: Bool[Array, " s"],
+) -> Float[Array, "n hv"]:
     """Softmax attention, `block` queries at a time, each block recomputed on the way back.
 
-    Arguments as in `attend`.
+    group as in `attend`. O(n S (H + Hv)) time, O(block S) memory, derivative included.
     """
     n = q.shape[0]
     size = min(block, n)
@@ -81,9 +96,10 @@ def exact(block: int, group: int, q, k, v, exists) -> jax.Array:
         if group:
             allowed = allowed & (i[:, None] // group >= jnp.arange(k.shape[0])[None])
         s = jnp.where(allowed, dot(q, k.T), -jnp.inf)
-        top = jax.lax.stop_gradient(
-            jnp.max(s, axis=1, keepdims=True, initial=float(jnp.finfo(s.dtype).min))
-        )
+        # Finite for a query that sees no key: -inf less -inf would be NaN.
+        least = float(jnp.finfo(s.dtype).min)
+        # The largest score cancels in the output, so its derivative is not wanted.
+        top = jax.lax.stop_gradient(jnp.max(s, axis=1, keepdims=True, initial=least))
         e = jnp.exp(s - top)
         total = e.sum(1, keepdims=True)
         return dot(e, v) / jnp.where(total > 0, total, 1)

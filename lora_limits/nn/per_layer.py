@@ -1,6 +1,4 @@
-"""A model's attention layers as LoRA problems, one for each head: their norms, and a method for
-each layer.
-"""
+"""A model's attention layers as LoRA problems, one a head: norms, and a method for each layer."""
 
 from __future__ import annotations
 
@@ -11,18 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
+from lora_limits.checks import fail
 from lora_limits.gradients.methods import Exact
+from lora_limits.linalg import AnyArray
 from lora_limits.nn.lora import LoRAAttention
 from lora_limits.nn.transformer import Layered
 from lora_limits.norms import NormReport, norm_report
 from lora_limits.problem import NAMES, Adapter, AttentionWeights, LoRAProblem
 
+# Tiled, so that a layer is held against exact attention at any length.
 EXACT = Exact(512)
 
 
 def problem_of(
-    layer: LoRAAttention, x: jax.Array, cotangent: jax.Array | None = None
+    layer: LoRAAttention,
+    x: Float[Array, "l d_model"],
+    cotangent: Float[Array, "l heads width"] | None = None,
 ) -> LoRAProblem:
     """The layer's heads on one sequence, as LoRAProblems stacked along a first axis: vmap over it.
 
@@ -31,36 +35,33 @@ def problem_of(
     it is not causal. Gradients are linear in the cotangent: scale one that is tiny beside f V, or
     float32 loses it. A head's B is the layer's, its A the layer's columns of that head: gradients
     of B add up over heads. Biases are a column of ones in x. softmax_1: a key of zeros in front.
-    x: (L, d_model); cotangent: (L, heads, width). Time and memory of exact tiled attention.
+    Time and memory of exact tiled attention.
     Raises ValueError for a layer with query-key normalisation (no W gives its scores), without
     adapters, and for a cotangent of a causal layer, as a LoRAProblem has no mask.
     """
     if layer.normalised:
-        raise ValueError(
-            "layer: got query-key normalisation, expected scores that are x W_Q W_K^T x^T"
-        )
+        fail("layer", "query-key normalisation", "scores that are x W_Q W_K^T x^T")
     if layer.is_causal and cotangent is not None:
-        raise ValueError(
-            "cotangent: got one for a causal layer, expected none: a LoRAProblem has no mask"
-        )
+        fail("cotangent", "one for a causal layer", "none: a LoRAProblem has no mask")
     weights, adapters, scale = _weights(layer)
+    scale = jnp.asarray(scale, x.dtype)
+    beta = jnp.asarray(layer.width**-0.5, x.dtype)
     x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
+    # A key of zeros has score 0 with every query: the 1 of softmax_1.
     keys = jnp.pad(x, ((1, 0), (0, 0))) if layer.softmax_1 else x
+    # without the column of ones that x now has
     target = layer.attend(x[None, :, :-1], EXACT)[0]
     target = target if cotangent is None else target - cotangent
 
     def head(weights, a, target):
-        adapters_of = {name: Adapter(a[name], adapters[name]) for name in a}
-        arrays = (jnp.asarray(value, x.dtype) for value in (scale, layer.width**-0.5))
-        scale_, beta = arrays
         return LoRAProblem(
             x,
             keys,
             keys,
             target,
             weights=AttentionWeights(**weights),
-            adapters=adapters_of,
-            scale=scale_,
+            adapters={name: Adapter(a[name], adapters[name]) for name in a},
+            scale=scale,
             beta=beta,
         )
 
@@ -68,8 +69,8 @@ def problem_of(
     return jax.vmap(head)(weights, a, target.transpose(1, 0, 2))
 
 
-def _by_head(matrix: jax.Array, heads: int) -> jax.Array:
-    """(n, heads * width) -> (heads, n, width)."""
+def _by_head(matrix: Float[Array, "n heads_width"], heads: int) -> Float[Array, "heads n width"]:
+    """The columns of each head."""
     return matrix.reshape(matrix.shape[0], heads, -1).transpose(1, 0, 2)
 
 
@@ -83,27 +84,28 @@ def _weights(layer: LoRAAttention) -> tuple[dict[str, jax.Array], dict[str, jax.
         last = jnp.zeros_like(kernel[:1]) if projection.bias is None else projection.bias[...][None]
         weights[name] = _by_head(jnp.concatenate([kernel, last]), layer.heads)
         if projection.b is not None:
+            # The bias is not adapted.
             b[name] = jnp.pad(projection.b[...], ((0, 1), (0, 0)))
     return weights, b, getattr(layer, layer.adapt[0]).scale
 
 
 def _row_problems(layer: LoRAAttention, x: jax.Array) -> LoRAProblem:
-    """As problem_of, for norms alone: starts from the rows of Q, K and V, whatever made them, with
-    identity weights.
-    """
+    """As problem_of, for norms alone: Q, K and V themselves, whatever made them, under W = I."""
 
     def head(q, k, v):
         one = jnp.eye(layer.width, dtype=q.dtype)
         zero = jnp.zeros((1, layer.width), q.dtype)
         weights = AttentionWeights(query=one, key=one, value=one)
         adapters = {"value": Adapter(zero, zero.T)}
-        scale, beta = (jnp.asarray(value, q.dtype) for value in (1.0, layer.width**-0.5))
+        scale = jnp.asarray(1.0, q.dtype)
+        beta = jnp.asarray(layer.width**-0.5, q.dtype)
         return LoRAProblem(q, k, v, v, weights=weights, adapters=adapters, scale=scale, beta=beta)
 
-    return jax.vmap(head, 1)(*(rows[0] for rows in layer.rows(x[None])))
+    q, k, v = (rows[0] for rows in layer.rows(x[None]))
+    return jax.vmap(head, 1)(q, k, v)
 
 
-def norms(model: Layered, tokens: jax.Array) -> tuple[NormReport, ...]:
+def norms(model: Layered, tokens: Int[Array, "b l"]) -> tuple[NormReport, ...]:
     """Gamma, R and the other norms of every layer: one report for each, its entries (B, heads).
 
     Of x W_Q and x W_K as they are; after the normalisation where there is one, and then the norms
@@ -113,26 +115,22 @@ def norms(model: Layered, tokens: jax.Array) -> tuple[NormReport, ...]:
     """
 
     def reports(layer, x):
+        # Query-key normalisation is no product with a W.
         make = _row_problems if layer.normalised else problem_of
         return jax.vmap(lambda x: jax.vmap(norm_report)(make(layer, x)))(x)
 
-    return tuple(
-        reports(block.attention, x)
-        for block, x in zip(model.blocks, model.trace(tokens)[1], strict=True)
-    )
+    read = model.trace(tokens)[1]
+    return tuple(reports(block.attention, x) for block, x in zip(model.blocks, read, strict=True))
 
 
 def cotangents(
-    model: Layered, tokens: jax.Array, loss: Callable[[jax.Array], jax.Array]
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """(x, dloss/d(head outputs)) of every layer, by the model's methods: (B, L, d_model), (B, L,
-    heads, width) each.
-    """
+    model: Layered, tokens: Int[Array, "b l"], loss: Callable[[jax.Array], jax.Array]
+) -> tuple[tuple[Float[Array, "b l d_model"], ...], tuple[Float[Array, "b l heads width"], ...]]:
+    """(x, dloss/d(head outputs)) of every layer, by the model's methods."""
+    # Zeros added to what the heads put out: the loss's gradient in them is the cotangent.
     dtype = model.embedding[...].dtype
-    probes = [
-        jnp.zeros((*tokens.shape, b.attention.heads, b.attention.width), dtype)
-        for b in model.blocks
-    ]
+    layers = [block.attention for block in model.blocks]
+    probes = [jnp.zeros((*tokens.shape, a.heads, a.width), dtype) for a in layers]
 
     def run(probes):
         logits, read = model.trace(tokens, probes)
@@ -142,20 +140,28 @@ def cotangents(
     return read, tuple(grads)
 
 
-def adapter_gradient(layer: LoRAAttention, x: jax.Array, cotangent: jax.Array, method: Any) -> Any:
-    """The layer's own adapters' gradient by a method, from what it reads and the cotangent of its
-    heads' outputs.
+def adapter_gradient(
+    layer: LoRAAttention,
+    x: Float[Array, "b l d_model"],
+    cotangent: Float[Array, "b l heads width"],
+    method: Any,
+) -> Any:
+    """The gradient of the layer's adapters by a method, as an nnx state of their arrays.
+
+    x: what the layer reads; cotangent: of its heads' outputs.
     """
     graphdef, adapters, rest = nnx.split(layer, nnx.LoRAParam, ...)
     back = jax.vjp(lambda a: nnx.merge(graphdef, a, rest).attend(x, method), adapters)[1]
     return back(cotangent)[0]
 
 
+# Both are jitted once for the module, so that later calls find what was compiled.
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _gradient(
     graphdef: Any, params: Any, x: jax.Array, cotangent: jax.Array, method: Any
 ) -> jax.Array:
-    leaves = jax.tree.leaves(adapter_gradient(nnx.merge(graphdef, params), x, cotangent, method))
+    gradient = adapter_gradient(nnx.merge(graphdef, params), x, cotangent, method)
+    leaves = jax.tree.leaves(gradient)
     return jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
 
 
@@ -166,8 +172,8 @@ def _cotangents(graphdef: Any, params: Any, tokens: jax.Array, labels: jax.Array
 
 def gradient_errors(
     model: Layered,
-    tokens: jax.Array,
-    labels: jax.Array,
+    tokens: Int[AnyArray, "b l"],
+    labels: Int[AnyArray, "b ..."],
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     *,
     methods: Sequence[Any],
@@ -183,41 +189,35 @@ def gradient_errors(
     out = []
     for block, x, cotangent in zip(model.blocks, read, cots, strict=True):
         layer = nnx.merge(*nnx.split(block.attention))
-        layer.method = (
-            EXACT  # not used, but part of the graphdef: one compiled program for all layers
-        )
-        exact, *others = (
-            _gradient(*nnx.split(layer), x, cotangent, method) for method in (EXACT, *methods)
-        )
-        out.append(
-            [float(jnp.linalg.norm(other - exact) / jnp.linalg.norm(exact)) for other in others]
-        )
+        # Not used, but part of the graphdef: one compiled program then serves all layers.
+        layer.method = EXACT
+        split = nnx.split(layer)
+        exact, *others = (_gradient(*split, x, cotangent, m) for m in (EXACT, *methods))
+        size = jnp.linalg.norm(exact)
+        out.append([float(jnp.linalg.norm(other - exact) / size) for other in others])
     return out
 
 
 def choose_methods(
     model: Layered,
-    tokens: jax.Array,
-    labels: jax.Array,
+    tokens: AnyArray,
+    labels: AnyArray,
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     *,
     ladder: Sequence[Any],
     tolerance: float,
 ) -> tuple[Any, ...]:
-    """For each layer the first method of the ladder whose `gradient_errors` are within the
-    tolerance, else Exact.
+    """For each layer the first method of the ladder that is within the tolerance, else Exact.
 
-    Order the ladder from cheap to dear; NaN is never within a tolerance. Costs and cached as
-    `gradient_errors`; a model trained with the tuple compiles once for each tuple that it has not
-    had.
+    Within it are the layer's `gradient_errors`; NaN never is. Order the ladder from cheap to dear.
+    Costs as `gradient_errors` does, and is compiled as often; a model trained with the tuple
+    compiles once for each tuple that it has not had.
     Raises ValueError for a tolerance that is not above 0.
     """
     if not tolerance > 0:
-        raise ValueError(f"tolerance: got {tolerance!r}, expected a number above 0")
-    return tuple(
-        next(
-            (method for method, error in zip(ladder, errors, strict=True) if error <= tolerance),
-            EXACT,
-        )
-        for errors in gradient_errors(model, tokens, labels, loss, methods=ladder)
-    )
+        fail("tolerance", repr(tolerance), "a number above 0")
+    chosen = []
+    for errors in gradient_errors(model, tokens, labels, loss, methods=ladder):
+        tried = zip(ladder, errors, strict=True)
+        chosen.append(next((method for method, error in tried if error <= tolerance), EXACT))
+    return tuple(chosen)

@@ -10,8 +10,8 @@ in gradients/sweeps.py.
                 u_j = phi(y_j) C T
                 dy_j = w_j grad_y (u_j . [1, v_j]),   dw_j = u_j . [1, v_j],   dv_j = w_j u_j[1:]
 
-Two sweeps each way over blocks of tokens. What is kept for the way back is the inputs, M, D and the
-output.
+Two sweeps each way over blocks of tokens. What is kept for the way back is the inputs, C M, D and
+the output.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.sampling import sample_rows
+from lora_limits.gradients.methods import Polynomial
 from lora_limits.linalg import dot
 from lora_limits.nn.features import (
     cotangent,
@@ -37,12 +39,20 @@ from lora_limits.nn.features import (
 )
 from lora_limits.polynomial import evaluation, monomials, series
 
+QUERIES = 64  # sampled, for the scores that a series is fitted to
+LEAST_RADIUS = 0.05  # below it a series for exp is not worth fitting
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
-    block: int, c: jax.Array, x: jax.Array, y: jax.Array, w: jax.Array, v: jax.Array
-) -> jax.Array:
-    """Outputs (d_value, n) of queries x (d, n) with P given by its coefficients c (degree + 1,).
+    block: int,
+    c: Float[Array, " g_and_1"],
+    x: Float[Array, "d n"],
+    y: Float[Array, "d s"],
+    w: Float[Array, " s"],
+    v: Float[Array, "dv s"],
+) -> Float[Array, "dv n"]:
+    """Outputs of the queries x, with P given by its coefficients c.
 
     O((n + S) k (1 + d_value)) time, O(k (1 + d_value) + block k) memory besides inputs and outputs.
     NaN where the normaliser is not positive. The derivative in c is taken to be 0.
@@ -53,31 +63,36 @@ def attend(
 def _forward(block, c, x, y, w, v):
     degree = c.shape[0] - 1
     width = y.shape[0]
+    z = with_ones(v) * w[None]
 
-    def keys(m, tile):
+    def add_keys(m, tile):
         y, z = tile
         return m + monomials.products(monomials.by_degree(y, degree), z), None
 
     def queries(x):
+        # [D, D out], then [D, out]
         u = evaluate(m, monomials.by_degree(x, degree))
         return jnp.concatenate([u[:1], normalised(u)])
 
-    z = with_ones(v) * w[None]
+    # M, then C M
     start = jnp.zeros((monomials.count(width, degree), z.shape[0]), x.dtype)
     by_key = min(block, y.shape[1])
+    tiles = (split(y, by_key), split(z, by_key))
+    m = jax.lax.scan(add_keys, start, tiles)[0]
+    m = m * monomials.coefficients(c, width)
+
     by_query = min(block, x.shape[1])
-    m = jax.lax.scan(keys, start, (split(y, by_key), split(z, by_key)))[0] * monomials.coefficients(
-        c, width
-    )
     both = join(jax.lax.map(queries, split(x, by_query)), x.shape[1])
-    return both[1:], (c, x, y, w, v, m, both[0], both[1:])
+    normaliser, out = both[0], both[1:]
+    return out, (c, x, y, w, v, m, normaliser, out)
 
 
-def _backward(block, saved, gout):
-    c, x, y, w, v, m, normaliser, out = saved
+def _backward(block, kept, gout):
+    c, x, y, w, v, m, normaliser, out = kept
     degree = c.shape[0] - 1
     width = y.shape[0]
-    lifted = evaluation.make(m, m.shape[1], width, degree)
+    columns = m.shape[1]
+    lifted = evaluation.make(m, columns, width, degree)
 
     def queries(total, tile):
         x, g = tile
@@ -87,43 +102,60 @@ def _backward(block, saved, gout):
 
     def keys(tile):
         y, one_v, w = tile
-        u, dy = slopes(back, y, monomials.by_degree(y, lower(degree) - 1), one_v * w)
-        return jnp.concatenate([dy, (u * one_v).sum(0, keepdims=True), u[1:] * w])
+        parts = monomials.by_degree(y, lower(degree) - 1)
+        u, dy = slopes(back, y, parts, one_v * w)
+        dw = (u * one_v).sum(0, keepdims=True)
+        dv = u[1:] * w
+        return jnp.concatenate([dy, dw, dv])
 
-    by_key = min(block, y.shape[1])
+    # dx, and T on the way
     by_query = min(block, x.shape[1])
     g = cotangent(gout, out, normaliser)
-    total, dx = jax.lax.scan(queries, jnp.zeros_like(m), (split(x, by_query), split(g, by_query)))
-    back = evaluation.make(total * monomials.coefficients(c, width), m.shape[1], width, degree)
+    tiles = (split(x, by_query), split(g, by_query))
+    total, dx = jax.lax.scan(queries, jnp.zeros_like(m), tiles)
+    # dy, dw and dv, from C T
+    back = evaluation.make(total * monomials.coefficients(c, width), columns, width, degree)
+    by_key = min(block, y.shape[1])
     tiles = (split(y, by_key), split(with_ones(v), by_key), split(w[None], by_key))
     grads = join(jax.lax.map(keys, tiles), y.shape[1])
-    return jnp.zeros_like(c), join(dx, x.shape[1]), grads[:width], grads[width], grads[width + 1 :]
+    dy, dw, dv = grads[:width], grads[width], grads[width + 1 :]
+    return jnp.zeros_like(c), join(dx, x.shape[1]), dy, dw, dv
 
 
 attend.defvjp(_forward, _backward)
 
 
-def coefficients(method, x: jax.Array, y: jax.Array, w: jax.Array) -> jax.Array:
-    """Coefficients of P on the range of the scores, |s| <= max |x_i| max |y_j|: (degree + 1,)."""
+def coefficients(
+    method: Polynomial, x: Float[Array, "d n"], y: Float[Array, "d s"], w: Float[Array, " s"]
+) -> Float[Array, " g_and_1"]:
+    """Coefficients of P on the range of the scores, |s| <= max |x_i| max |y_j|."""
     if method.series == "taylor":
         return series.taylor(method.degree, x.dtype)
+    # Padding has weight 0 and must not stretch the range.
     longest_key = jnp.where(w > 0, (y**2).sum(0), 0).max()
     longest = jnp.sqrt((x**2).sum(0).max() * longest_key)
-    radius = jnp.maximum(longest * (1 + 64 * float(jnp.finfo(x.dtype).eps)), 0.05)
-    scores = jnp.clip(dot(sample_rows(x.T, 64), sample_rows(y.T).T), -radius, radius)
+    # Rounding must not put a score outside of the range.
+    rounding = 64 * float(jnp.finfo(x.dtype).eps)
+    radius = jnp.maximum(longest * (1 + rounding), LEAST_RADIUS)
+
+    scores = dot(sample_rows(x.T, QUERIES), sample_rows(y.T).T)
+    scores = jnp.clip(scores, -radius, radius)
     weights = jnp.broadcast_to(sample_rows(w[:, None]).T, scores.shape)
+    # Weights that are all 0 would be divided by their sum.
     weights = weights + float(jnp.finfo(x.dtype).tiny)
     sample = (scores.reshape(-1), weights.reshape(-1))
     return series.coefficients(method.series, method.degree, radius, sample)
 
 
 def head(
-    method, block: int, q: jax.Array, k: jax.Array, v: jax.Array, exists: jax.Array
-) -> jax.Array:
-    """Outputs of one key head: (n, d), (S, d), (S, d_value), (S,) booleans -> (n, d_value).
-
-    Its centres and its series are constants to the derivative.
-    """
+    method: Polynomial,
+    block: int,
+    q: Float[Array, "n d"],
+    k: Float[Array, "s d"],
+    v: Float[Array, "s dv"],
+    exists: Bool[Array, " s"],
+) -> Float[Array, "n dv"]:
+    """Outputs of one key head. Its centres and its series are constants to the derivative."""
     hold = jax.lax.stop_gradient
     frame = frames.of_rows(hold(q), hold(k), hold(v), exists, method.centred)
     k = k - frame.mu[None]
@@ -131,5 +163,6 @@ def head(
     y = dot(frame.to_y, k.T)
     w = frame.weights(k, exists)
     c = coefficients(method, hold(x), hold(y), hold(w))
+    # Rows of f~ sum to 1: the mean of the values passes unchanged, and errors scale with the rest.
     out: Any = attend(block, c, x, y, w, (v - frame.v_mean[None]).T)
     return out.T + frame.v_mean[None]

@@ -1,19 +1,18 @@
-"""What a training run is fed with: tokens and labels, and batches of them that depend on the step
-alone.
-"""
+"""What a training run is fed with: tokens and labels, in batches that depend on the step alone."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Int
 
 
 class Data(NamedTuple):
-    """tokens: (n, L) int32; labels: (n,) classes, or (n, L) next tokens."""
+    """n examples, int32."""
 
-    tokens: np.ndarray
-    labels: np.ndarray
+    tokens: Int[np.ndarray, "n l"]
+    labels: Int[np.ndarray, "n ..."]  # (n,) classes, or (n, l) next tokens
 
 
 class Splits(Protocol):
@@ -27,9 +26,11 @@ class Splits(Protocol):
 
 
 def batch(data: Data, size: int, seed: int, step: int) -> Data:
-    """The batch of one step, drawn without replacement: a function of (seed, step) alone, so that a
-    run can resume. All the data where there is less than `size`.
+    """The batch of one step, drawn without replacement; all the data where it is less than `size`.
+
+    A function of (seed, step) alone, so that a run can resume.
     """
+    # A generator for each step, rather than one for the run, has no state to keep.
     count = len(data.tokens)
     rows = np.random.default_rng([seed, step]).choice(count, min(size, count), replace=False)
     return Data(data.tokens[rows], data.labels[rows])

@@ -12,20 +12,20 @@ import orbax.checkpoint as ocp
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
+    # Synchronous: what is kept is on disk before the run goes on.
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
 def _numbered(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their place: whatever the tree is made of, orbax sees one flat
-    dictionary.
-    """
+    """The leaves of a tree by their place: whatever it is made of, orbax sees a flat dictionary."""
     return {str(n): leaf for n, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def keep(folder: Path | None, step: int, tree: Any, history: dict[str, Any]) -> None:
-    """Keep the arrays of a tree and a JSON history as of `step`, in place of what was kept before;
-    None: nowhere.
+    """Keeps the arrays of a tree and a JSON history as of `step`, in place of what was kept before.
+
+    folder None: nothing is kept.
     """
     if folder is None:
         return
@@ -40,8 +40,9 @@ def keep(folder: Path | None, step: int, tree: Any, history: dict[str, Any]) -> 
 def restore(
     folder: Path | None, tree: Any, history: dict[str, Any]
 ) -> tuple[int, Any, dict[str, Any]]:
-    """(step, tree, history) as kept last; where nothing was, 0 and what was passed in. Shapes must
-    be the tree's.
+    """(step, tree, history) as kept last; where nothing was, 0 and what was passed in.
+
+    Shapes must be the tree's.
     """
     if folder is None or not folder.exists():
         return 0, tree, history
@@ -57,10 +58,12 @@ def restore(
 
 
 def publish(folder: Path, tree: Any) -> None:
-    """Keep a tree in a folder that appears whole or not at all; if it is there already, it stays as
-    it is.
+    """Keeps a tree in a folder that appears whole or not at all.
+
+    If it is there already, it stays as it is.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its final place, so that the rename stays on one file system.
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         keep(made, 0, tree, {})
@@ -73,5 +76,5 @@ def publish(folder: Path, tree: Any) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Drop what was kept of a run that is over."""
+    """Drops what was kept of a run that is over."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,4 @@
-"""Pretraining and fine-tuning: one loop, resumable, with the gradient held against the exact one
-along the way.
+"""Pretraining and fine-tuning: one loop, resumable, its gradient held against the exact one.
 
 A model is a `Transformer`; its methods give the gradients. Nothing here knows what is learnt: data
 are tokens and labels (`batches`).
@@ -20,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Float, Int
 from rich.progress import track
 
 from lora_limits.gradients.methods import Exact
 from lora_limits.instruments import timing
 from lora_limits.instruments.compiling import quick_jit
+from lora_limits.linalg import AnyArray
 from lora_limits.nn.transformer import Transformer
 from lora_limits.training import batches, checkpoints
 from lora_limits.training.batches import Data, Splits
@@ -35,23 +36,22 @@ EXACT = Exact(512)
 SHOWN = 200  # steps from which a run shows its progress on a terminal
 # Up to so many tokens, what is run a few times costs more to compile well than it gains by it.
 SHORT = 1024
+TINY = 1e-300  # what a norm of 0 is divided by
+# What the history holds, the latter with `watch` only.
+NOTED = ("loss", "seconds", "steps", "test_loss", "accuracy", "methods")
+WATCHED = ("cosine", "error")
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Adam, gradients clipped to norm 1, `rate` reached after a tenth of the steps, then a cosine
-    down to 0.
-
-    seed: of the order of the data. every: steps between evaluations, on the first `tests` held-out
-    sequences.
-    """
+    """Adam, gradients clipped to norm 1, a tenth of the steps to warm up, then a cosine to 0."""
 
     steps: int
     batch: int = 16
-    rate: float = 3e-3
-    seed: int = 0
-    every: int = 50
-    tests: int = 256
+    rate: float = 3e-3  # the largest
+    seed: int = 0  # of the order of the data
+    every: int = 50  # steps between evaluations
+    tests: int = 256  # held-out sequences, the first, of an evaluation
 
 
 def optimiser(recipe: Recipe) -> optax.GradientTransformation:
@@ -61,14 +61,21 @@ def optimiser(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy of classes (B,) or of next tokens (B, L)."""
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1).mean()
+def loss(
+    logits: Float[Array, "*batch classes"], labels: Int[AnyArray, "*batch"]
+) -> Float[Array, ""]:
+    """Mean cross-entropy: *batch is (B,) for classes and (B, L) for next tokens."""
+    log_shares = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)
+    return -log_shares.mean()
 
 
 def loss_of(
-    graphdef: Any, trained: Any, frozen: Any, tokens: jax.Array, labels: jax.Array
-) -> jax.Array:
+    graphdef: Any,
+    trained: Any,
+    frozen: Any,
+    tokens: Int[AnyArray, "b l"],
+    labels: Int[AnyArray, "b ..."],
+) -> Float[Array, ""]:
     """The loss of a split model: `nnx.split(model, what, ...)` gives its first three arguments."""
     return loss(nnx.merge(graphdef, trained, frozen)(tokens), labels)
 
@@ -87,21 +94,21 @@ _compiled: dict[Any, Any] = {}
 
 
 def compiled_step(recipe: Recipe, graphdef: Any, *args: Any) -> Any:
-    """The executable (trained, frozen, state, tokens, labels) -> (trained, state, loss), for `args`
-    such as these.
+    """The executable (trained, frozen, state, tokens, labels) -> (trained, state, loss).
 
-    Compiled once in a process for each graphdef, which holds the methods, each shape of `args` and
-    each optimiser.
+    Compiled once in a process for each graphdef, which holds the methods, each optimiser, and each
+    shape of `args`, which are such as it is called with.
     """
 
     def step(trained, frozen, state, tokens, labels):
-        value, grads = jax.value_and_grad(functools.partial(loss_of, graphdef))(
-            trained, frozen, tokens, labels
-        )
-        with jax.numpy_dtype_promotion("standard"):  # optax multiplies counts by floats
+        value_and_gradient = jax.value_and_grad(functools.partial(loss_of, graphdef))
+        value, grads = value_and_gradient(trained, frozen, tokens, labels)
+        # optax multiplies counts by floats.
+        with jax.numpy_dtype_promotion("standard"):
             updates, state = optimiser(recipe).update(grads, state, trained)
         return optax.apply_updates(trained, updates), state, value
 
+    # Not by jit's own cache, which would keep no handle on the memory that a step asks for.
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args))
     key = (recipe.steps, recipe.rate, graphdef, jax.tree.structure(args), shapes)
     if key not in _compiled:
@@ -110,18 +117,19 @@ def compiled_step(recipe: Recipe, graphdef: Any, *args: Any) -> Any:
 
 
 def _score_of(
-    graphdef: Any, params: Any, tokens: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    graphdef: Any, params: Any, tokens: Int[AnyArray, "b l"], labels: Int[AnyArray, "b ..."]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(loss, accuracy)."""
     logits = nnx.merge(graphdef, params)(tokens)
-    return loss(logits, labels), (logits.argmax(-1).astype(labels.dtype) == labels).mean()
+    right = logits.argmax(-1).astype(labels.dtype) == labels
+    return loss(logits, labels), right.mean()
 
 
 def evaluate(model: Transformer, data: Data, recipe: Recipe) -> dict[str, float]:
-    """Loss and accuracy on the first held-out sequences, in whole batches, by the model's own
-    methods.
-    """
+    """Loss and accuracy on the first sequences, in whole batches, by the model's own methods."""
     graphdef, params = nnx.split(model)
     count = max(min(recipe.tests, len(data.tokens)) // recipe.batch, 1)
+    # Whole batches have one shape, and so one program.
     cuts = [slice(n * recipe.batch, (n + 1) * recipe.batch) for n in range(count)]
     score = _jitted(_score_of, data.tokens.shape[1] <= SHORT)
     scores = [score(graphdef, params, data.tokens[cut], data.labels[cut]) for cut in cuts]
@@ -139,9 +147,7 @@ def with_methods(model: Transformer, methods: Sequence[Any]) -> Transformer:
 
 
 def compare(model: Transformer, data: Data) -> dict[str, float]:
-    """The adapters' gradient by the model's methods against the exact one, as one vector: cosine,
-    relative error.
-    """
+    """Cosine and relative error of the adapters' gradient, as one vector, against the exact one."""
     gradient = _jitted(_gradient_of, data.tokens.shape[1] <= SHORT)
 
     def flat(model: Transformer) -> np.ndarray:
@@ -151,9 +157,11 @@ def compare(model: Transformer, data: Data) -> dict[str, float]:
 
     got = flat(model)
     want = flat(with_methods(model, [EXACT] * len(model.blocks)))
-    size = max(float(np.linalg.norm(want)), 1e-300)
+    # A gradient of zero has a finite error and cosine too.
+    size = max(float(np.linalg.norm(want)), TINY)
+    product = max(float(np.linalg.norm(got)) * size, TINY)
     return {
-        "cosine": float(got @ want / max(float(np.linalg.norm(got)) * size, 1e-300)),
+        "cosine": float(got @ want / product),
         "error": float(np.linalg.norm(got - want) / size),
     }
 
@@ -168,24 +176,21 @@ def train(
     rechoose: Callable[[Transformer, Data], Sequence[Any]] | None = None,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Train the parameters that the filter `what` picks, in place; the rest is not touched. Returns
-    the history.
+    """Trains the parameters that the filter `what` picks, in place; returns the history.
 
-    "loss", "seconds": of every step, compiling and evaluation apart. "steps": where it was
-    evaluated, the last too, and there "test_loss", "accuracy", "methods" (as text) and, with
-    `watch`, "cosine" and "error" of the gradient against the exact one on the next batch. rechoose:
-    (model, batch) -> methods, asked wherever the run is evaluated. "temporary": the most bytes that
-    a step asks for. folder: where the run is kept at each evaluation, before it; a run that was
-    killed goes on from there to the same losses. The folder belongs to this model, task and recipe
-    alone.
+    rechoose: (model, batch) -> methods, asked wherever the run is evaluated. folder: where the run
+    is kept at each evaluation, before it; a run that was killed goes on from there to the same
+    losses. The folder belongs to this model, task and recipe alone.
+
+    The history: "loss", "seconds": of every step, compiling and evaluation apart. "steps": where it
+    was evaluated, the last too, and there "test_loss", "accuracy", "methods" (as text) and, with
+    `watch`, "cosine" and "error" of the gradient against the exact one on the next batch.
+    "temporary": the most bytes that a step asks for.
     """
     graphdef, trained, frozen = nnx.split(model, what, ...)
     state = optimiser(recipe).init(trained)
     used = {}
-    history: dict[str, Any] = {
-        k: [] for k in ("loss", "seconds", "steps", "test_loss", "accuracy", "methods")
-    }
-    history |= {"cosine": [], "error": []} if watch else {}
+    history: dict[str, Any] = {name: [] for name in (*NOTED, *(WATCHED if watch else ()))}
     start, (trained, state), history = checkpoints.restore(folder, (trained, state), history)
     hidden = recipe.steps < SHOWN or not sys.stdout.isatty()
     for step in track(range(start, recipe.steps + 1), "training", disable=hidden, transient=True):
@@ -212,11 +217,11 @@ def train(
 def _note(
     history: dict, step: int, model: Transformer, task: Splits, recipe: Recipe, data: Data | None
 ) -> None:
-    """Adds an evaluation to the history, and a comparison of gradients where there is a batch for
-    it.
-    """
+    """Adds an evaluation to the history, and a comparison of gradients if there is a batch for it."""
     scores = evaluate(model, task.test, recipe)
     noted = {"steps": step, "test_loss": scores["loss"], "accuracy": scores["accuracy"]}
     noted["methods"] = [str(method) for method in model.methods]
-    for name, value in (noted | (compare(model, data) if data is not None else {})).items():
+    if data is not None:
+        noted |= compare(model, data)
+    for name, value in noted.items():
         history[name].append(value)

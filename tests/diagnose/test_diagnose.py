@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
-from lora_limits.diagnose import heads, measure, times
+from lora_limits.diagnose import altered, errors, heads, methods, times
 from lora_limits.diagnose.activations import NAMES, Layer
 from lora_limits.diagnose.adapters import Projection, join
 from lora_limits.instruments.comparing import softmax
@@ -142,19 +142,19 @@ def test_the_error_is_the_largest_relative_frobenius_one():
         "query.b": np.array([[1.0]]),
         "value.a": np.zeros((1, 1)),
     }
-    assert measure.error(exact, exact) == 0
-    assert measure.error(exact | {"query.a": np.array([[3.0, 5.0]])}, exact) == pytest.approx(0.2)
-    assert measure.error(exact | {"value.a": np.ones((1, 1))}, exact) == np.inf
-    assert measure.error(exact | {"query.b": np.array([[np.nan]])}, exact) == np.inf
+    assert errors.error(exact, exact) == 0
+    assert errors.error(exact | {"query.a": np.array([[3.0, 5.0]])}, exact) == pytest.approx(0.2)
+    assert errors.error(exact | {"value.a": np.ones((1, 1))}, exact) == np.inf
+    assert errors.error(exact | {"query.b": np.array([[np.nan]])}, exact) == np.inf
 
 
 def test_noise_is_the_spread_over_the_root_mean_square():
     random = np.random.default_rng(0)
     mean, spread = random.standard_normal(4000), 0.5 * random.standard_normal((8, 4000))
-    assert measure.noise([{"a": mean + s} for s in spread]) == pytest.approx(
+    assert errors.noise([{"a": mean + s} for s in spread]) == pytest.approx(
         0.5 / np.sqrt(1.25), rel=0.02
     )
-    assert measure.noise([{"a": mean}]) is None
+    assert errors.noise([{"a": mean}]) is None
 
 
 def test_the_climb_stops_at_the_first_success_of_each_family(monkeypatch):
@@ -175,19 +175,19 @@ def test_the_climb_stops_at_the_first_success_of_each_family(monkeypatch):
     pays = SimpleNamespace(
         pays_from=lambda problem, method: 99 if isinstance(method, ll.Polynomial) else LENGTH
     )
-    monkeypatch.setattr(measure, "ladder", lambda width, length: rungs)
+    monkeypatch.setattr(methods, "ladder", lambda width, length: rungs)
     monkeypatch.setattr(
-        measure, "arrays", lambda problem, method: ({"a": problem.gradients[method]}, 7)
+        methods, "arrays", lambda problem, method: ({"a": problem.gradients[method]}, 7)
     )
-    monkeypatch.setattr(measure, "exact_arrays", lambda problem: {"a": np.array(1.0)})
+    monkeypatch.setattr(methods, "exact_arrays", lambda problem: {"a": np.array(1.0)})
     problem = heads.make_head(*recording(), 0).problem
     window = SimpleNamespace(weights=problem.weights, x_query=problem.x_query, gradients=off)
     long = SimpleNamespace(gradients=off | {ll.Polynomial(2): 1.3})
-    monkeypatch.setattr(measure, "laid_end_to_end", lambda problems: long)
-    tried = measure.climb([window] * 2, [{"a": np.array(1.0)}] * 2, 0.2, pays)
+    monkeypatch.setattr(methods, "laid_end_to_end", lambda problems: long)
+    tried = methods.climb([window] * 2, [{"a": np.array(1.0)}] * 2, 0.2, pays)
     near = pytest.approx
     assert [
-        (measure.label(t["method"]), t["error"], t["error_longer"], t["within"], t["pays_from"])
+        (methods.label(t["method"]), t["error"], t["error_longer"], t["within"], t["pays_from"])
         for t in tried
     ] == [
         ("Polynomial(1)", 2.0, None, False, None),
@@ -196,12 +196,12 @@ def test_the_climb_stops_at_the_first_success_of_each_family(monkeypatch):
         ("Skeleton(2)", np.inf, None, False, None),
         ("Skeleton(4)", near(0.1), None, True, LENGTH),
     ]
-    assert measure.climb([window], [{"a": np.array(1.0)}], 0.2, pays)[-2]["error_longer"] is None
+    assert methods.climb([window], [{"a": np.array(1.0)}], 0.2, pays)[-2]["error_longer"] is None
 
 
 def test_windows_laid_end_to_end_are_one_text_with_their_own_noise():
     problems = [heads.make_head(*recording(), 0, seed=seed).problem for seed in (1, 2)]
-    long = measure.laid_end_to_end(problems)
+    long = altered.laid_end_to_end(problems)
     assert long.x_key.shape[0] == long.target.shape[0] == 2 * LENGTH
     np.testing.assert_array_equal(long.x_value[LENGTH:], problems[1].x_value)
     # the same text twice: attention over both is attention over one, so output and noise stay what
@@ -213,13 +213,12 @@ def test_windows_laid_end_to_end_are_one_text_with_their_own_noise():
 def test_the_norm_needed_is_where_the_error_crosses_the_tolerance():
     layer, whole = recording(adapted=("query", "value"), scale=0.01)
     problem = heads.make_head(layer, whole, 0).problem
-    factor = measure.scale_needed([problem], ll.Polynomial(1), 0.1)
+    factor = methods.scale_needed([problem], ll.Polynomial(1), 0.1)
     assert 1 / 16 < factor < 1
     for scale, within in ((factor, True), (1.1 * factor, False)):
-        cool = measure.cooled(problem, np.float32(scale))
+        cool = altered.cooled(problem, np.float32(scale))
         assert (
-            measure.error(measure.arrays(cool, ll.Polynomial(1))[0], measure.exact_arrays(cool))
-            <= 0.1
+            errors.error(errors.arrays(cool, ll.Polynomial(1))[0], errors.exact_arrays(cool)) <= 0.1
         ) == within
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import lora_limits as ll
 from lora_limits.cli import main
-from lora_limits.diagnose import adapters, heads, loading, measure
+from lora_limits.diagnose import adapters, heads, loading, methods
 from lora_limits.diagnose.activations import NAMES, find_layers, record
 from lora_limits.instruments.comparing import softmax
 from lora_limits.problem import projections
@@ -148,7 +148,7 @@ def test_an_adapter_goes_through_peft_and_back_with_equal_outputs(kind, made, tm
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_command_leaves_a_table_a_json_and_a_picture(kind, made, tmp_path, capsys, monkeypatch):
     few = {"Polynomial": (ll.Polynomial(1), ll.Polynomial(2)), "Skeleton": (ll.Skeleton(4),)}
-    monkeypatch.setattr(measure, "ladder", lambda width, length: few)
+    monkeypatch.setattr(methods, "ladder", lambda width, length: few)
     text = tmp_path / "text"
     text.write_text(TEXT * 4)
     arguments = ["diagnose", str(made(kind)), "--text", str(text), "--length", "20", "--batch", "2"]

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
-from lora_limits.ledger import command, corrections, definitions, exactness, limits, printing, row
+from lora_limits.ledger import (
+    command,
+    corrections,
+    exactness,
+    limits,
+    operations,
+    printing,
+    row,
+    tensors,
+)
 from lora_limits.polynomial import needed
 from lora_limits.problem import projections
 from tests.support import ROOT, problems
@@ -215,20 +224,20 @@ def test_the_tensor_trick_needs_row_major_vectors():
     for seed, shape in ((1, problems.SELF), (2, problems.CROSS)):
         p = problems.make(seed, shape=shape, reach=2.0)
         t = row.terms(p)
-        kernel = exactness.kronecker_gradient(p.x_query, p.beta * t["K"], t)
+        kernel = tensors.kronecker_gradient(p.x_query, p.beta * t["K"], t)
         np.testing.assert_allclose(kernel, exactness.weight_gradients(p)[0], rtol=1e-9, atol=1e-12)
-        key = exactness.kronecker_gradient(t["Q"], p.beta * p.x_key, t)
+        key = tensors.kronecker_gradient(t["Q"], p.beta * p.x_key, t)
         np.testing.assert_allclose(key.T, exactness.weight_gradients(p)[1], rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(definitions.kronecker_terms(p)[1], t["f"], rtol=1e-10)
+        np.testing.assert_allclose(tensors.kronecker_terms(p)[1], t["f"], rtol=1e-10)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (5, 3), (4, 4)])
 def test_the_transposition_is_a_permutation(rows, columns):
-    t = exactness.transposition(rows, columns)
+    t = tensors.transposition(rows, columns)
     w = np.random.default_rng(rows).normal(size=(rows, columns))
     np.testing.assert_array_equal(t @ w.reshape(-1), w.T.reshape(-1))
     np.testing.assert_array_equal(t @ t.T, np.eye(rows * columns))
-    np.testing.assert_array_equal(exactness.transposition(columns, rows), t.T)
+    np.testing.assert_array_equal(tensors.transposition(columns, rows), t.T)
 
 
 def test_operations_grow_as_counted():
@@ -238,16 +247,16 @@ def test_operations_grow_as_counted():
     counts = [
         f(128)
         for f in (
-            exactness.naive_operations,
-            exactness.dense_operations,
-            exactness.chain_operations,
+            operations.naive_operations,
+            operations.dense_operations,
+            operations.chain_operations,
         )
     ]
-    assert exactness.exponent(exactness.naive_operations, 128) == pytest.approx(3, abs=0.05)
-    assert exactness.exponent(exactness.dense_operations, 512) == pytest.approx(2, abs=0.05)
-    assert exactness.exponent(exactness.chain_operations, 512) == pytest.approx(1, abs=0.02)
+    assert operations.exponent(operations.naive_operations, 128) == pytest.approx(3, abs=0.05)
+    assert operations.exponent(operations.dense_operations, 512) == pytest.approx(2, abs=0.05)
+    assert operations.exponent(operations.chain_operations, 512) == pytest.approx(1, abs=0.02)
     assert counts[0] > 10 * counts[1]
-    assert exactness.dense_operations(4096) > 10 * exactness.chain_operations(4096)
+    assert operations.dense_operations(4096) > 10 * operations.chain_operations(4096)
 
 
 def test_the_exponent_crosses_over_at_sqrt_log_length():

@@ -1,0 +1,149 @@
+"""Which methods are tried on a head, and in which order; and what norms one of them would need."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from lora_limits.diagnose.altered import cooled, laid_end_to_end
+from lora_limits.diagnose.errors import Arrays, arrays, error, exact_arrays
+from lora_limits.diagnose.times import Clock
+from lora_limits.factors import Skeleton, SparseLowRank
+from lora_limits.gradients.methods import Polynomial
+from lora_limits.method import Method
+from lora_limits.polynomial import monomials
+from lora_limits.problem import LoRAProblem
+
+MOST_FEATURES = 8192
+MOST_LONGER = 4096  # tokens of the windows laid end to end
+RANKS = (64, 128)
+ENTRIES = ((32, 32), (64, 64), (96, 96), (128, 128), (256, 256))
+HALVINGS = 6  # of the search for the norm that a head would need
+LEAST_SCALE = 1 / 16
+
+
+def ladder(width: int, length: int) -> dict[str, tuple[Method, ...]]:
+    """The methods that are tried, by family, smallest first. Extended here and nowhere else.
+
+    Polynomials of at most MOST_FEATURES features; skeletons and sparse plus low rank of at most
+    half the tokens, those of all windows that are laid end to end.
+    """
+    degrees = [g for g in range(1, 25) if monomials.count(width, g) <= MOST_FEATURES]
+    ranks = [k for k in RANKS if 2 * k <= length]
+    entries = [(t, k) for t, k in ENTRIES if 2 * (t + k) <= length]
+    return {
+        "Polynomial": tuple(Polynomial(g) for g in degrees),
+        "Skeleton": tuple(Skeleton(k) for k in ranks),
+        "SparseLowRank": tuple(SparseLowRank(t, k) for t, k in entries),
+    }
+
+
+def label(method: Method) -> str:
+    """A method as one would write it: Polynomial(3)."""
+    fields = dataclasses.fields(method)  # pyright: ignore[reportArgumentType]
+    given = {f.name: getattr(method, f.name) for f in fields}
+    # A field without a default is always written, the others where they differ.
+    told = [repr(given[f.name]) for f in fields if given[f.name] != f.default]
+    return f"{type(method).__name__}({', '.join(told)})"
+
+
+def climb(
+    problems: Sequence[LoRAProblem], exact: Sequence[Arrays], tolerance: float, clock: Clock
+) -> list[dict[str, Any]]:
+    """Every method tried, family by family, smallest first, up to the first `within`: good enough.
+
+    Good enough: within the tolerance in every window and, where it pays from longer texts only, on
+    the windows laid end to end too, `error_longer` (None where it was not measured, or there is one
+    window only).
+    """
+    tried = []
+    width = problems[0].weights.query.shape[1]
+    tokens = problems[0].x_query.shape[0]
+    longer = None
+    few = problems[: _joined(tokens)]
+    for family, methods in ladder(width, tokens * len(few)).items():
+        for method in methods:
+            found = [arrays(p, method) for p in problems]
+            worst = max(error(got, want) for (got, _), want in zip(found, exact, strict=True))
+            step = {
+                "family": family,
+                "method": method,
+                "rank": found[0][1],
+                "error": worst,
+                "error_longer": None,
+                "within": worst <= tolerance,
+                "pays_from": None,
+            }
+            tried.append(step)
+            # NaN is inf by now, so that nothing slips through.
+            if worst > tolerance:
+                continue
+            # Times are what a diagnosis waits for: only of what is good enough.
+            step["pays_from"] = clock.pays_from(problems[0], method)
+            if step["pays_from"] > tokens and len(few) > 1:
+                # The rank that is enough here need not be enough there.
+                longer = longer or _with_exact(laid_end_to_end(few))
+                step["error_longer"] = error(arrays(longer[0], method)[0], longer[1])
+                step["within"] = step["error_longer"] <= tolerance
+            if step["within"]:
+                break
+    return tried
+
+
+def _joined(tokens: int) -> int:
+    """How many windows are laid end to end at most."""
+    return max(1, MOST_LONGER // tokens)
+
+
+def _with_exact(problem: LoRAProblem) -> tuple[LoRAProblem, Arrays]:
+    return problem, exact_arrays(problem)
+
+
+def affordable(problem: LoRAProblem, clock: Clock) -> tuple[Method, int]:
+    """(the polynomial of the highest degree that pays here, else the first; where it pays from).
+
+    Polynomials, since theirs is the norm bound of the theorems. A degree pays only where those
+    below it do: one lucky time does not carry it over the exact gradient.
+    """
+    tokens = problem.x_query.shape[0]
+    # Degree 1 is within MOST_FEATURES for any head there is.
+    first, *higher = ladder(problem.weights.query.shape[1], tokens)["Polynomial"]
+    best = first
+    pays = clock.pays_from(problem, first)
+    for method in higher if pays <= tokens else ():
+        if clock.pays_from(problem, method) > tokens:
+            break
+        best = method
+    return best, pays
+
+
+def scale_needed(problems: Sequence[LoRAProblem], method: Method, tolerance: float) -> float | None:
+    """The largest factor on Q and K with which the method is within the tolerance.
+
+    1 at most; None below 1/16. By halving log(factor) HALVINGS times, every window each time.
+    """
+
+    def fits(factor: float) -> bool:
+        for problem in problems:
+            cool = cooled(problem, jnp.asarray(factor, problem.dtype))
+            if error(arrays(cool, method)[0], exact_arrays(cool)) > tolerance:
+                return False
+        return True
+
+    if fits(1.0):
+        return 1.0
+    low = math.log(LEAST_SCALE)
+    high = 0.0
+    if not fits(math.exp(low)):
+        return None
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if fits(math.exp(middle)):
+            low = middle
+        else:
+            high = middle
+    return math.exp(low)
