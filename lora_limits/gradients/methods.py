@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from lora_limits.certificate import bound, floors
 from lora_limits.certificate.terms import Grounds
@@ -84,27 +85,67 @@ class Polynomial(Method):
         split; O(k (1 + d_value + r) + d_model r) numbers cross it, and the result is the same on
         every device.
         """
-        run = plan.make(problem, self, axis)
-        summary = sweeps.summarise(run)
-        setup = fitting.setup(run, summary.moments)
-        limits = floors.make(problem, run.frame, run.columns, *summary.longest)
-        grounds = Grounds(problem, run.frame, run.columns, limits, setup)
-        c = monomials.coefficients(setup.c, run.width)
-        seen = sweeps.visit_queries(run, grounds, summary.moments, summary.m * c)
-        late = {} if seen.back is None else sweeps.visit_keys(run, seen.back * c)
+        narrow = jnp.finfo(problem.dtype).bits < 64
+        gradient, loss, run, setup, told = _sweep(problem, self, axis, certified=not narrow)
+        bounds, normaliser = told or _bounds_of_narrow(problem, self, axis, gradient)
         estimate = None
         if rows is not None and key is not None:
             estimate = error_estimate(
                 problem, run.frame, setup.c, rows=rows, key=key, block=run.block
             )
         return GradientResult(
-            _in_inputs(run, seen, late),
-            seen.loss,
+            gradient,
+            loss,
             rank=run.features,
-            bound=bound.finish(grounds, seen.sums, run.devices),
-            normaliser=seen.sums.certain,
+            bound=bounds,
+            normaliser=normaliser,
             estimate=estimate,
         )
+
+
+def _sweep(problem: LoRAProblem, method: Polynomial, axis: Axis, *, certified: bool):
+    """(gradient, loss, plan, polynomial, (bounds, normaliser) or None): the three sweeps."""
+    run = plan.make(problem, method, axis, certified=certified)
+    summary = sweeps.summarise(run)
+    setup = fitting.setup(run, summary.moments)
+    grounds = None
+    if run.columns is not None:
+        limits = floors.make(problem, run.frame, run.columns, *summary.longest)
+        reach = jnp.maximum(*summary.longest)
+        grounds = Grounds(problem, run.frame, run.columns, limits, setup, reach)
+    c = monomials.coefficients(setup.c, run.width)
+    seen = sweeps.visit_queries(run, grounds, summary.moments, summary.m * c)
+    late = {} if seen.back is None else sweeps.visit_keys(run, seen.back * c)
+    gradient = _in_inputs(run, seen, late)
+    told = None
+    if grounds is not None and seen.sums is not None:
+        bounds = bound.finish(grounds, summary.moments, seen.sums, gradient, run.devices)
+        told = bounds, seen.sums.certain
+    return gradient, seen.loss, run, setup, told
+
+
+def _bounds_of_narrow(problem: LoRAProblem, method: Polynomial, axis: Axis, gradient):
+    """(bounds, normaliser) of a gradient in less than double precision.
+
+    Worst-case rounding of long sums says nothing there. So the gradient of the same numbers is
+    computed and certified in double precision, and the distance between the two, which is known,
+    is added to its bounds.
+    """
+    dtype = problem.dtype
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem)
+        certified, _, _, _, told = _sweep(wide, method, axis, certified=True)
+        assert told is not None
+        bounds, normaliser = told
+
+        def added(bound, x, y):
+            distance = jnp.abs(x.astype(jnp.float64) - y).max()
+            total = bound + jnp.where(jnp.isnan(distance), jnp.inf, distance)
+            # outward, where it is rounded to the precision of the problem
+            return (total * (1 + 2 * float(jnp.finfo(dtype).eps))).astype(dtype)
+
+        bounds = jax.tree.map(added, bounds, gradient, certified)
+        return bounds, normaliser.astype(dtype)
 
 
 def _in_inputs(run: Plan, seen: sweeps.Seen, late: dict) -> dict[str, Adapter]:

@@ -64,7 +64,7 @@ def tables(width: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
 def coefficients(c: jax.Array, width: int) -> jax.Array:
     """The diagonal of C, with psi(x) . C phi(y) = P(x . y), P of coefficients c: (k, 1)."""
     order, multinomial = tables(width, c.shape[0] - 1)
-    return (c[order.astype(int)] * jnp.asarray(multinomial, c.dtype))[:, None]
+    return (c[order.astype(np.int32)] * jnp.asarray(multinomial, c.dtype))[:, None]
 
 
 @functools.lru_cache(maxsize=64)
@@ -108,7 +108,7 @@ def raised(width: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
     low, high = (exponents(width, n)[-1] for n in (degree, degree + 1))
     position = {tuple(a): at for at, a in enumerate(high)}
     index = [[position[tuple(b + e)] for b in low] for e in np.eye(width, dtype=int)]
-    return np.array(index), low.T + 1
+    return np.array(index, np.int32), low.T + 1
 
 
 def products(parts: list[jax.Array], z: jax.Array) -> jax.Array:

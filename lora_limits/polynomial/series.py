@@ -137,7 +137,8 @@ def envelope(
     centre = (edges[1:] + edges[:-1]) / 2
     half = (edges[1:] - edges[:-1]) / 2
     worst = jnp.zeros_like(low)
-    eps = 16 * jnp.finfo(radius.dtype).eps
+    # Horner's rule on absolute values, exp and the subtraction
+    eps = (4 * c.shape[0] + 16) * jnp.finfo(radius.dtype).eps
     for sign in (1.0, -1.0):
         s = sign * centre
         p = c
