@@ -86,6 +86,18 @@ class Sums(NamedTuple):
     largest: Float[Array, ""]  # of what the queries brought: inputs, targets, coordinates
 
 
+class PerQuery(NamedTuple):
+    """What each query may add to the error of each array, its largest entry; by `arrays_of`."""
+
+    truncation: Float[Array, "arrays n"]
+    rounding: Float[Array, "arrays n"]
+
+
+def arrays_of(problem: LoRAProblem) -> tuple[tuple[str, str], ...]:
+    """The gradient arrays, (adapter, half), in order."""
+    return tuple((name, half) for name in problem.adapters for half in HALVES)
+
+
 def zero(problem: LoRAProblem) -> Sums:
     """The sums before the first query."""
     arrays = {name: ADAPTERS[name].zero(problem) for name in problem.adapters}
@@ -93,26 +105,36 @@ def zero(problem: LoRAProblem) -> Sums:
     return Sums(arrays, jnp.asarray(jnp.inf, problem.dtype), nothing, nothing)
 
 
-def add(grounds: Grounds, sums: Sums, visit: Visit, rows: Rows) -> Sums:
+def add(grounds: Grounds, sums: Sums, visit: Visit, rows: Rows) -> tuple[Sums, PerQuery]:
     """Adds a block of queries: one Cauchy-Schwarz for each term of (*)."""
-    at = by_name(rows, names(grounds.problem), column_floors(grounds))
+    problem = grounds.problem
+    at = by_name(rows, names(problem), column_floors(grounds))
     shared = terms.make(grounds, visit, rows, at)
-    arrays = dict(sums.arrays)
-    if "query" in arrays:
-        arrays["query"] = query.add(grounds, arrays["query"], visit, rows, at, shared)
-    if "key" in arrays:
-        arrays["key"] = key.add(grounds, arrays["key"], visit, rows, at, shared)
-    if "value" in arrays:
-        arrays["value"] = value.add(grounds, arrays["value"], visit, rows, at)
+    found = {n: ADAPTERS[n].shares(grounds, visit, rows, at, shared) for n in problem.adapters}
+    # a query with c = 0 and no certified normaliser gives 0 * inf: that is not certified
+    found = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), found)
+    arrays = {
+        name: {
+            half: jax.tree.map(jnp.add, sums.arrays[name][half], found[name][half].sums)
+            for half in HALVES
+        }
+        for name in problem.adapters
+    }
+    each = [found[name][half] for name, half in arrays_of(problem)]
+    per_query = PerQuery(
+        jnp.concatenate([share.truncation for share in each]),
+        jnp.concatenate([share.rounding for share in each]),
+    )
     certain = jnp.where(jnp.isnan(rows.certain), -jnp.inf, rows.certain)
     certain = jnp.where(visit.live > 0, certain, jnp.inf)
     sizes = visit.rounded.length, visit.scale_y, column_norms(visit.x)
-    return Sums(
+    new = Sums(
         arrays,
         jnp.minimum(sums.certain, certain.min()),
         jnp.maximum(sums.score, visit.rounded.score.max()),
         jnp.maximum(sums.largest, jnp.concatenate(sizes).max()),
     )
+    return new, per_query
 
 
 def column_floors(grounds: Grounds) -> dict[str, Array]:
@@ -124,6 +146,18 @@ def column_floors(grounds: Grounds) -> dict[str, Array]:
     }
 
 
+class Parts(NamedTuple):
+    """What bounds the error of one array, entry by entry; everything rounded outward."""
+
+    truncation: Array  # of the polynomial
+    rounding: Array  # of the arithmetic
+    rest: Float[Array, ""]  # the last products, underflow; infinite where nothing is promised
+
+    def certified(self) -> Float[Array, ""]:
+        """The bound of the array: its largest entry."""
+        return (self.truncation + self.rounding).max() + self.rest
+
+
 def finish(
     grounds: Grounds,
     moments: KeyMoments,
@@ -131,9 +165,9 @@ def finish(
     gradient: dict[str, Adapter],
     devices: int = 1,
 ) -> dict[str, Adapter]:
-    """The certified max-norm error of every array: {name: Adapter(a=scalar, b=scalar)}.
+    """{name: Adapter(a=Parts, b=Parts)}, from the sums over the queries of all `devices`.
 
-    sums: over the queries of all `devices`. gradient: what is certified.
+    gradient: what is certified.
     """
     sound = _sound(grounds, moments, sums)
     lost = _lost(grounds, moments, sums, devices)
@@ -144,11 +178,16 @@ def finish(
             worst, rounding = ADAPTERS[name].finish(grounds, half, sums.arrays[name][half])
             # the last products, by the scale
             own = 4 * unit_roundoff(grounds.problem) * jnp.abs(getattr(gradient[name], half)).max()
-            scale = jnp.abs(scalars(grounds.problem)[0])
-            bound = scale * jnp.max(worst + SECOND * rounding) * OUTWARD + own + lost
-            pair.append(jnp.where(sound & ~jnp.isnan(bound), bound, jnp.inf))
+            rest = jnp.where(sound & ~jnp.isnan(own), own + lost, jnp.inf)
+            pair.append(Parts(*outward(grounds.problem, worst, rounding), rest))
         out[name] = Adapter(*pair)
     return out
+
+
+def outward(problem: LoRAProblem, truncation: Array, rounding: Array) -> tuple[Array, Array]:
+    """Both times the scale, and times what makes up for second order and for their own rounding."""
+    scale = jnp.abs(scalars(problem)[0]) * OUTWARD
+    return scale * truncation, scale * SECOND * rounding
 
 
 def _sound(grounds: Grounds, moments: KeyMoments, sums: Sums) -> Bool[Array, ""]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_limits.certificate.row_bounds import Column, Rows
-from lora_limits.certificate.terms import Grounds, Terms, Visit, added
+from lora_limits.certificate.terms import Grounds, Shares, Terms, Visit
 from lora_limits.linalg import column_norms, dot, frobenius
 from lora_limits.problem import LoRAProblem
 
@@ -36,15 +36,10 @@ def zero(problem: LoRAProblem) -> dict[str, Sums]:
     return out
 
 
-def add(
-    grounds: Grounds,
-    sums: dict[str, Sums],
-    visit: Visit,
-    rows: Rows,
-    at: dict[str, Column],
-    terms: Terms,
-) -> dict[str, Sums]:
-    """Adds a block of queries."""
+def shares(
+    grounds: Grounds, visit: Visit, rows: Rows, at: dict[str, Column], terms: Terms
+) -> dict[str, Shares]:
+    """What a block of queries adds to the error of both arrays."""
     frame = grounds.frame
     a = grounds.problem.adapters["key"].a
     q = visit.q
@@ -58,28 +53,35 @@ def add(
     half_a = (jnp.abs(q), nu, size_a, moved)
     half_b = (jnp.abs(dot(a, q)), jnp.abs(dot(a, frame.nu)), size_b, moved * frobenius(a))
     return {
-        half: _add(grounds, sums[half], visit, rows, terms, f"key.{half}", at, *parts)
+        half: _shares(grounds, visit, rows, terms, f"key.{half}", at, *parts)
         for half, parts in (("a", half_a), ("b", half_b))
     }
 
 
-def _add(grounds: Grounds, sums: Sums, visit, rows, terms, name, at, x, nu, size, moved) -> Sums:
+def _shares(grounds, visit, rows, terms, name, at, x, nu, size, moved) -> Shares:
     k = at[name]
     live = visit.live
     # terms of (*) that P and P' share, and a G~ bounded by what G itself can be
     rest = terms.second(k)
     rest = rest + terms.root1**2 * (terms.cn + rows.slack * terms.dc) * terms.fz * k.mean
-    prime = rest + terms.cn * terms.z_prime * k.eta_prime
-    plain = rest + terms.cn * terms.z * k.eta
-    truncation = dot(x + moved, (live * prime)[0]) + nu * (live * plain).sum()
-    rounded = rows.slack * terms.rounded(k, grounds.floors.columns[name])
+    prime = live * (rest + terms.cn * terms.z_prime * k.eta_prime)
+    plain = live * (rest + terms.cn * terms.z * k.eta)
+    size_x = x + moved
+    rounded = live * rows.slack * terms.rounded(k, grounds.floors.columns[name])
     # a rounded query (and its centre) times the row itself
     of_query = 2 * moved * (terms.cn + rows.slack * terms.dc) * terms.fz * k.mean
-    rounding = dot(size, (live * rounded)[0]) + (live * of_query).sum()
-    return added(sums, truncation, rounding)
+    of_query = live * of_query
+    sums = Sums(
+        truncation=dot(size_x, prime[0]) + nu * plain.sum(),
+        rounding=dot(size, rounded[0]) + of_query.sum(),
+    )
+    sigma = grounds.frame.beta * grounds.columns.sigma[name].max()
+    truncation = size_x.max(0, keepdims=True) * prime + nu.max() * plain
+    rounding = size.max(0, keepdims=True) * rounded + of_query
+    return Shares(sums, sigma * truncation, sigma * rounding)
 
 
 def finish(grounds: Grounds, half: str, sums: Sums) -> tuple[Array, Array]:
-    """(truncation, rounding) of every entry, scale not applied."""
+    """(truncation, rounding) of every entry, (1, m): columns alike throughout; scale not applied."""
     sigma = grounds.frame.beta * grounds.columns.sigma[f"key.{half}"].max()
-    return sigma * sums.truncation, sigma * sums.rounding
+    return sigma * sums.truncation[None], sigma * sums.rounding[None]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lora_limits.certificate.rounding import gamma
 from lora_limits.certificate.row_bounds import Column, Rows
-from lora_limits.certificate.terms import Grounds, Terms, Visit, added
+from lora_limits.certificate.terms import Grounds, Shares, Terms, Visit
 from lora_limits.linalg import dot, frobenius
 from lora_limits.problem import LoRAProblem
 
@@ -37,15 +37,10 @@ def zero(problem: LoRAProblem) -> dict[str, Sums]:
     return out
 
 
-def add(
-    grounds: Grounds,
-    sums: dict[str, Sums],
-    visit: Visit,
-    rows: Rows,
-    at: dict[str, Column],
-    terms: Terms,
-) -> dict[str, Sums]:
-    """Adds a block of queries."""
+def shares(
+    grounds: Grounds, visit: Visit, rows: Rows, at: dict[str, Column], terms: Terms
+) -> dict[str, Shares]:
+    """What a block of queries adds to the error of both arrays."""
     problem, floors, sigma = grounds.problem, grounds.floors, grounds.columns.sigma
     adapter = problem.adapters["query"]
     assert visit.dq is not None
@@ -64,30 +59,31 @@ def add(
     half_a = (visit.u, g_a, after_a, d_u, own)
     half_b = (visit.x_in.T, g_b, after_b, jnp.zeros_like(d_u), mixed)
     return {
-        half: _add(grounds, sums[half], visit, rows, terms, f"query.{half}", at, *parts)
+        half: _shares(grounds, visit, rows, terms, f"query.{half}", at, *parts)
         for half, parts in (("a", half_a), ("b", half_b))
     }
 
 
-def _add(grounds: Grounds, sums: Sums, visit, rows, terms, name, at, u, g, after, on_u, rounded):
+def _shares(grounds, visit, rows, terms, name, at, u, g, after, on_u, rounded) -> Shares:
     beta = grounds.frame.beta
     k = at[name]
     live = visit.live
     weight = live * rows.slack
     # eps'[q^o k], then the terms in eps, then a G~
     row = beta * (terms.cn * terms.z_prime * k.eta_prime + terms.second(k)) + terms.root1**2 * g
-    # rounding of the row, of what comes after it
+    row = weight * row
+    # rounding of the row, of what comes after it, of u
     lost = weight * beta * rounded + live * after
+    of_input = live * on_u * g
     size = jnp.abs(u) + on_u
-    return added(
-        sums,
-        dot(size, (weight * row)[0]),
-        dot(size, lost[0]),
-        (live * (on_u * g)).sum(),
-    )
+    sums = Sums(dot(size, row[0]), dot(size, lost[0]), of_input.sum())
+    top = size.max(0, keepdims=True)
+    sigma = grounds.columns.sigma[name].max()
+    return Shares(sums, sigma * top * row, sigma * (top * lost + of_input))
 
 
 def finish(grounds: Grounds, half: str, sums: Sums) -> tuple[Array, Array]:
-    """(truncation, rounding) of every entry, scale not applied."""
+    """(truncation, rounding) of every entry, (n, 1): rows alike throughout; scale not applied."""
     sigma = grounds.columns.sigma[f"query.{half}"].max()
-    return sums.truncation * sigma, (sums.rounding + sums.of_inputs) * sigma
+    rounding = sums.rounding + sums.of_inputs
+    return sums.truncation[:, None] * sigma, rounding[:, None] * sigma

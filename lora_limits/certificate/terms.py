@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_limits.certificate.columns import Columns
@@ -40,6 +39,14 @@ class Visit(NamedTuple):
     scale_y: Float[Array, "1 n"]  # |Y_i| + |v_mean|
     rounded: QueryRounding
     live: Float[Array, "1 n"]  # 1 on tokens not seen before, else 0
+
+
+class Shares(NamedTuple):
+    """What a block of queries may add to the error of one array."""
+
+    sums: Any  # over the queries, by entry: the named sums of the adapter's module
+    truncation: Float[Array, "1 n"]  # of each query, its largest entry
+    rounding: Float[Array, "1 n"]  # the same of rounding
 
 
 class Terms(NamedTuple):
@@ -99,16 +106,3 @@ def make(grounds: Grounds, visit: Visit, rows: Rows, at: dict[str, Column]) -> T
     moved = visit.rounded.score * (7 * cn + 3 * of_w.mean) * of_z.mean
     flat = cn * spread * one.size
     return Terms(*settle(cn, z, z_prime, dc, one.eta, of_z.mean, summed, residual, moved, flat))
-
-
-def added(sums, *terms):
-    """Sums of the same kind with `terms` added, field by field.
-
-    A query with c = 0 and no certified normaliser gives 0 * inf: that is not certified, so infinite.
-    """
-    return type(sums)(
-        *(
-            old + jnp.where(jnp.isnan(new), jnp.inf, new)
-            for old, new in zip(sums, terms, strict=True)
-        )
-    )

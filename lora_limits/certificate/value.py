@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from lora_limits.certificate.rounding import gamma
 from lora_limits.certificate.row_bounds import Column, Rows
-from lora_limits.certificate.terms import Grounds, Visit, added
+from lora_limits.certificate.terms import Grounds, Shares, Terms, Visit
 from lora_limits.linalg import column_norms, dot, frobenius
 from lora_limits.problem import LoRAProblem
 
@@ -112,18 +112,26 @@ def _rounded(grounds: Grounds, visit: Visit, at: dict[str, Column], name: str):
     return sums + 3 * visit.rounded.score * k.mean + one.size**2 * grounds.floors.columns[name]
 
 
-def add(grounds: Grounds, sums: dict, visit: Visit, rows: Rows, at: dict[str, Column]) -> dict:
-    """Adds a block of queries."""
+def shares(
+    grounds: Grounds, visit: Visit, rows: Rows, at: dict[str, Column], terms: Terms
+) -> dict[str, Shares]:
+    """What a block of queries adds to the error of both arrays."""
+    del terms  # (*) is not used here
     # the last additions that make c
     m = column_norms(visit.m)
     d_c = gamma(grounds.problem, 8) * (visit.scale_y + m) + grounds.floors.v_mean
     return {
-        "a": _add_a(grounds, sums["a"], visit, rows, at, d_c),
-        "b": _add_b(grounds, sums["b"], visit, rows, at, d_c),
+        "a": _shares_a(grounds, visit, rows, at, d_c),
+        "b": _shares_b(grounds, visit, rows, at, d_c),
     }
 
 
-def _add_a(grounds: Grounds, sums: SumsA, visit: Visit, rows, at, d_c) -> SumsA:
+def _top(x: Float[Array, "e n"]) -> Float[Array, "1 n"]:
+    """The largest entry of every query."""
+    return x.max(0, keepdims=True)
+
+
+def _shares_a(grounds: Grounds, visit: Visit, rows, at, d_c) -> Shares:
     sigma = grounds.columns.sigma
     live = visit.live
     xv_mean = grounds.frame.xv_mean
@@ -138,21 +146,32 @@ def _add_a(grounds: Grounds, sums: SumsA, visit: Visit, rows, at, d_c) -> SumsA:
     c = jnp.abs(visit.c)
     size = jnp.abs(visit.m_xb)
     centred = jnp.abs(visit.m_xb - dot(b.T, xv_mean)[:, None])
-    cross = x.whole * v_rounded + x_rounded * (v.whole + v_rounded)
-    return added(
+    both = live * x.whole * v.whole
+    cross = live * (x.whole * v_rounded + x_rounded * (v.whole + v_rounded))
+    summed = grounds.setup.gamma
+    sums = SumsA(
+        mean=dot(c, (live * x.shared)[0]),
+        mean_rounding=dot(c, (live * x_rounded)[0]),
+        residual=dot(size, (live * v.shared)[0]),
+        residual_rounding=dot(size, (live * v_rounded)[0]),
+        both=both.sum(),
+        both_rounding=cross.sum(),
+        own=dot(x.own * centred, c.T) + dot(v.own * size, jnp.abs(visit.m).T),
+        own_rounding=summed * dot(live * size, c.T),
+    )
+    # of each query: all of |Dm| and |Dc|, which leaves no part to the entries
+    sx, sv = sigma["value.a"].max(), sigma["v"].max()
+    truncation = sx * _top(c) * x.whole + sv * _top(size) * v.whole
+    rounding = sx * _top(c) * x_rounded + sv * _top(size) * v_rounded
+    rounding = rounding + summed * _top(size) * _top(c)
+    return Shares(
         sums,
-        dot(c, (live * x.shared)[0]),
-        dot(c, (live * x_rounded)[0]),
-        dot(size, (live * v.shared)[0]),
-        dot(size, (live * v_rounded)[0]),
-        (live * x.whole * v.whole).sum(),
-        (live * cross).sum(),
-        dot(x.own * centred, c.T) + dot(v.own * size, jnp.abs(visit.m).T),
-        grounds.setup.gamma * dot(live * size, c.T),
+        live * truncation + sx * sv * both,
+        live * rounding + sx * sv * cross,
     )
 
 
-def _add_b(grounds: Grounds, sums: SumsB, visit: Visit, rows, at, d_c) -> SumsB:
+def _shares_b(grounds: Grounds, visit: Visit, rows, at, d_c) -> Shares:
     sigma = grounds.columns.sigma
     live = visit.live
     a = grounds.problem.adapters["value"].a
@@ -166,18 +185,30 @@ def _add_b(grounds: Grounds, sums: SumsB, visit: Visit, rows, at, d_c) -> SumsB:
     m = jnp.abs(dot(a, visit.m))
     # a bound of |m(x)|, and of |E_f[x]|, for centred x
     size = jnp.minimum(at["value.b"].tilt, at["value.b"].mean + x.whole) + x.whole + x_rounded
+    both = live * v.whole * (size + x.whole)
+    cross = live * (v_rounded * (size + x.whole) + v.whole * x_rounded)
     # the sum over queries of m(x) c~ A^T, for centred x and for its mean
-    summed = grounds.setup.gamma * dot(ca, (live * size)[0])
-    return added(
+    summed = grounds.setup.gamma
+    sums = SumsB(
+        mean=dot(ca, (live * x.whole)[0]) + dot(m, (v.own * size)[0]),
+        mean_rounding=dot(ca, (live * (x_rounded + summed * size))[0]),
+        residual=(live * v.shared).sum(),
+        residual_rounding=(live * v_rounded).sum(),
+        both=both.sum(),
+        both_rounding=cross.sum(),
+        own=dot(m, v.own[0]),
+        own_rounding=summed * dot(ca, live[0]),
+    )
+    # of each query: all of |Dm| and |A Dc|, which leaves no part to the entries
+    sx, sv = sigma["value.b"].max(), sigma["va"].max()
+    mean = jnp.abs(grounds.frame.xv_mean).max()
+    truncation = sx * _top(ca) * x.whole + mean * sv * v.whole
+    rounding = sx * _top(ca) * (x_rounded + summed * size)
+    rounding = rounding + mean * (sv * v_rounded + summed * _top(ca))
+    return Shares(
         sums,
-        dot(ca, (live * x.whole)[0]) + dot(m, (v.own * size)[0]),
-        dot(ca, (live * x_rounded)[0]) + summed,
-        (live * v.shared).sum(),
-        (live * v_rounded).sum(),
-        (live * v.whole * (size + x.whole)).sum(),
-        (live * (v_rounded * (size + x.whole) + v.whole * x_rounded)).sum(),
-        dot(m, v.own[0]),
-        grounds.setup.gamma * dot(ca, live[0]),
+        live * truncation + sx * sv * both,
+        live * rounding + sx * sv * cross,
     )
 
 

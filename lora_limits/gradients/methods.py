@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lora_limits.certificate import bound, floors
+from lora_limits.certificate.row_bounds import Setup
 from lora_limits.certificate.terms import Grounds
 from lora_limits.checks import check_integer, fail
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.estimate.intervals import error_estimate
-from lora_limits.gradients import exact, fitting, plan, sweeps
+from lora_limits.gradients import confidence, exact, fitting, plan, sweeps
 from lora_limits.gradients.plan import Plan
 from lora_limits.linalg import dot
-from lora_limits.method import GradientResult, Method, refuse_rows
+from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial.series import SERIES
 from lora_limits.problem import Adapter, LoRAProblem, scalars
@@ -35,11 +37,9 @@ class Exact(Method):
         if self.block_size is not None:
             check_integer("Exact block_size", self.block_size, 1)
 
-    def solve(
-        self, problem: LoRAProblem, rows: int | None = None, key: jax.Array | None = None
-    ) -> GradientResult:
+    def solve(self, problem: LoRAProblem, sampling: Sampling | None = None) -> GradientResult:
         """As Method.solve; it has no error to estimate."""
-        refuse_rows(self, rows)
+        refuse_sampling(self, sampling)
         if self.block_size is None:
             loss, gradient = exact.dense_gradient(problem)
         else:
@@ -72,11 +72,7 @@ class Polynomial(Method):
             fail("Polynomial series", repr(self.series), f"one of {list(SERIES)}")
 
     def solve(
-        self,
-        problem: LoRAProblem,
-        rows: int | None = None,
-        key: jax.Array | None = None,
-        axis: Axis = None,
+        self, problem: LoRAProblem, sampling: Sampling | None = None, axis: Axis = None
     ) -> GradientResult:
         """Three sweeps over tokens (sweeps.py) and the certificate that rides on the second.
 
@@ -86,26 +82,53 @@ class Polynomial(Method):
         every device.
         """
         narrow = jnp.finfo(problem.dtype).bits < 64
-        gradient, loss, run, setup, told = _sweep(problem, self, axis, certified=not narrow)
-        bounds, normaliser = told or _bounds_of_narrow(problem, self, axis, gradient)
+        run, setup, swept = _sweep(problem, self, axis, sampling, certified=not narrow)
+        gradient, loss, told = swept
+        if told is None:
+            told = _told_of_narrow(problem, self, axis, sampling, gradient)
         estimate = None
-        if rows is not None and key is not None:
+        if sampling is not None:
             estimate = error_estimate(
-                problem, run.frame, setup.c, rows=rows, key=key, block=run.block
+                problem, run.frame, setup.c, rows=sampling.rows, key=sampling.key, block=run.block
             )
         return GradientResult(
             gradient,
             loss,
             rank=run.features,
-            bound=bounds,
-            normaliser=normaliser,
+            bound=told.bound,
+            confident=told.confident,
+            normaliser=told.normaliser,
             estimate=estimate,
         )
 
 
-def _sweep(problem: LoRAProblem, method: Polynomial, axis: Axis, *, certified: bool):
-    """(gradient, loss, plan, polynomial, (bounds, normaliser) or None): the three sweeps."""
+class _Told(NamedTuple):
+    """What is said of a gradient, as in GradientResult."""
+
+    bound: dict[str, Adapter]
+    confident: dict[str, Adapter] | None
+    normaliser: jax.Array
+
+
+class _Swept(NamedTuple):
+    """What three sweeps give."""
+
+    gradient: dict[str, Adapter]
+    loss: jax.Array
+    told: _Told | None
+
+
+def _sweep(
+    problem: LoRAProblem,
+    method: Polynomial,
+    axis: Axis,
+    sampling: Sampling | None,
+    *,
+    certified: bool,
+) -> tuple[Plan, Setup, _Swept]:
+    """The plan, the polynomial, and what the sweeps give."""
     run = plan.make(problem, method, axis, certified=certified)
+    run = run._replace(sampled=certified and sampling is not None)
     summary = sweeps.summarise(run)
     setup = fitting.setup(run, summary.moments)
     grounds = None
@@ -117,15 +140,23 @@ def _sweep(problem: LoRAProblem, method: Polynomial, axis: Axis, *, certified: b
     seen = sweeps.visit_queries(run, grounds, summary.moments, summary.m * c)
     late = {} if seen.back is None else sweeps.visit_keys(run, seen.back * c)
     gradient = _in_inputs(run, seen, late)
-    told = None
-    if grounds is not None and seen.sums is not None:
-        bounds = bound.finish(grounds, summary.moments, seen.sums, gradient, run.devices)
-        told = bounds, seen.sums.certain
-    return gradient, seen.loss, run, setup, told
+    if grounds is None or seen.sums is None:
+        return run, setup, _Swept(gradient, seen.loss, None)
+    parts = bound.finish(grounds, summary.moments, seen.sums, gradient, run.devices)
+    certain = {n: Adapter(x.a.certified(), x.b.certified()) for n, x in parts.items()}
+    sure = None
+    if seen.each is not None and sampling is not None:
+        sure = confidence.confident(
+            problem, run.frame, setup.c, parts, seen.each, gradient, sampling, run.block
+        )
+    told = _Told(certain, sure, seen.sums.certain)
+    return run, setup, _Swept(gradient, seen.loss, told)
 
 
-def _bounds_of_narrow(problem: LoRAProblem, method: Polynomial, axis: Axis, gradient):
-    """(bounds, normaliser) of a gradient in less than double precision.
+def _told_of_narrow(
+    problem: LoRAProblem, method: Polynomial, axis: Axis, sampling: Sampling | None, gradient
+) -> _Told:
+    """What is said of a gradient in less than double precision.
 
     Worst-case rounding of long sums says nothing there. So the gradient of the same numbers is
     computed and certified in double precision, and the distance between the two, which is known,
@@ -134,9 +165,9 @@ def _bounds_of_narrow(problem: LoRAProblem, method: Polynomial, axis: Axis, grad
     dtype = problem.dtype
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem)
-        certified, _, _, _, told = _sweep(wide, method, axis, certified=True)
+        _, _, swept = _sweep(wide, method, axis, sampling, certified=True)
+        told = swept.told
         assert told is not None
-        bounds, normaliser = told
 
         def added(bound, x, y):
             distance = jnp.abs(x.astype(jnp.float64) - y).max()
@@ -144,8 +175,11 @@ def _bounds_of_narrow(problem: LoRAProblem, method: Polynomial, axis: Axis, grad
             # outward, where it is rounded to the precision of the problem
             return (total * (1 + 2 * float(jnp.finfo(dtype).eps))).astype(dtype)
 
-        bounds = jax.tree.map(added, bounds, gradient, certified)
-        return bounds, normaliser.astype(dtype)
+        def of_narrow(bounds):
+            return jax.tree.map(added, bounds, gradient, swept.gradient)
+
+        sure = None if told.confident is None else of_narrow(told.confident)
+        return _Told(of_narrow(told.bound), sure, told.normaliser.astype(dtype))
 
 
 def _in_inputs(run: Plan, seen: sweeps.Seen, late: dict) -> dict[str, Adapter]:

@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     columns: Columns | None  # None where nothing is certified
     block: int
     axis: Axis
+    sampled: bool = False  # whether the certificate is kept query by query
 
     @property
     def degree(self) -> int:

@@ -177,6 +177,7 @@ class Seen(NamedTuple):
     back: Float[Array, "k columns"] | None  # [T, T_V], those of them that the adapters need
     ca: Float[Array, " rv"] | None  # sum of c~ A^T
     sums: bound.Sums | None  # of the certificate
+    each: bound.PerQuery | None  # what it says of each query, where queries are to be sampled
 
 
 def _nothing_seen(plan: Plan) -> Seen:
@@ -184,6 +185,8 @@ def _nothing_seen(plan: Plan) -> Seen:
     adapters = problem.adapters
     r = adapters["value"].a.shape[0] if "value" in adapters else 0
     back = ("key" in adapters) * (1 + plan.value_width) + r
+    arrays = len(bound.arrays_of(problem))
+    nothing = jnp.zeros((arrays, problem.x_query.shape[0]), problem.dtype)
     gradient: dict[str, Any] = {}
     if "query" in adapters:
         gradient["query"] = jax.tree.map(jnp.zeros_like, adapters["query"])
@@ -195,6 +198,7 @@ def _nothing_seen(plan: Plan) -> Seen:
         back=jnp.zeros((plan.features, back), problem.dtype) if back else None,
         ca=jnp.zeros(r, problem.dtype) if r else None,
         sums=None if plan.columns is None else bound.zero(problem),
+        each=None if not plan.sampled else bound.PerQuery(nothing, nothing),
     )
 
 
@@ -249,13 +253,14 @@ def visit_queries(
         total = carry.back
         if total is not None:
             total = total + monomials.products(parts, jnp.concatenate(back))
-        sums = carry.sums
+        sums, each = carry.sums, carry.each
         if grounds is not None and checked is not None and sums is not None:
             at_rows = evaluation.evaluate(checked, t.x, lower)
             scale_y = column_norms(target) + frobenius(frame.v_mean)
             block = _Block(t, dq, c, mean_v, m_xb, scale_y, u[:1], live)
-            sums = _certify(plan, grounds, moments, sums, block, at_rows)
-        return Seen(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums)
+            sums, found = _certify(plan, grounds, moments, sums, block, at_rows)
+            each = None if each is None else _written(each, found, first)
+        return Seen(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums, each)
 
     seen = sweep(problem.x_query.shape[0], plan.block, body, start)
     if seen.sums is None:
@@ -283,7 +288,7 @@ class _Block(NamedTuple):
 
 def _certify(
     plan: Plan, grounds: Grounds, moments: KeyMoments, sums: bound.Sums, block: _Block, values
-) -> bound.Sums:
+) -> tuple[bound.Sums, bound.PerQuery]:
     """Adds a block of queries to the certificate; values: of `row_bounds.polynomials`."""
     problem, frame, t = plan.problem, plan.frame, block.t
     rounded = floors.query_rounding(problem, frame, grounds.floors, t.xq, t.x, moments.reach)
@@ -305,6 +310,16 @@ def _certify(
     )
     rows = row_bounds.rows(grounds.setup, moments, t.x, values, block.d_sum, rounded.score)
     return bound.add(grounds, sums, visit, rows)
+
+
+def _written(each: bound.PerQuery, found: bound.PerQuery, first: jax.Array) -> bound.PerQuery:
+    """`each` with a block of queries written in; a query seen before keeps what it has."""
+
+    def put(old, new):
+        kept = jax.lax.dynamic_slice_in_dim(old, first, new.shape[1], 1)
+        return jax.lax.dynamic_update_slice_in_dim(old, jnp.maximum(kept, new), first, 1)
+
+    return jax.tree.map(put, each, found)
 
 
 def _add_query(plan: Plan, old: Adapter, t: Queries, dx: Float[Array, "d n"]) -> Adapter:

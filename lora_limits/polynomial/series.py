@@ -156,5 +156,7 @@ def envelope(
     # the first cell starts at 0 and is always h0's; its lower edge is never divided by
     safe = jnp.concatenate([low[1:2], low[1:]]) ** power
     h1 = jnp.where(later, jnp.maximum(worst[None, :] - h0[:, None], 0) / safe[None, :], 0).max(1)
-    best = jnp.argmin(h0 + h1 * mean_power)
+    cost = h0 + h1 * mean_power
+    # argmin, which does not lower where double precision is switched on inside a program
+    best = jnp.where(cost <= cost.min(), jnp.arange(CELLS, dtype=jnp.int32), CELLS).min()
     return h0[best], h1[best]
