@@ -155,7 +155,12 @@ class Parts(NamedTuple):
 
     def certified(self) -> Float[Array, ""]:
         """The bound of the array: its largest entry."""
-        return (self.truncation + self.rounding).max() + self.rest
+        return known((self.truncation + self.rounding).max() + self.rest)
+
+
+def known(bound: Float[Array, ""]) -> Float[Array, ""]:
+    """The bound; infinite where it came out as no number, which is to say that nothing is known."""
+    return jnp.where(jnp.isnan(bound), jnp.inf, bound)
 
 
 def finish(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.certificate.bound import Parts, PerQuery, arrays_of, outward
+from lora_limits.certificate.bound import Parts, PerQuery, arrays_of, known, outward
 from lora_limits.coordinates.frame import Frame
 from lora_limits.estimate import coin
 from lora_limits.estimate.betting import mean_bound
@@ -73,8 +73,8 @@ def confident(
         most = (truncation[place] / pi).max()
         lost = COMPUTED * rounding[place][index] * weights
         seen = mean_bound(rows, weights, most, lost, log_chances)
-        seen = jnp.where(jnp.isnan(seen), jnp.inf, seen)
-        return (jnp.minimum(seen, part.truncation) + part.rounding).max() + part.rest
+        truncated = jnp.fmin(seen, part.truncation)
+        return known((truncated + part.rounding).max() + part.rest)
 
     found = {
         (name, half): bound(i, getattr(parts[name], half), getattr(terms[name], half))
