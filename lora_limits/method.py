@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import NamedTuple
 
 import jax
 
@@ -18,9 +18,12 @@ class GradientResult:
 
     gradient: {name: Adapter}, dl/dA and dl/dB. loss: scalar, of the same (approximate) forward.
     rank: k, the width of the factor of f; None for an exact gradient.
-    bound: {name: Adapter of scalars}, certified max-norm error of each array, rounding included;
-    inf where the normaliser could not be certified; None for methods without a guarantee, and for
-    exact ones.
+    bound: {name: Adapter of scalars}, certified max-norm error of each array, rounding included:
+    never below the error, whatever the input. Deterministic; it rests on IEEE arithmetic and on an
+    exp that errs by at most 4 units in the last place (certificate/rounding.py). inf where nothing
+    could be certified; None for methods without a guarantee, and for exact ones.
+    confident: {name: Adapter of scalars}, like `bound`, but it holds with probability 1 - delta
+    over the library's own draws, whatever the problem; much smaller. None unless asked for.
     normaliser: a certified lower bound of min_i D_i / sum_j w_j, the smallest row sum of the
     approximate exp(S) relative to its value at P = 1. Not positive: some row may not be a
     distribution, the gradient is not to be trusted, and the remedy is a higher or an even degree,
@@ -39,10 +42,19 @@ class GradientResult:
     loss: jax.Array
     rank: int | None = dataclasses.field(metadata={"static": True})
     bound: dict[str, Adapter] | None = None
+    confident: dict[str, Adapter] | None = None
     normaliser: jax.Array | None = None
     estimate: dict[str, Adapter] | None = None
     relative_error: dict[str, Adapter] | None = None
     failed: jax.Array | None = None
+
+
+class Sampling(NamedTuple):
+    """Which queries are looked at exactly, for what is said of an error beside a certificate."""
+
+    rows: int  # how many are drawn, with replacement
+    key: jax.Array  # to draw them with; it must not depend on the problem
+    delta: float = 1e-6  # the chance at which `confident` may be wrong
 
 
 class Method:
@@ -51,17 +63,15 @@ class Method:
     Frozen and hashable, so that it can be a static argument of jit.
     """
 
-    def solve(
-        self, problem: LoRAProblem, rows: int | None, key: jax.Array | None
-    ) -> GradientResult:
-        """The gradient of a checked problem; rows, key: as in `gradient`, both or neither None.
+    def solve(self, problem: LoRAProblem, sampling: Sampling | None = None) -> GradientResult:
+        """The gradient of a checked problem.
 
-        Raises ValueError for `rows` where the method has no error to estimate.
+        Raises ValueError for a sampling where the method has no error to estimate.
         """
         raise NotImplementedError
 
 
-def refuse_rows(method: Method, rows: Any) -> None:
+def refuse_sampling(method: Method, sampling: Sampling | None) -> None:
     """Raises ValueError if sampled rows were asked of a method that does not estimate its error."""
-    if rows is not None:
-        fail("rows", f"{rows!r} with {method!r}", "a method whose error is estimated")
+    if sampling is not None:
+        fail("rows", f"{sampling.rows!r} with {method!r}", "a method whose error is estimated")

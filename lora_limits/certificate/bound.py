@@ -1,17 +1,20 @@
 """Certified max-norm bounds on the polynomial gradients, from row moments of the same features.
 
+What is promised: a finite bound is never below the error, rounding included, whatever the input.
+Deterministic, worst case, under the arithmetic of rounding.py; in double precision.
+
 Notation, for one query i
 
     f~_ij = w_j P(s_ij) / D_i          the polynomial's row; P' stands for P in the gradient's kernel
     eps_j = w_j (e^s - P)(s_ij) / D_i  what P leaves out of the row, eps'_j the same for P'
     a     = sum_j eps_j                so that Z_i = sum_j w_j e^s = D_i (1 + a)
     m(z)  = sum_j f~_j z_j             the polynomial's mean of a column z; E_f[z] is the exact one
-    v, k                               centred values, any column of keys; v^o = v - m(v)
-    c~                                 the computed residual; q^o_j = c~ . v^o_j
-    G~    = (1 / D_i) sum_j w_j P'(s_ij) q^o_j k_j      the computed row of the gradient
+    v, k                               values, any column of keys, shifted; v^o = v - m(v)
+    c~                                 m(v) + v_mean - Y; q^o_j = c~ . v^o_j
+    G~    = (1 / D_i) sum_j w_j P'(s_ij) q^o_j k_j      the row of the polynomial's gradient
     G     = Cov_f(c . v, k)                             the exact one
 
-The identity behind every bound, exact:
+The identity behind every bound, exact, whatever v and k were shifted by:
 
     (1 + a) G - G~ = eps'[q^o k] - eps[q^o] E_f[k] + eps[v^o] . Cov_f(v, k).                 (*)
 
@@ -24,40 +27,51 @@ From (*) to a number, in the order of the code:
                  likewise for P with |s|^{g+1} <= R_i |s|^g, R_i >= max_j |s_ij|. With t the largest
                  even number <= g, |s|^g <= s^t (|x||y|)^{g-t}: even powers of s are themselves
                  features, so eta'[z] of a column z >= 0 is read from the degree-t features.
-                 Centred keys give Z_i >= sum_j w_j (Jensen), so only D_i > 0 is needed; where it
-                 cannot be certified the bound is infinite and the result says so.
+                 Z_i >= sum_j w_j exp(x_i . y) with y the weighted mean of the keys (Jensen): it is
+                 computed, as is that of every column, and nothing rests on its being 0. So only
+                 D_i > 0 is needed; where it cannot be certified the bound is infinite.
     terms        Cauchy-Schwarz in each measure, with Z = N3 v, W = N3^-T v for an invertible N3:
                  every term of (*) is bounded by products of the roots of eta[1], eta[|Z|^2],
                  eta[|W|^2], eta[k^2] and E_f[z] <= (1/Z_i) sum_j w_j (P_{t-1} + phi_t(R) s^t) z_j.
     query, key,  The row's bound times what stands on the other side of the array, summed over
-    value        queries: truncation linearly, rounding in squares.
-    here         truncation + LAMBDA sqrt(sum of squares), the largest entry of each array.
+    value        queries, truncation and rounding apart.
+    here         truncation + rounding, the largest entry of each array.
 
-Rounding is bounded by the probabilistic analysis of Higham and Mary (rounding.py): independent
-errors of different queries add in squares, with failure probability below 2 n exp(-LAMBDA^2 / 2)
-< 1e-10 under its model of rounding errors with mean zero. The absolute sums come from radial moments
-sum_j w_j |y_j|^m z_j. The worst case over all roundings would be sqrt(n L) times larger and say
-nothing in float32; the truncation part needs no model. Rounding of the keys is shared by all
-queries, so squares are optimistic for it: the slack in LAMBDA covers that while sqrt(L) is small
-beside LAMBDA n, tested to L = 2048 in float32 and not known to hold near 1e5 where rounding is
-systematic. Centred columns can be made of cancellation, so their own rounding, which is in
-proportion to |x||W| and not to what is left, is counted apart (floors.py).
+Rounding. The scores s^ and weights w^ that the sweeps compute define a softmax f^ of their own;
+(*) is used for f^ with the true columns. What is left is of first order, each with its line:
+
+    floors       f against f^: what rounded queries, keys, weights, balancing move each score by;
+                 what each column's entries are rounded by (`row_bounds.by_name` adds that to every
+                 bound of the column)
+    terms        sums over keys and features: gamma times absolute sums, from radial moments
+                 sum_j w_j |y_j|^m z_j; rounding of c~, through N3; f^ in place of f, in G and in c
+    query, key,  rounding of u_i or Q_i; products after the row; sums over queries
+    value
+
+and what makes all of this void makes the bound infinite: scores rounded by more than 1/100, weights
+near underflow, a gamma that is not small, a D_i near 0 (`_sound`).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lora_limits.certificate import key, query, terms, value
 from lora_limits.certificate.columns import names
-from lora_limits.certificate.rounding import LAMBDA
-from lora_limits.certificate.row_bounds import Rows, by_name
+from lora_limits.certificate.floors import LIGHTEST
+from lora_limits.certificate.rounding import SECOND, unit_roundoff
+from lora_limits.certificate.row_bounds import KeyMoments, Rows, by_name
 from lora_limits.certificate.terms import Grounds, Visit
+from lora_limits.linalg import column_norms, frobenius
 from lora_limits.problem import Adapter, LoRAProblem, scalars
 
+SCORE = 0.01  # the most that a score may be rounded by
+OUTWARD = 1 + 1e-6  # the rounding of the bound's own sums, all of them of non-negative terms
 # What each adapter adds up over queries, and how it ends: zero, add, finish of its module.
 ADAPTERS: dict[str, Any] = {"query": query, "key": key, "value": value}
 HALVES = ("a", "b")
@@ -68,50 +82,140 @@ class Sums(NamedTuple):
 
     arrays: dict[str, dict[str, Any]]  # {adapter: {half: the named sums of its module}}
     certain: Float[Array, ""]  # the smallest certified D_i over the sum of the weights
+    score: Float[Array, ""]  # the most that a score is rounded by
+    largest: Float[Array, ""]  # of what the queries brought: inputs, targets, coordinates
+
+
+class PerQuery(NamedTuple):
+    """What each query may add to the error of each array, its largest entry; by `arrays_of`."""
+
+    truncation: Float[Array, "arrays n"]
+    rounding: Float[Array, "arrays n"]
+
+
+def arrays_of(problem: LoRAProblem) -> tuple[tuple[str, str], ...]:
+    """The gradient arrays, (adapter, half), in order."""
+    return tuple((name, half) for name in problem.adapters for half in HALVES)
 
 
 def zero(problem: LoRAProblem) -> Sums:
     """The sums before the first query."""
     arrays = {name: ADAPTERS[name].zero(problem) for name in problem.adapters}
-    return Sums(arrays, jnp.asarray(jnp.inf, problem.dtype))
+    nothing = jnp.zeros((), problem.dtype)
+    return Sums(arrays, jnp.asarray(jnp.inf, problem.dtype), nothing, nothing)
 
 
-def add(grounds: Grounds, sums: Sums, visit: Visit, rows: Rows) -> Sums:
-    """Adds a block of queries: one Cauchy-Schwarz for each term of (*), rounding in squares."""
-    at = by_name(rows, names(grounds.problem))
+def add(grounds: Grounds, sums: Sums, visit: Visit, rows: Rows) -> tuple[Sums, PerQuery]:
+    """Adds a block of queries: one Cauchy-Schwarz for each term of (*)."""
+    problem = grounds.problem
+    at = by_name(rows, names(problem), column_floors(grounds))
     shared = terms.make(grounds, visit, rows, at)
-    arrays = dict(sums.arrays)
-    if "query" in arrays:
-        arrays["query"] = query.add(grounds, arrays["query"], visit, rows, at, shared)
-    if "key" in arrays:
-        arrays["key"] = key.add(grounds, arrays["key"], visit, rows, at, shared)
-    if "value" in arrays:
-        arrays["value"] = value.add(grounds, arrays["value"], visit, rows, at)
+    found = {n: ADAPTERS[n].shares(grounds, visit, rows, at, shared) for n in problem.adapters}
+    # a query with c = 0 and no certified normaliser gives 0 * inf: that is not certified
+    found = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), found)
+    arrays = {
+        name: {
+            half: jax.tree.map(jnp.add, sums.arrays[name][half], found[name][half].sums)
+            for half in HALVES
+        }
+        for name in problem.adapters
+    }
+    each = [found[name][half] for name, half in arrays_of(problem)]
+    per_query = PerQuery(
+        jnp.concatenate([share.truncation for share in each]),
+        jnp.concatenate([share.rounding for share in each]),
+    )
     certain = jnp.where(jnp.isnan(rows.certain), -jnp.inf, rows.certain)
     certain = jnp.where(visit.live > 0, certain, jnp.inf)
-    return Sums(arrays, jnp.minimum(sums.certain, certain.min()))
+    sizes = visit.rounded.length, visit.scale_y, column_norms(visit.x)
+    new = Sums(
+        arrays,
+        jnp.minimum(sums.certain, certain.min()),
+        jnp.maximum(sums.score, visit.rounded.score.max()),
+        jnp.maximum(sums.largest, jnp.concatenate(sizes).max()),
+    )
+    return new, per_query
 
 
-def finish(grounds: Grounds, sums: Sums, devices: int = 1) -> dict[str, Adapter]:
-    """The certified max-norm error of every array: {name: Adapter(a=scalar, b=scalar)}.
-
-    sums: over the queries of all `devices`.
-    """
-    problem = grounds.problem
-    tokens = devices * (problem.x_query.shape[0] + problem.x_key.shape[0])
-    return {
-        name: Adapter(*(_largest(grounds, sums, name, half, tokens) for half in HALVES))
-        for name in problem.adapters
+def column_floors(grounds: Grounds) -> dict[str, Array]:
+    """Rounding of an entry of every column but "one", in units of its sigma."""
+    floors, columns = grounds.floors, grounds.columns
+    return floors.columns | {
+        "Z": frobenius(columns.n3) * floors.value,
+        "W": frobenius(columns.n3_inverse) * floors.value,
     }
 
 
-def _largest(grounds: Grounds, sums: Sums, name: str, half: str, tokens: int) -> Array:
-    """The bound of one array: its largest entry."""
-    problem = grounds.problem
-    scale, beta = scalars(problem)
-    worst, squares = ADAPTERS[name].finish(grounds, half, sums.arrays[name][half])
-    # what squares and weights lose when they underflow
-    sigma = grounds.columns.sigma[f"{name}.{half}"].max()
-    lost = tokens * LAMBDA * jnp.finfo(problem.dtype).tiny ** 0.5 * (1 + beta) * (1 + sigma)
-    bound = jnp.abs(scale) * (jnp.max(worst + LAMBDA * jnp.sqrt(squares)) + lost)
+class Parts(NamedTuple):
+    """What bounds the error of one array, entry by entry; everything rounded outward."""
+
+    truncation: Array  # of the polynomial
+    rounding: Array  # of the arithmetic
+    rest: Float[Array, ""]  # the last products, underflow; infinite where nothing is promised
+
+    def certified(self) -> Float[Array, ""]:
+        """The bound of the array: its largest entry."""
+        return known((self.truncation + self.rounding).max() + self.rest)
+
+
+def known(bound: Float[Array, ""]) -> Float[Array, ""]:
+    """The bound; infinite where it came out as no number, which is to say that nothing is known."""
     return jnp.where(jnp.isnan(bound), jnp.inf, bound)
+
+
+def finish(
+    grounds: Grounds,
+    moments: KeyMoments,
+    sums: Sums,
+    gradient: dict[str, Adapter],
+    devices: int = 1,
+) -> dict[str, Adapter]:
+    """{name: Adapter(a=Parts, b=Parts)}, from the sums over the queries of all `devices`.
+
+    gradient: what is certified.
+    """
+    sound = _sound(grounds, moments, sums)
+    lost = _lost(grounds, moments, sums, devices)
+    out = {}
+    for name in grounds.problem.adapters:
+        pair = []
+        for half in HALVES:
+            worst, rounding = ADAPTERS[name].finish(grounds, half, sums.arrays[name][half])
+            # the last products, by the scale
+            own = 4 * unit_roundoff(grounds.problem) * jnp.abs(getattr(gradient[name], half)).max()
+            rest = jnp.where(sound & ~jnp.isnan(own), own + lost, jnp.inf)
+            pair.append(Parts(*outward(grounds.problem, worst, rounding), rest))
+        out[name] = Adapter(*pair)
+    return out
+
+
+def outward(problem: LoRAProblem, truncation: Array, rounding: Array) -> tuple[Array, Array]:
+    """Both times the scale, and times what makes up for second order and for their own rounding."""
+    scale = jnp.abs(scalars(problem)[0]) * OUTWARD
+    return scale * truncation, scale * SECOND * rounding
+
+
+def _sound(grounds: Grounds, moments: KeyMoments, sums: Sums) -> Bool[Array, ""]:
+    """Whether the first-order analysis holds: nothing that it takes for small is not."""
+    small = grounds.setup.gamma * grounds.floors.from_x < 1e-3
+    scores = sums.score <= SCORE
+    weights = moments.lightest >= math.exp(LIGHTEST)
+    return small & scores & weights & (sums.certain > 1e-30)
+
+
+def _lost(grounds: Grounds, moments: KeyMoments, sums: Sums, devices: int) -> Float[Array, ""]:
+    """What operations that underflow may lose in all.
+
+    Each loses at most the smallest normal number, and is then multiplied by no more than eight of
+    the factors below and the features of one query and one key.
+    """
+    problem, frame, columns = grounds.problem, grounds.frame, grounds.columns
+    scale, beta = (jnp.abs(x) for x in scalars(problem))
+    matrices = [frame.to_x, frame.to_y, columns.n3, columns.n3_inverse, frame.nu, frame.xv_mean]
+    matrices += jax.tree.leaves((problem.weights, problem.adapters))
+    sizes = [frobenius(x) for x in matrices] + [scale, beta, 1 / beta, sums.largest, grounds.reach]
+    largest = jnp.maximum(jnp.stack(sizes).max(), 1)
+    features = ((1 + sums.largest) * (1 + moments.reach)) ** (2 * grounds.setup.degree)
+    tokens = devices * (problem.x_query.shape[0] + problem.x_key.shape[0])
+    operations = 1e6 * tokens
+    return operations * float(jnp.finfo(problem.dtype).tiny) * largest**8 * features

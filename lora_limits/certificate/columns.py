@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.certificate.rounding import inner_rounding, projection_rounding
+from lora_limits.certificate.rounding import gamma, inner_rounding, projection_rounding
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.blocks import Keys
 from lora_limits.coordinates.collectives import Axis
@@ -63,19 +63,36 @@ def _key_columns(problem: LoRAProblem, xk, k, xk_b, xv, v, xv_b) -> dict[str, ja
     return out
 
 
-def measure(
-    problem: LoRAProblem, columns: Columns, t: Keys, k: Float[Array, "d n"]
-) -> Float[Array, "columns n"]:
-    """The non-negative columns of a block of tokens, by `names`; k: its centred keys."""
+class Measured(NamedTuple):
+    """The columns of a block of tokens."""
+
+    squares: Float[Array, "columns n"]  # z, by `names`
+    sums: dict[str, jax.Array]  # {name: (entries,)} sum_j w_j k_j of each column, over sigma
+
+
+def measure(problem: LoRAProblem, columns: Columns, t: Keys, k: Float[Array, "d n"]) -> Measured:
+    """The non-negative columns of a block of tokens, and their weighted sums; k: centred keys."""
     table = _key_columns(problem, t.xk, k, t.xk_b, t.xv, t.v, t.xv_b)
+    scaled = {name: x / columns.sigma[name][:, None] for name, x in table.items()}
     one = jnp.ones_like(t.w)
     z = down(dot(columns.n3, t.v) ** 2)
     w = down(dot(columns.n3_inverse, t.v) ** 2)
-    shared = [
-        ((table[name] / columns.sigma[name][:, None]) ** 2).max(0)[None]
-        for name in names(problem)[len(FIXED) :]
-    ]
-    return jnp.concatenate([one, z, w, *shared])
+    order = names(problem)[len(FIXED) :]
+    shared = [(scaled[name] ** 2).max(0)[None] for name in order]
+    sums = {name: dot(x, t.w.T)[:, 0] for name, x in scaled.items()}
+    return Measured(jnp.concatenate([one, z, w, *shared]), sums)
+
+
+def zero_sums(columns: Columns) -> dict[str, jax.Array]:
+    """The sums of `measure` over no token."""
+    return {name: jnp.zeros_like(sigma) for name, sigma in columns.sigma.items()}
+
+
+def offsets(problem: LoRAProblem, sums: dict[str, jax.Array]) -> Float[Array, " columns"]:
+    """max over entries of |sum_j w_j k_j| / sigma of every column, by `names`; 0 for the fixed."""
+    nothing = jnp.zeros((), problem.dtype)
+    found = [jnp.abs(sums[name]).max() for name in names(problem)[len(FIXED) :]]
+    return jnp.stack([nothing] * len(FIXED) + found)
 
 
 def make(problem: LoRAProblem, sample: Sample, axis: Axis = None) -> Columns:
@@ -113,9 +130,11 @@ def entry_rounding(problem: LoRAProblem, key_reach, value_reach) -> dict[str, ja
         out["query.a"] = key
         out["query.b"] = 2 * key * frobenius(adapters["query"].a)
     if "key" in adapters:
-        out["key.a"] = 2 * inner_rounding(problem, "key") * key_reach
+        out["key.a"] = 3 * inner_rounding(problem, "key") * key_reach
+        out["key.b"] = gamma(problem, 4) * key_reach
     if "value" in adapters:
-        out["value.a"] = inner_rounding(problem, "value") * value_reach
+        out["value.a"] = 3 * inner_rounding(problem, "value") * value_reach
+        out["value.b"] = gamma(problem, 4) * value_reach
         out["v"] = value
         out["va"] = 2 * value * frobenius(adapters["value"].a)
     return out

@@ -1,4 +1,7 @@
-"""Rounding of the projected tokens, in proportion to |x||W|: what centring by cancellation leaves."""
+"""Rounding of the tokens themselves: columns, scores, weights; all in proportion to |x||W|.
+
+Centred columns can be made of cancellation, so their rounding is not in proportion to what is left.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_limits.certificate.columns import Columns, entry_rounding
-from lora_limits.certificate.rounding import projection_rounding, unit_roundoff
+from lora_limits.certificate.rounding import (
+    EXP_ULP,
+    gamma,
+    projection_rounding,
+    projection_size,
+    unit_roundoff,
+)
 from lora_limits.coordinates.frame import Frame
 from lora_limits.linalg import column_norms, dot, frobenius, row_norms
 from lora_limits.problem import LoRAProblem
+
+LIGHTEST = -600.0  # the least log-weight for which anything is promised; exp of it is far from 0
 
 
 class Floors(NamedTuple):
@@ -23,13 +34,16 @@ class Floors(NamedTuple):
     value: Float[Array, ""]  # of a centred value
     v_mean: Float[Array, ""]  # of v_mean
     query: Float[Array, ""]  # of a query, over |x|
-    mixing: Float[Array, ""]  # (K A^T) from independent errors in K: root of A^2 sigma^2 over sigma
+    defect: Float[Array, ""]  # |to_x^T to_y - beta I|: scores that the balancing changes
+    keys: Float[Array, ""]  # the longest centred key
+    from_x: Float[Array, ""]  # what rounding grows by on the way from dx to dQ, over beta sigma
+    from_x_a: Float[Array, ""]  # the same to dQ A^T, read from the column of dQ
 
 
 class QueryRounding(NamedTuple):
-    """Rounding that a block of queries brings along, first order in epsilon."""
+    """Rounding that a block of queries brings along."""
 
-    score: Float[Array, "1 n"]  # of every score of the query
+    score: Float[Array, "1 n"]  # of every score of the query, against all the others
     query: Float[Array, "1 n"]  # of the query itself
     length: Float[Array, "1 n"]  # of its inputs, centred, and of their centre
 
@@ -41,18 +55,33 @@ def make(problem: LoRAProblem, frame: Frame, columns: Columns, key_reach, value_
     """
     entries = entry_rounding(problem, key_reach, value_reach)
     per_value = projection_rounding(problem, "value")
-    mixing = jnp.ones((), problem.dtype)
+    eye = jnp.eye(frame.nu.shape[0], dtype=problem.dtype)
+    sizes = frobenius(frame.to_x) * frobenius(frame.to_y)
+    # nothing bounds the error of the decomposition behind the balancing, so it is measured
+    defect = frobenius(dot(frame.to_x.T, frame.to_y) - frame.beta * eye)
+    defect = defect + gamma(problem, frame.nu.shape[0] + 2) * (sizes + frame.beta)
+    keys = projection_size(problem, "key") * key_reach
+    from_x = from_x_a = jnp.ones((), problem.dtype)
     if "query" in problem.adapters:
+        entries["query.a"] = entries["query.a"] + defect / frame.beta * keys
         a = problem.adapters["query"].a
-        spread = jnp.sqrt(dot(a**2, columns.sigma["query.a"] ** 2))
-        mixing = (spread / columns.sigma["query.b"]).max()
+        entries["query.b"] = entries["query.b"] + defect / frame.beta * keys * frobenius(a)
+        # |to_x||y_j| may exceed beta |k_j|, entry by entry, by the condition of the balancing
+        sigma = columns.sigma["query.a"]
+        grown = frobenius(frame.to_y) * frobenius(sigma) / frame.beta
+        from_x = grown * column_norms(frame.to_x).max() / sigma.max()
+        through_a = column_norms(dot(frame.to_x, a.T)).max()
+        from_x_a = grown * through_a / columns.sigma["query.b"].max()
     return Floors(
         columns={name: v / columns.sigma[name].min() for name, v in entries.items()},
         key=projection_rounding(problem, "key") * key_reach,
         value=per_value * value_reach,
         v_mean=per_value * frobenius(frame.xv_mean),
         query=projection_rounding(problem, "query"),
-        mixing=mixing,
+        defect=defect,
+        keys=keys,
+        from_x=jnp.maximum(from_x, 1),
+        from_x_a=from_x_a,
     )
 
 
@@ -66,15 +95,19 @@ def query_rounding(
 ) -> QueryRounding:
     """xq: inputs; x: the same in the frame's coordinates; reach: the longest key in them.
 
-    Log-weights are scores against nu, so their rounding is part of that of the scores.
+    What all scores of a query have in common moves no weight of f, and is not counted.
     """
     length = row_norms(xq - frame.q_shift[None])[None] + frobenius(frame.q_shift)
     norm = column_norms(x)
-    # what a rounded query, a rounded key and a rounded log-weight each move s_ij by
+    # what a rounded query (and its centre), a rounded key and its weight each move s_ij by
     of_query = floors.query * length
-    by_query = frobenius(frame.to_x) * of_query * reach
+    by_query = 2 * frobenius(frame.to_x) * of_query * reach
     by_key = frobenius(frame.to_y) * floors.key * norm
     by_weight = 2 * frame.beta * frobenius(frame.nu) * floors.key
-    # and the inner product of d terms itself
-    by_product = 2 * x.shape[0] ** 0.5 * unit_roundoff(problem) * norm * reach
-    return QueryRounding(by_query + by_key + by_weight + by_product, of_query, length)
+    # the exponential, and the subtraction before it, of a log-weight down to LIGHTEST
+    by_weight = by_weight + unit_roundoff(problem) * (2 * EXP_ULP - 2 * LIGHTEST)
+    # the inner product of d terms, and balancing that does not quite cancel
+    by_product = gamma(problem, 2 * x.shape[0]) * norm * reach
+    by_balance = floors.defect * projection_size(problem, "query") * length * floors.keys
+    score = by_query + by_key + by_weight + by_product + by_balance
+    return QueryRounding(score, of_query, length)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_limits.certificate.row_bounds import Column, Rows
-from lora_limits.certificate.terms import Grounds, Terms, Visit, added
-from lora_limits.linalg import dot, frobenius
+from lora_limits.certificate.terms import Grounds, Shares, Terms, Visit
+from lora_limits.linalg import column_norms, dot, frobenius
 from lora_limits.problem import LoRAProblem
 
 
@@ -23,7 +23,7 @@ class Sums(NamedTuple):
     """Sums over queries for one array, whose second index is that of x; in units of sigma."""
 
     truncation: Float[Array, " m"]  # sum_i |x_i| (terms in eps') + |nu| (terms in eps)
-    squares: Float[Array, " m"]  # sum_i x_i^2 (rounding)^2
+    rounding: Float[Array, " m"]  # sum_i |x_i| (rounding of the row) + (rounding of x_i) |G_i|
 
 
 def zero(problem: LoRAProblem) -> dict[str, Sums]:
@@ -36,49 +36,52 @@ def zero(problem: LoRAProblem) -> dict[str, Sums]:
     return out
 
 
-def add(
-    grounds: Grounds,
-    sums: dict[str, Sums],
-    visit: Visit,
-    rows: Rows,
-    at: dict[str, Column],
-    terms: Terms,
-) -> dict[str, Sums]:
-    """Adds a block of queries."""
+def shares(
+    grounds: Grounds, visit: Visit, rows: Rows, at: dict[str, Column], terms: Terms
+) -> dict[str, Shares]:
+    """What a block of queries adds to the error of both arrays."""
+    frame = grounds.frame
     a = grounds.problem.adapters["key"].a
     q = visit.q
-    nu = grounds.frame.nu
     assert q is not None
-    # dK A^T from independent errors in dK: larger than from a common one
-    independent = jnp.sqrt(dot(a**2, (jnp.abs(q) + jnp.abs(nu)[:, None]) ** 2))
-    x_b = dot(a, q)
-    nu_b = dot(a, nu)
-    size_a = jnp.abs(q) + jnp.abs(nu)[:, None]
-    size_b = jnp.maximum(jnp.abs(x_b) + jnp.abs(nu_b)[:, None], independent)
-    half_a = (q, nu, size_a, visit.rounded.query)
-    half_b = (x_b, nu_b, size_b, visit.rounded.query * frobenius(a))
+    nu = jnp.abs(frame.nu)
+    # dK comes from dy by to_y^T: entries of to_y^T x_i in absolute values, over beta
+    through_y = column_norms(frame.to_y).T / frame.beta * column_norms(visit.x)
+    size_a = jnp.abs(q) + through_y + nu[:, None]
+    size_b = dot(jnp.abs(a), size_a)
+    moved = visit.rounded.query
+    half_a = (jnp.abs(q), nu, size_a, moved)
+    half_b = (jnp.abs(dot(a, q)), jnp.abs(dot(a, frame.nu)), size_b, moved * frobenius(a))
     return {
-        half: _add(grounds, sums[half], visit, rows, terms, f"key.{half}", at, *parts)
+        half: _shares(grounds, visit, rows, terms, f"key.{half}", at, *parts)
         for half, parts in (("a", half_a), ("b", half_b))
     }
 
 
-def _add(grounds: Grounds, sums: Sums, visit, rows, terms, name, at, x, nu, size, moved) -> Sums:
+def _shares(grounds, visit, rows, terms, name, at, x, nu, size, moved) -> Shares:
     k = at[name]
     live = visit.live
     # terms of (*) that P and P' share, and a G~ bounded by what G itself can be
     rest = terms.second(k)
     rest = rest + terms.root1**2 * (terms.cn + rows.slack * terms.dc) * terms.fz * k.mean
-    prime = rest + terms.cn * terms.z_prime * k.eta_prime
-    plain = rest + terms.cn * terms.z * k.eta
-    truncation = dot(jnp.abs(x), (live * prime)[0]) + jnp.abs(nu) * (live * plain).sum()
-    rounded = terms.rounded(k, grounds.floors.columns.get(name, 0.0))
-    squares = dot(size**2, (live * rounded**2)[0])
-    squares = squares + (live * (moved * terms.cn * terms.fz * k.mean) ** 2).sum()
-    return added(sums, truncation, squares)
+    prime = live * (rest + terms.cn * terms.z_prime * k.eta_prime)
+    plain = live * (rest + terms.cn * terms.z * k.eta)
+    size_x = x + moved
+    rounded = live * rows.slack * terms.rounded(k, grounds.floors.columns[name])
+    # a rounded query (and its centre) times the row itself
+    of_query = 2 * moved * (terms.cn + rows.slack * terms.dc) * terms.fz * k.mean
+    of_query = live * of_query
+    sums = Sums(
+        truncation=dot(size_x, prime[0]) + nu * plain.sum(),
+        rounding=dot(size, rounded[0]) + of_query.sum(),
+    )
+    sigma = grounds.frame.beta * grounds.columns.sigma[name].max()
+    truncation = size_x.max(0, keepdims=True) * prime + nu.max() * plain
+    rounding = size.max(0, keepdims=True) * rounded + of_query
+    return Shares(sums, sigma * truncation, sigma * rounding)
 
 
 def finish(grounds: Grounds, half: str, sums: Sums) -> tuple[Array, Array]:
-    """(truncation, sum of squares of rounding) of every entry, scale not applied."""
+    """(truncation, rounding) of every entry, (1, m): columns alike throughout; scale not applied."""
     sigma = grounds.frame.beta * grounds.columns.sigma[f"key.{half}"].max()
-    return sigma * sums.truncation, sigma**2 * sums.squares
+    return sigma * sums.truncation[None], sigma * sums.rounding[None]

@@ -1,7 +1,15 @@
-"""Units of rounding: how far a computed sum or projection may be from the true one.
+"""Rounding, worst case: how far a computed sum, product or projection may be from the true one.
 
-The model is that of Higham and Mary (SIAM J. Sci. Comput. 41, 2019): a sum of n rounded terms errs
-by at most LAMBDA sqrt(n) u times the sum of absolute values, u the unit roundoff; see bound.py.
+What is assumed of the arithmetic, and tested on the backend in use:
+
+    IEEE double precision, rounded to nearest; sums in any order, products fused into them or not:
+    a sum of n terms errs by at most gamma_n = n u / (1 - n u) times the sum of absolute values,
+    u = 2^-53.
+    exp errs by at most EXP_ULP units in the last place.
+    An operation that underflows loses at most the smallest normal number (`lost` in bound.py).
+
+Nothing is assumed of how errors are distributed. Everything here is of first order; SECOND covers
+the products of two errors, as long as no error is above a thousandth (bound.py sees to that).
 """
 
 from __future__ import annotations
@@ -12,41 +20,52 @@ import jax.numpy as jnp
 from lora_limits.linalg import frobenius
 from lora_limits.problem import LoRAProblem, scalars
 
-LAMBDA = 8.0
+EXP_ULP = 4
+SECOND = 1.05
 
 
 def unit_roundoff(problem: LoRAProblem) -> float:
-    """LAMBDA u: what one operation may err by, relative to its result."""
-    return LAMBDA * float(jnp.finfo(problem.dtype).eps) / 2
+    """u: what one operation may err by, relative to its result."""
+    return float(jnp.finfo(problem.dtype).eps) / 2
 
 
-def rounding_unit(problem: LoRAProblem, k: int, degree: int, block: int, devices: int = 1) -> float:
-    """gamma = LAMBDA sqrt(n) u, n the longest chain of operations behind a moment or its evaluation.
+def gamma(problem: LoRAProblem, n: int) -> float:
+    """gamma_n: what a sum of n rounded terms may err by, relative to the sum of absolute values."""
+    part = n * unit_roundoff(problem)
+    return part / (1 - part) if part < 0.5 else float("inf")
 
-    problem: what one of the `devices` holds. k: features.
+
+def sum_rounding(problem: LoRAProblem, k: int, degree: int, block: int, devices: int = 1) -> float:
+    """gamma of the longest chain of operations between the tokens and an entry of the gradient.
+
+    Features of a token, a sum over tokens (in blocks, over blocks, over devices), an evaluation
+    through k features, and for keys a second sum and a second evaluation.
+    problem: what one of the `devices` holds.
     """
     d = problem.weights.query.shape[1]
     dv = problem.weights.value.shape[1]
     longest = max(problem.x_query.shape[0], problem.x_key.shape[0])
-    # a moment is summed over a block, then over blocks, then over devices
     over_tokens = min(block, longest) + -(-longest // block) + (devices - 1)
-    n = over_tokens + k + 4 * degree + 4 * d + 2 * dv + 32
-    return n**0.5 * unit_roundoff(problem)
+    return gamma(problem, 2 * (over_tokens + k + 4 * degree + 4 * d + 2 * dv + 32))
 
 
-def projection_rounding(problem: LoRAProblem, name: str) -> jax.Array:
-    """Rounding of a row of x (W* + s B A) for |x| = 1: ()."""
-    weight = getattr(problem.weights, name)
-    size = frobenius(weight)
-    n = weight.shape[0] + 2 * weight.shape[1] + 16
+def projection_size(problem: LoRAProblem, name: str) -> jax.Array:
+    """>= the 2-norm of a row of x (W* + s B A) for |x| = 1: ()."""
+    size = frobenius(getattr(problem.weights, name))
     if name in problem.adapters:
         a, b = problem.adapters[name].a, problem.adapters[name].b
         size = size + jnp.abs(scalars(problem)[0]) * frobenius(a) * frobenius(b)
-        n = n + a.shape[0]
-    return unit_roundoff(problem) * n**0.5 * size
+    return size
+
+
+def projection_rounding(problem: LoRAProblem, name: str) -> jax.Array:
+    """Rounding of a row of x (W* + s B A), in the 2-norm, for |x| = 1: ()."""
+    d_in, d = getattr(problem.weights, name).shape
+    r = problem.adapters[name].a.shape[0] if name in problem.adapters else 0
+    return gamma(problem, d_in + 2 * d + r + 16) * projection_size(problem, name)
 
 
 def inner_rounding(problem: LoRAProblem, name: str) -> jax.Array:
-    """Rounding of a row of x B for |x| = 1: ()."""
+    """Rounding of a row of x B, in the 2-norm, for |x| = 1: ()."""
     b = problem.adapters[name].b
-    return unit_roundoff(problem) * b.shape[0] ** 0.5 * frobenius(b)
+    return gamma(problem, b.shape[0] + 4) * frobenius(b)

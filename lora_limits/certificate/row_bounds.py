@@ -32,8 +32,11 @@ class KeyMoments(NamedTuple):
     top: Float[Array, "top columns"]  # sum_j w |y|^{g-t} phi(y) z, phi of degree t
     radial: Float[Array, "powers columns"]  # sum_j w |y|^m z, m = 0 .. g
     second: Float[Array, "d d"]  # sum_j w y y^T
+    mean: Float[Array, " d"]  # sum_j w y
+    offset: Float[Array, " columns"]  # max over entries of |sum_j w k| / sigma of every column
     reach: Float[Array, ""]  # max_j |y_j|
     box: Float[Array, " d"]  # max_j |y_j| by coordinate
+    lightest: Float[Array, ""]  # min_j w_j
 
 
 class Setup(NamedTuple):
@@ -43,7 +46,6 @@ class Setup(NamedTuple):
     h: tuple[jax.Array, jax.Array] | None  # None: Taylor's, in closed form
     h_prime: tuple[jax.Array, jax.Array] | None
     gamma: float  # rounding of a sum, relative to the sum of absolute values
-    jensen: bool  # whether keys are centred
 
     @property
     def degree(self) -> int:
@@ -57,7 +59,7 @@ class Rows(NamedTuple):
     eta_prime: Float[Array, "columns n"]  # the same for eps'
     mean: Float[Array, "columns n"]  # >= E_f[z]
     size: Float[Array, "columns n"]  # absolute sums over D: what rounding is proportional to
-    tilt: Float[Array, "columns n"]  # >= |m(x)|, x centred and z the largest square of such x
+    tilt: Float[Array, "columns n"]  # >= |m(x)|, z being the largest square of such x
     centre: Float[Array, "columns n"]  # >= |E_f[x]|
     mass: Float[Array, "1 n"]  # eta[1] itself
     certain: Float[Array, "1 n"]  # D_i over the sum of the weights, from below
@@ -75,12 +77,27 @@ class Column(NamedTuple):
     centre: Float[Array, "1 n"]
 
 
-def by_name(rows: Rows, names: tuple[str, ...]) -> dict[str, Column]:
-    """The bounds of each column under its name; names: of `columns.names`."""
-    return {
-        name: Column(*(bound[i : i + 1] for bound in rows[: len(Column._fields)]))
-        for i, name in enumerate(names)
-    }
+def by_name(rows: Rows, names: tuple[str, ...], floors: dict[str, jax.Array]) -> dict[str, Column]:
+    """The bounds of each column under its name, of the true column and not of the rounded one.
+
+    names: of `columns.names`. floors: rounding of an entry of a column, in units of its sigma.
+    """
+    out = {}
+    mass = rows.size[:1] ** 2
+    for i, name in enumerate(names):
+        k = Column(*(bound[i : i + 1] for bound in rows[: len(Column._fields)]))
+        if name in floors:
+            # Minkowski's inequality in each measure: the root for k + dk from those for k and dk
+            k = Column(
+                eta=k.eta + floors[name] * rows.eta[:1],
+                eta_prime=k.eta_prime + floors[name] * rows.eta_prime[:1],
+                mean=k.mean + floors[name],
+                size=k.size + floors[name] * rows.size[:1],
+                tilt=k.tilt + floors[name] * mass,
+                centre=k.centre + floors[name],
+            )
+        out[name] = k
+    return out
 
 
 def powers(norm: Float[Array, "1 n"], degree: int) -> Float[Array, "powers n"]:
@@ -104,7 +121,7 @@ def polynomials(setup: Setup, moments: KeyMoments, width: int) -> evaluation.Lif
     order, multinomial = monomials.tables(width, degree)
     of_degree_t = slice(monomials.count(width, t - 1), monomials.count(width, t))
     prime = series.derivative(setup.c) if degree else jnp.zeros_like(setup.c)
-    prime = prime[order[:below].astype(int)] * jnp.asarray(multinomial[:below], dtype)
+    prime = prime[order[:below].astype(np.int32)] * jnp.asarray(multinomial[:below], dtype)
     low = moments.low * prime[:, None]
     top = moments.top * jnp.asarray(multinomial[of_degree_t, None], dtype)
     if whole(degree):
@@ -174,9 +191,11 @@ def rows(
     mass = (h[0] * flat[:1] + h[1] * reach * nu[:1]) / safe
     # Z_i = D_i (1 + a_i), from below
     floor = safe * (1 - mass)
-    if setup.jensen:
-        by_jensen = jnp.exp(-4 * gamma * (1 + norm * moments.reach) - d_score)
-        floor = jnp.maximum(floor, moments.radial[0, 0] * by_jensen)
+    # Jensen: Z_i >= sum_j w_j exp(x_i . y), y the weighted mean of the keys, whatever it is
+    total = moments.radial[0, 0]
+    tilted = dot(moments.mean[None] / total, x)
+    tilted = tilted - 2 * gamma * (1 + norm * moments.reach) - d_score
+    floor = jnp.maximum(floor, (1 - 2 * gamma) * total * jnp.exp(tilted))
     known = (low > 0) & (floor > 0)
     unknown = jnp.where(known, 0, jnp.inf).astype(x.dtype)
     inverse = 1 / safe
@@ -192,13 +211,11 @@ def rows(
     eta_prime = jnp.sqrt(eta_prime * inverse)
     mean = jnp.sqrt(mean)
     size = jnp.sqrt(size * inverse)
-    # |m(x)| <= sum_j w |e^s - 1||x| / D + sum_j |eps_j||x|, x being centred under w
-    tilt = (score_size * inverse) * jnp.sqrt(flat) + eta[:1] * eta
-    centre = mean
-    if setup.jensen:
-        # keys that were not centred have a mean that `tilt` does not know of
-        centre = jnp.minimum(mean, tilt + slack * (eta[:1] * eta + mass * tilt))
-    certain = low / moments.radial[0, 0]
+    # |m(x)| <= |sum_j w x| / D + sum_j w |e^s - 1||x| / D + sum_j |eps_j||x|
+    offset = moments.offset[:, None] + 2 * gamma * jnp.sqrt(total * flat)
+    tilt = inverse * (offset + score_size * jnp.sqrt(flat)) + eta[:1] * eta
+    centre = jnp.minimum(mean, tilt + slack * (eta[:1] * eta + mass * tilt))
+    certain = low / total
     return Rows(eta, eta_prime, mean, size, tilt, centre, mass, certain, slack)
 
 

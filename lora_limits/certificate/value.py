@@ -13,9 +13,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.certificate.rounding import unit_roundoff
+from lora_limits.certificate.rounding import gamma
 from lora_limits.certificate.row_bounds import Column, Rows
-from lora_limits.certificate.terms import Grounds, Visit, added
+from lora_limits.certificate.terms import Grounds, Shares, Terms, Visit
 from lora_limits.linalg import column_norms, dot, frobenius
 from lora_limits.problem import LoRAProblem
 
@@ -24,11 +24,13 @@ class SumsA(NamedTuple):
     """Sums over queries for dA (n rows of x, m columns of c), Dm and Dc in units of their sigma."""
 
     mean: Float[Array, " m"]  # sum_i |c| shared |Dm|
-    mean_squares: Float[Array, " m"]  # its rounding
+    mean_rounding: Float[Array, " m"]
     residual: Float[Array, " n"]  # sum_i |m(x)| shared |Dc|
-    residual_squares: Float[Array, " n"]  # its rounding
-    both: Float[Array, ""]  # sum_i |Dm| |Dc|, rounding included
+    residual_rounding: Float[Array, " n"]
+    both: Float[Array, ""]  # sum_i |Dm| |Dc|
+    both_rounding: Float[Array, ""]
     own: Float[Array, "n m"]  # the parts of |Dm| and |Dc| that are each entry's own
+    own_rounding: Float[Array, "n m"]  # of the products and of their sum over queries
 
 
 class SumsB(NamedTuple):
@@ -38,14 +40,13 @@ class SumsB(NamedTuple):
     """
 
     mean: Float[Array, " m"]  # sum_i |A c| |Dm|, and the own part of A Dc against centred m(x)
-    mean_squares: Float[Array, " m"]  # its rounding
+    mean_rounding: Float[Array, " m"]  # of these, and of the products against centred x
     residual: Float[Array, ""]  # sum_i shared |A Dc|, against the mean of X_V
-    residual_squares: Float[Array, ""]  # its rounding
+    residual_rounding: Float[Array, ""]
     both: Float[Array, ""]  # sum_i |Dm| |A Dc| and |m(x)| |A Dc| for centred x
-    both_squares: Float[Array, ""]  # its rounding
-    product_squares: Float[Array, " m"]  # rounding of the product against the mean of X_V
-    centred_squares: Float[Array, " m"]  # the same against centred x
+    both_rounding: Float[Array, ""]
     own: Float[Array, " m"]  # the own part of A Dc, against the mean of X_V
+    own_rounding: Float[Array, " m"]  # of the products against the mean of X_V
 
 
 class _Moved(NamedTuple):
@@ -66,22 +67,23 @@ def zero(problem: LoRAProblem) -> dict[str, SumsA | SumsB]:
     return {
         "a": SumsA(
             mean=nothing(dv),
-            mean_squares=nothing(dv),
+            mean_rounding=nothing(dv),
             residual=nothing(r),
-            residual_squares=nothing(r),
+            residual_rounding=nothing(r),
             both=nothing(),
+            both_rounding=nothing(),
             own=nothing(r, dv),
+            own_rounding=nothing(r, dv),
         ),
         "b": SumsB(
             mean=nothing(r),
-            mean_squares=nothing(r),
+            mean_rounding=nothing(r),
             residual=nothing(),
-            residual_squares=nothing(),
+            residual_rounding=nothing(),
             both=nothing(),
-            both_squares=nothing(),
-            product_squares=nothing(r),
-            centred_squares=nothing(r),
+            both_rounding=nothing(),
             own=nothing(r),
+            own_rounding=nothing(r),
         ),
     }
 
@@ -103,101 +105,125 @@ def _moved(k: Column, one: Column, rows: Rows, live) -> _Moved:
 
 
 def _rounded(grounds: Grounds, visit: Visit, at: dict[str, Column], name: str):
-    """Rounding of the mean of a column: of its sums, of the scores, of the column's own entries."""
+    """Rounding of the mean of a column: of its sums and of D, of the scores, of its own entries."""
     one = at["one"]
     k = at[name]
-    row = grounds.setup.gamma * one.size * k.size + 2 * visit.rounded.score * k.mean
-    return row + one.size**2 * grounds.floors.columns.get(name, 0.0)
+    sums = grounds.setup.gamma * one.size * k.size * (1 + one.size**2)
+    return sums + 3 * visit.rounded.score * k.mean + one.size**2 * grounds.floors.columns[name]
 
 
-def add(grounds: Grounds, sums: dict, visit: Visit, rows: Rows, at: dict[str, Column]) -> dict:
-    """Adds a block of queries."""
-    floors = grounds.floors
+def shares(
+    grounds: Grounds, visit: Visit, rows: Rows, at: dict[str, Column], terms: Terms
+) -> dict[str, Shares]:
+    """What a block of queries adds to the error of both arrays."""
+    del terms  # (*) is not used here
     # the last additions that make c
-    d_c = 4 * unit_roundoff(grounds.problem) * (visit.scale_y + column_norms(visit.m))
-    d_c = d_c + floors.v_mean
+    m = column_norms(visit.m)
+    d_c = gamma(grounds.problem, 8) * (visit.scale_y + m) + grounds.floors.v_mean
     return {
-        "a": _add_a(grounds, sums["a"], visit, rows, at, d_c),
-        "b": _add_b(grounds, sums["b"], visit, rows, at, d_c),
+        "a": _shares_a(grounds, visit, rows, at, d_c),
+        "b": _shares_b(grounds, visit, rows, at, d_c),
     }
 
 
-def _add_a(grounds: Grounds, sums: SumsA, visit: Visit, rows, at, d_c) -> SumsA:
-    gamma = grounds.setup.gamma
-    live = visit.live
+def _top(x: Float[Array, "e n"]) -> Float[Array, "1 n"]:
+    """The largest entry of every query."""
+    return x.max(0, keepdims=True)
+
+
+def _shares_a(grounds: Grounds, visit: Visit, rows, at, d_c) -> Shares:
     sigma = grounds.columns.sigma
+    live = visit.live
     xv_mean = grounds.frame.xv_mean
     b = grounds.problem.adapters["value"].b
     assert visit.m_xb is not None
     # rounding of the mean of X_V times B, which centred X_V B has lost
-    unit = unit_roundoff(grounds.problem)
-    d_x = unit * xv_mean.shape[0] ** 0.5 * frobenius(xv_mean) * frobenius(b)
+    d_x = gamma(grounds.problem, xv_mean.shape[0] + 4) * frobenius(xv_mean) * frobenius(b)
     x = _moved(at["value.a"], at["one"], rows, live)
     v = _moved(at["v"], at["one"], rows, live)
-    x_rounded = _rounded(grounds, visit, at, "value.a")
-    v_rounded = _rounded(grounds, visit, at, "v") + gamma + d_c / sigma["v"].min()
-    # rounding of the product itself: gamma |m_xb||c|
-    largest = gamma * (jnp.abs(visit.c) / sigma["v"][:, None]).max(0, keepdims=True)
-    on_c = x_rounded**2 + (d_x / sigma["value.a"].min()) ** 2
-    on_x = v_rounded**2 + largest**2
+    x_rounded = _rounded(grounds, visit, at, "value.a") + d_x / sigma["value.a"].min()
+    v_rounded = _rounded(grounds, visit, at, "v") + d_c / sigma["v"].min()
     c = jnp.abs(visit.c)
     size = jnp.abs(visit.m_xb)
     centred = jnp.abs(visit.m_xb - dot(b.T, xv_mean)[:, None])
-    return added(
+    both = live * x.whole * v.whole
+    cross = live * (x.whole * v_rounded + x_rounded * (v.whole + v_rounded))
+    summed = grounds.setup.gamma
+    sums = SumsA(
+        mean=dot(c, (live * x.shared)[0]),
+        mean_rounding=dot(c, (live * x_rounded)[0]),
+        residual=dot(size, (live * v.shared)[0]),
+        residual_rounding=dot(size, (live * v_rounded)[0]),
+        both=both.sum(),
+        both_rounding=cross.sum(),
+        own=dot(x.own * centred, c.T) + dot(v.own * size, jnp.abs(visit.m).T),
+        own_rounding=summed * dot(live * size, c.T),
+    )
+    # of each query: all of |Dm| and |Dc|, which leaves no part to the entries
+    sx, sv = sigma["value.a"].max(), sigma["v"].max()
+    truncation = sx * _top(c) * x.whole + sv * _top(size) * v.whole
+    rounding = sx * _top(c) * x_rounded + sv * _top(size) * v_rounded
+    rounding = rounding + summed * _top(size) * _top(c)
+    return Shares(
         sums,
-        dot(c, (live * x.shared)[0]),
-        dot(visit.c**2, (live * on_c)[0]),
-        dot(size, (live * v.shared)[0]),
-        dot(visit.m_xb**2, (live * on_x)[0]),
-        (live * (x.whole + x_rounded) * (v.whole + v_rounded)).sum(),
-        dot(x.own * centred, c.T) + dot(v.own * size, jnp.abs(visit.m).T),
+        live * truncation + sx * sv * both,
+        live * rounding + sx * sv * cross,
     )
 
 
-def _add_b(grounds: Grounds, sums: SumsB, visit: Visit, rows, at, d_c) -> SumsB:
-    gamma = grounds.setup.gamma
+def _shares_b(grounds: Grounds, visit: Visit, rows, at, d_c) -> Shares:
+    sigma = grounds.columns.sigma
     live = visit.live
     a = grounds.problem.adapters["value"].a
     x = _moved(at["value.b"], at["one"], rows, live)
     v = _moved(at["va"], at["one"], rows, live)
     x_rounded = _rounded(grounds, visit, at, "value.b")
-    v_rounded = _rounded(grounds, visit, at, "va") + gamma
-    v_rounded = v_rounded + d_c * frobenius(a) / grounds.columns.sigma["va"].min()
-    ca = dot(a, visit.c)
+    # A c: of c, of the product
+    d_ca = d_c + gamma(grounds.problem, a.shape[1] + 2) * column_norms(visit.c)
+    v_rounded = _rounded(grounds, visit, at, "va") + frobenius(a) * d_ca / sigma["va"].min()
+    ca = jnp.abs(dot(a, visit.c))
     m = jnp.abs(dot(a, visit.m))
-    # (A c)^2 and the square of its rounding over gamma
-    per_entry = unit_roundoff(grounds.problem) * a.shape[1] ** 0.5 / gamma
-    ca_square = ca**2 + (frobenius(a) * column_norms(visit.c) * per_entry) ** 2
     # a bound of |m(x)|, and of |E_f[x]|, for centred x
     size = jnp.minimum(at["value.b"].tilt, at["value.b"].mean + x.whole) + x.whole + x_rounded
-    both = v.shared * (size + x.whole + x_rounded) + v_rounded * x.whole
-    return added(
+    both = live * v.whole * (size + x.whole)
+    cross = live * (v_rounded * (size + x.whole) + v.whole * x_rounded)
+    # the sum over queries of m(x) c~ A^T, for centred x and for its mean
+    summed = grounds.setup.gamma
+    sums = SumsB(
+        mean=dot(ca, (live * x.whole)[0]) + dot(m, (v.own * size)[0]),
+        mean_rounding=dot(ca, (live * (x_rounded + summed * size))[0]),
+        residual=(live * v.shared).sum(),
+        residual_rounding=(live * v_rounded).sum(),
+        both=both.sum(),
+        both_rounding=cross.sum(),
+        own=dot(m, v.own[0]),
+        own_rounding=summed * dot(ca, live[0]),
+    )
+    # of each query: all of |Dm| and |A Dc|, which leaves no part to the entries
+    sx, sv = sigma["value.b"].max(), sigma["va"].max()
+    mean = jnp.abs(grounds.frame.xv_mean).max()
+    truncation = sx * _top(ca) * x.whole + mean * sv * v.whole
+    rounding = sx * _top(ca) * (x_rounded + summed * size)
+    rounding = rounding + mean * (sv * v_rounded + summed * _top(ca))
+    return Shares(
         sums,
-        dot(jnp.abs(ca), (live * x.whole)[0]) + dot(m, (v.own * size)[0]),
-        dot(ca**2, (live * x_rounded**2)[0]),
-        (live * v.shared).sum(),
-        (live * v_rounded**2).sum(),
-        (live * both).sum(),
-        (live * (v_rounded * size) ** 2).sum(),
-        gamma**2 * dot(ca_square, live[0]),
-        gamma**2 * dot(ca_square, (live * size**2)[0]),
-        dot(m, v.own[0]),
+        live * truncation + sx * sv * both,
+        live * rounding + sx * sv * cross,
     )
 
 
 def finish(grounds: Grounds, half: str, sums) -> tuple[Array, Array]:
-    """(truncation, sum of squares of rounding) of every entry, scale not applied."""
+    """(truncation, rounding) of every entry, scale not applied."""
     sigma = grounds.columns.sigma
     sx = sigma[f"value.{half}"][:, None]
     if half == "a":
         sv = sigma["v"][None]
-        worst = sx * sums.mean[None] + sums.residual[:, None] * sv + sums.both * sx * sv + sums.own
-        squares = sx**2 * sums.mean_squares[None] + sums.residual_squares[:, None] * sv**2
-        return worst, squares
+        worst = sx * sums.mean[None] + sums.residual[:, None] * sv + sums.both * sx * sv
+        rounding = sx * sums.mean_rounding[None] + sums.residual_rounding[:, None] * sv
+        return worst + sums.own, rounding + sums.both_rounding * sx * sv + sums.own_rounding
     sv = sigma["va"][None]
     mean = jnp.abs(grounds.frame.xv_mean)[:, None]
     worst = sx * sums.mean[None] + mean * (sums.residual * sv + sums.own[None])
-    worst = worst + sums.both * sx * sv
-    squares = sx**2 * (sums.mean_squares + sums.centred_squares)[None]
-    squares = squares + mean**2 * (sums.residual_squares * sv**2 + sums.product_squares[None])
-    return worst, squares + sums.both_squares * (sx * sv) ** 2
+    rounding = sx * sums.mean_rounding[None]
+    rounding = rounding + mean * (sums.residual_rounding * sv + sums.own_rounding[None])
+    return worst + sums.both * sx * sv, rounding + sums.both_rounding * sx * sv

@@ -93,12 +93,19 @@ def draw(key: Key[Array, ""], pi: Float[Array, " n"], rows: int) -> Int[Array, "
     return jnp.minimum(group * n + invert(table[group], u[1]), length - 1)
 
 
-def interval(terms: Terms, weights: Float[Array, " m"], level: float) -> Estimate:
-    """The mean of X_s with Student's intervals, from the terms of m sampled rows, weights 1 / pi.
+class Moments(NamedTuple):
+    """Means over m sampled rows of X_s and of X_s^2, entry by entry, in units of `unit`."""
 
-    X_s^2 is a sum of products of the factors' squares: matrix products, and no (m, n1, n2). The
-    sample variance is known to rounding only, and is never taken below that: not negative, and not
-    0 unless every X_s is.
+    unit: Float[Array, ""]
+    mean: Float[Array, "n1 n2"]
+    square: Float[Array, "n1 n2"]
+    rounding: Float[Array, "n1 n2"]  # of `square`
+
+
+def moments(terms: Terms, weights: Float[Array, " m"]) -> Moments:
+    """From the terms of m sampled rows, weights 1 / pi.
+
+    X_s^2 is a sum of products of the factors' squares: matrix products, and no (m, n1, n2).
     """
     m = weights.shape[0]
     count = terms.left.shape[0]
@@ -113,9 +120,19 @@ def interval(terms: Terms, weights: Float[Array, " m"], level: float) -> Estimat
         """Over samples; of sums over terms."""
         return dot(x.reshape(-1, x.shape[-1]).T, y.reshape(-1, y.shape[-1])) / m
 
-    mean = mean_product(left, right)
     square = mean_product(left[:, None] * left[None], right[:, None] * right[None])
     rounding = 8 * count * jnp.finfo(left.dtype).eps * mean_product(left**2, right**2)
+    return Moments(unit, mean_product(left, right), square, rounding)
+
+
+def interval(terms: Terms, weights: Float[Array, " m"], level: float) -> Estimate:
+    """The mean of X_s with Student's intervals, from the terms of m sampled rows, weights 1 / pi.
+
+    The sample variance is known to rounding only, and is never taken below that: not negative, and
+    not 0 unless every X_s is.
+    """
+    m = weights.shape[0]
+    unit, mean, square, rounding = moments(terms, weights)
     deviation = unit * jnp.sqrt(jnp.maximum(square - mean**2, rounding) / (m - 1))
     # Student's quantiles, of one entry and of all at once
     one, every = (-float(stdtrit(m - 1, (1 - level) / (2 * n))) for n in (1, mean.size))

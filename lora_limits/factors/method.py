@@ -13,7 +13,7 @@ from lora_limits.estimate.intervals import half_uniform
 from lora_limits.factors.factor import Factor, apply, normalise, rows_of
 from lora_limits.factors.kernel import factored_gradient
 from lora_limits.linalg import dot, row_norms
-from lora_limits.method import GradientResult, Method
+from lora_limits.method import GradientResult, Method, Sampling
 from lora_limits.problem import LoRAProblem, project, projections
 
 ROWS = 64  # queries on which an error is estimated where nobody says how many
@@ -37,13 +37,12 @@ class FactorMethod(Method):
         """
         raise NotImplementedError
 
-    def solve(
-        self, problem: LoRAProblem, rows: int | None = None, key: jax.Array | None = None
-    ) -> GradientResult:
-        """The gradient by the factor, its error estimated from `rows` sampled rows (64 unless given).
+    def solve(self, problem: LoRAProblem, sampling: Sampling | None = None) -> GradientResult:
+        """The gradient by the factor, its error estimated from sampled rows (64 unless given).
 
         failed: where an estimate is half or more, something is not finite or a row sum not positive.
         """
+        sampling = sampling or Sampling(ROWS, jax.random.key(0))
         frame = frames.of_problem(problem)
         factor, indicator, smallest = factorise(coordinates(problem, frame), self)
         loss, gradient = factored_gradient(problem, factor)
@@ -53,8 +52,8 @@ class FactorMethod(Method):
             lambda index: _explicit(rows_of(factor, index)),
             _probabilities(problem, factor, indicator),
             gradient,
-            rows=ROWS if rows is None else rows,
-            key=jax.random.key(0) if key is None else key,
+            rows=sampling.rows,
+            key=sampling.key,
         )
         errors = jnp.stack(jax.tree.leaves(wrong))
         return GradientResult(

@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -37,7 +36,7 @@ from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import row_range
 from lora_limits.coordinates.sampling import sample_rows
 from lora_limits.linalg import dot, row_norms
-from lora_limits.method import GradientResult, Method, refuse_rows
+from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial import series as polynomial
 from lora_limits.problem import Adapter, LoRAProblem, projections, pull_back, scalars
@@ -63,11 +62,9 @@ class Chain(Method):
         if self.series not in polynomial.SERIES:
             fail("Chain series", repr(self.series), f"one of {list(polynomial.SERIES)}")
 
-    def solve(
-        self, problem: LoRAProblem, rows: int | None = None, key: jax.Array | None = None
-    ) -> GradientResult:
+    def solve(self, problem: LoRAProblem, sampling: Sampling | None = None) -> GradientResult:
         """As Method.solve; it does not estimate its error."""
-        refuse_rows(self, rows)
+        refuse_sampling(self, sampling)
         u1, v1 = polynomial_factor(problem, self.degree, self.series)
         loss, gradient = chain_gradient(problem, u1, v1)
         return GradientResult(gradient, loss, rank=u1.shape[1])

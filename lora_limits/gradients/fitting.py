@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.certificate.rounding import rounding_unit
+from lora_limits.certificate.rounding import sum_rounding
 from lora_limits.certificate.row_bounds import KeyMoments, Setup
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.frame import row_range
@@ -38,11 +38,10 @@ def setup(plan: Plan, moments: KeyMoments) -> Setup:
     """
     problem, g = plan.problem, plan.degree
     dtype = problem.dtype
-    centred = plan.method.centred
-    gamma = rounding_unit(problem, plan.features, g, plan.block, plan.devices)
+    gamma = sum_rounding(problem, plan.features, g, plan.block, plan.devices)
     if plan.method.series == "taylor":
-        return Setup(series.taylor(g, dtype), None, None, gamma, centred)
-    radius = jnp.maximum(_radius(plan, moments) * (1 + 32 * gamma), 0.05)
+        return Setup(series.taylor(g, dtype), None, None, gamma)
+    radius = jnp.maximum(_radius(plan, moments) * (1 + 32 * float(jnp.finfo(dtype).eps)), 0.05)
     x, y, w = plan.sample.x, plan.sample.y, plan.sample.w
     x = x[:, :: -(-x.shape[1] // QUERIES)]
     x, y, w = collectives.total((x, y, w), plan.axis)
@@ -55,4 +54,4 @@ def setup(plan: Plan, moments: KeyMoments) -> Setup:
     h = series.envelope(c, radius, g + 1, mean_above)
     # where P is a constant its derivative is 0, and exp itself is what is left out
     h_prime = series.envelope(series.derivative(c), radius, g, mean_g)
-    return Setup(c, h, h_prime, gamma, centred)
+    return Setup(c, h, h_prime, gamma)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lora_limits.certificate import bound, floors
+from lora_limits.certificate.row_bounds import Setup
 from lora_limits.certificate.terms import Grounds
 from lora_limits.checks import check_integer, fail
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.estimate.intervals import error_estimate
-from lora_limits.gradients import exact, fitting, plan, sweeps
+from lora_limits.gradients import confidence, exact, fitting, plan, sweeps
 from lora_limits.gradients.plan import Plan
 from lora_limits.linalg import dot
-from lora_limits.method import GradientResult, Method, refuse_rows
+from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial.series import SERIES
 from lora_limits.problem import Adapter, LoRAProblem, scalars
@@ -34,11 +37,9 @@ class Exact(Method):
         if self.block_size is not None:
             check_integer("Exact block_size", self.block_size, 1)
 
-    def solve(
-        self, problem: LoRAProblem, rows: int | None = None, key: jax.Array | None = None
-    ) -> GradientResult:
+    def solve(self, problem: LoRAProblem, sampling: Sampling | None = None) -> GradientResult:
         """As Method.solve; it has no error to estimate."""
-        refuse_rows(self, rows)
+        refuse_sampling(self, sampling)
         if self.block_size is None:
             loss, gradient = exact.dense_gradient(problem)
         else:
@@ -71,11 +72,7 @@ class Polynomial(Method):
             fail("Polynomial series", repr(self.series), f"one of {list(SERIES)}")
 
     def solve(
-        self,
-        problem: LoRAProblem,
-        rows: int | None = None,
-        key: jax.Array | None = None,
-        axis: Axis = None,
+        self, problem: LoRAProblem, sampling: Sampling | None = None, axis: Axis = None
     ) -> GradientResult:
         """Three sweeps over tokens (sweeps.py) and the certificate that rides on the second.
 
@@ -84,27 +81,105 @@ class Polynomial(Method):
         split; O(k (1 + d_value + r) + d_model r) numbers cross it, and the result is the same on
         every device.
         """
-        run = plan.make(problem, self, axis)
-        summary = sweeps.summarise(run)
-        setup = fitting.setup(run, summary.moments)
-        limits = floors.make(problem, run.frame, run.columns, *summary.longest)
-        grounds = Grounds(problem, run.frame, run.columns, limits, setup)
-        c = monomials.coefficients(setup.c, run.width)
-        seen = sweeps.visit_queries(run, grounds, summary.moments, summary.m * c)
-        late = {} if seen.back is None else sweeps.visit_keys(run, seen.back * c)
+        narrow = jnp.finfo(problem.dtype).bits < 64
+        run, setup, swept = _sweep(problem, self, axis, sampling, certified=not narrow)
+        gradient, loss, told = swept
+        if told is None:
+            told = _told_of_narrow(problem, self, axis, sampling, gradient)
         estimate = None
-        if rows is not None and key is not None:
+        if sampling is not None:
             estimate = error_estimate(
-                problem, run.frame, setup.c, rows=rows, key=key, block=run.block
+                problem, run.frame, setup.c, rows=sampling.rows, key=sampling.key, block=run.block
             )
         return GradientResult(
-            _in_inputs(run, seen, late),
-            seen.loss,
+            gradient,
+            loss,
             rank=run.features,
-            bound=bound.finish(grounds, seen.sums, run.devices),
-            normaliser=seen.sums.certain,
+            bound=told.bound,
+            confident=told.confident,
+            normaliser=told.normaliser,
             estimate=estimate,
         )
+
+
+class _Told(NamedTuple):
+    """What is said of a gradient, as in GradientResult."""
+
+    bound: dict[str, Adapter]
+    confident: dict[str, Adapter] | None
+    normaliser: jax.Array
+
+
+class _Swept(NamedTuple):
+    """What three sweeps give."""
+
+    gradient: dict[str, Adapter]
+    loss: jax.Array
+    told: _Told | None
+
+
+def _sweep(
+    problem: LoRAProblem,
+    method: Polynomial,
+    axis: Axis,
+    sampling: Sampling | None,
+    *,
+    certified: bool,
+) -> tuple[Plan, Setup, _Swept]:
+    """The plan, the polynomial, and what the sweeps give."""
+    run = plan.make(problem, method, axis, certified=certified)
+    run = run._replace(sampled=certified and sampling is not None)
+    summary = sweeps.summarise(run)
+    setup = fitting.setup(run, summary.moments)
+    grounds = None
+    if run.columns is not None:
+        limits = floors.make(problem, run.frame, run.columns, *summary.longest)
+        reach = jnp.maximum(*summary.longest)
+        grounds = Grounds(problem, run.frame, run.columns, limits, setup, reach)
+    c = monomials.coefficients(setup.c, run.width)
+    seen = sweeps.visit_queries(run, grounds, summary.moments, summary.m * c)
+    late = {} if seen.back is None else sweeps.visit_keys(run, seen.back * c)
+    gradient = _in_inputs(run, seen, late)
+    if grounds is None or seen.sums is None:
+        return run, setup, _Swept(gradient, seen.loss, None)
+    parts = bound.finish(grounds, summary.moments, seen.sums, gradient, run.devices)
+    certain = {n: Adapter(x.a.certified(), x.b.certified()) for n, x in parts.items()}
+    sure = None
+    if seen.each is not None and sampling is not None:
+        sure = confidence.confident(
+            problem, run.frame, setup.c, parts, seen.each, gradient, sampling, run.block
+        )
+    told = _Told(certain, sure, seen.sums.certain)
+    return run, setup, _Swept(gradient, seen.loss, told)
+
+
+def _told_of_narrow(
+    problem: LoRAProblem, method: Polynomial, axis: Axis, sampling: Sampling | None, gradient
+) -> _Told:
+    """What is said of a gradient in less than double precision.
+
+    Worst-case rounding of long sums says nothing there. So the gradient of the same numbers is
+    computed and certified in double precision, and the distance between the two, which is known,
+    is added to its bounds.
+    """
+    dtype = problem.dtype
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem)
+        _, _, swept = _sweep(wide, method, axis, sampling, certified=True)
+        told = swept.told
+        assert told is not None
+
+        def added(bound, x, y):
+            distance = jnp.abs(x.astype(jnp.float64) - y).max()
+            total = bound + jnp.where(jnp.isnan(distance), jnp.inf, distance)
+            # outward, where it is rounded to the precision of the problem
+            return (total * (1 + 2 * float(jnp.finfo(dtype).eps))).astype(dtype)
+
+        def of_narrow(bounds):
+            return jax.tree.map(added, bounds, gradient, swept.gradient)
+
+        sure = None if told.confident is None else of_narrow(told.confident)
+        return _Told(of_narrow(told.bound), sure, told.normaliser.astype(dtype))
 
 
 def _in_inputs(run: Plan, seen: sweeps.Seen, late: dict) -> dict[str, Adapter]:

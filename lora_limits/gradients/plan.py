@@ -30,9 +30,10 @@ class Plan(NamedTuple):
     frame: Frame
     sample: Sample
     maps: blocks.Maps
-    columns: Columns
+    columns: Columns | None  # None where nothing is certified
     block: int
     axis: Axis
+    sampled: bool = False  # whether the certificate is kept query by query
 
     @property
     def degree(self) -> int:
@@ -92,7 +93,7 @@ def block_size(problem: LoRAProblem, degree: int) -> int:
     return -(-tokens // -(-tokens // max(2**25 // entries, 128)))
 
 
-def make(problem: LoRAProblem, method: Any, axis: Axis = None) -> Plan:
+def make(problem: LoRAProblem, method: Any, axis: Axis = None, *, certified: bool = True) -> Plan:
     """The plan of a Polynomial method. O(L d_model d) time."""
     block = method.block_size or block_size(problem, method.degree)
     frame, sample = frames.with_sample(problem, block, method.centred, axis)
@@ -102,7 +103,7 @@ def make(problem: LoRAProblem, method: Any, axis: Axis = None) -> Plan:
         frame,
         sample,
         blocks.maps(problem, frame),
-        columns.make(problem, sample, axis),
+        columns.make(problem, sample, axis) if certified else None,
         block,
         axis,
     )

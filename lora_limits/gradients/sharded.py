@@ -34,8 +34,8 @@ def sharded_gradient(
     global arrays, or NumPy arrays that are equal everywhere.
     jit with `method` and `mesh` static; compiled once for each pair otherwise.
     Per device of n: O(L k (d + 1) / n) time, O(k (1 + d_value + r + columns of the certificate) +
-    d_model r) numbers sent, in 11 to 14 sums and maxima over the mesh: 12 for Taylor's series with
-    a key or value adapter, of which XLA joins some.
+    d_model r) numbers sent, in 12 to 16 sums and maxima over the mesh, of which XLA joins some; the
+    bound of a gradient in single precision takes those of a second one, in double precision.
     Raises ValueError for problems that do not fit together, for lengths that n does not divide, and
     for other methods.
     """

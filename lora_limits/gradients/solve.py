@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import jax
 
-from lora_limits.checks import fail
+from lora_limits.checks import check_integer, fail
 from lora_limits.gradients import exact
-from lora_limits.method import GradientResult, Method
+from lora_limits.method import GradientResult, Method, Sampling
 from lora_limits.problem import LoRAProblem, as_jax, check_static
 
 
 def gradient(
-    problem: LoRAProblem, method: Method, *, rows: int | None = None, key: jax.Array | None = None
+    problem: LoRAProblem,
+    method: Method,
+    *,
+    rows: int | None = None,
+    key: jax.Array | None = None,
+    delta: float = 1e-6,
 ) -> GradientResult:
     """Gradients of the loss in every adapter of the problem.
 
     dl/dA = s B^T (dl/dW), dl/dB = s (dl/dW) A^T with dl/dW_Q = beta X_Q^T p K,
     dl/dW_K = beta X_K^T p^T Q, dl/dW_V = X_V^T f^T c (Lemmas 3.1, 3.2, D.4, corrected).
-    jit with `method` (and `rows`) static; vmap over a batch of problems. rows, key: for `estimate`,
-    how many queries to draw and the key to draw them with; not with Exact, Chain.
+    jit with `method` (and `rows`, `delta`) static; vmap over a batch of problems. rows, key: for
+    `confident` and `estimate`, how many queries to draw and the key to draw them with; not with
+    Exact, Chain. delta: the chance at which `confident` may be wrong, all arrays together; N calls
+    may be wrong with N times that.
     Exact: O(Lq Lk (d + d_value)). Polynomial: O(L k (d + 1)), k = binom(d + g, g); valid for any
     input, useful while max |score| = o(log L) (Theorems 3.1 and A.1); its estimate
     O(rows L (d + d_model)). Other factors: see factors/.
@@ -28,9 +35,15 @@ def gradient(
     check_static(problem)
     if (rows is None) != (key is None):
         fail("rows, key", f"{rows!r}, {key!r}", "both or neither")
+    if not (isinstance(delta, float) and 0 < delta < 1):
+        fail("delta", repr(delta), "a probability between 0 and 1")
     if not isinstance(method, Method):
         fail("method", repr(method), "Exact, Polynomial, Chain or a factor (Svd, Skeleton, ...)")
-    return method.solve(as_jax(problem), rows, key)
+    sampling = None
+    if rows is not None and key is not None:
+        check_integer("rows", rows, 2)
+        sampling = Sampling(rows, key, delta)
+    return method.solve(as_jax(problem), sampling)
 
 
 def loss(problem: LoRAProblem) -> jax.Array:

@@ -32,7 +32,7 @@ from lora_limits.certificate import bound, columns, floors, row_bounds
 from lora_limits.certificate.row_bounds import KeyMoments
 from lora_limits.certificate.terms import Grounds, Visit
 from lora_limits.coordinates import collectives
-from lora_limits.coordinates.blocks import Queries
+from lora_limits.coordinates.blocks import Keys, Queries
 from lora_limits.coordinates.sweep import rows, sweep
 from lora_limits.gradients.plan import Plan
 from lora_limits.linalg import column_norms, dot, down, frobenius, row_norms
@@ -51,76 +51,112 @@ class Summary(NamedTuple):
     """What the first sweep leaves of the keys: all that a query will ever read of them."""
 
     m: Float[Array, "k columns"]  # M
-    moments: KeyMoments  # of the certificate's columns
+    moments: KeyMoments  # of the certificate's columns; of no column where nothing is certified
     longest: Longest
 
 
-class _KeyCarry(NamedTuple):
-    """Sums and maxima over the keys seen so far."""
+class _KeySums(NamedTuple):
+    """Sums over the keys seen so far."""
 
     m: jax.Array
-    checked: jax.Array  # the certificate's columns against features; see `_moments`
+    checked: jax.Array  # the certificate's columns against features; see `_low_and_top`
     radial: jax.Array
     second: jax.Array
+    mean: jax.Array
+    columns: dict[str, jax.Array]
+
+
+class _KeyMaxima(NamedTuple):
+    """Largest values over the keys seen so far."""
+
+    reach: jax.Array  # |y_j|
+    box: jax.Array  # |y_j| by coordinate
+    key: jax.Array  # the longest centred inputs
+    value: jax.Array
+    lightest: jax.Array  # - w_j
 
 
 def summarise(plan: Plan) -> Summary:
     """First sweep, over keys."""
-    problem, degree = plan.problem, plan.degree
-    dtype, d = problem.dtype, plan.width
-    whole = row_bounds.whole(degree)
-    count = len(columns.names(problem))
+    problem, dtype, d = plan.problem, plan.problem.dtype, plan.width
+    whole = row_bounds.whole(plan.degree)
+    count = len(columns.names(problem)) if plan.columns is not None else 0
     zero = jnp.zeros((), dtype)
     checked = (plan.features, count) if whole else (plan.features_below, 2 * count)
-    start = _KeyCarry(
+    start = _KeySums(
         m=jnp.zeros((plan.features, 1 + plan.maps.value.shape[1]), dtype),
         checked=jnp.zeros(checked, dtype),
-        radial=jnp.zeros((degree + 1, count), dtype),
+        radial=jnp.zeros((plan.degree + 1, count), dtype),
         second=jnp.zeros((d, d), dtype),
+        mean=jnp.zeros(d, dtype),
+        columns={} if plan.columns is None else columns.zero_sums(plan.columns),
     )
 
     def body(carry, first, fresh):
         sums, largest = carry
         t = plan.keys(first, fresh)
-        parts = monomials.by_degree(t.y, degree)
-        norm = column_norms(t.y)
+        parts = monomials.by_degree(t.y, plan.degree)
         # w [1, v, X_V B]
         z = jnp.concatenate([jnp.ones_like(t.w), t.v, t.xv_b]) * t.w
-        # the key itself, not y taken back: that would cost digits that the certificate counts on
         xk = t.xk + (plan.frame.xk_mean - plan.frame.k_shift)[None]
-        k = project_columns(problem, "key", xk)
-        zc = columns.measure(problem, plan.columns, t, k) * t.w
-        if whole:
-            checked = sums.checked + monomials.products(parts, zc)
-        else:
-            # |y|^{g-t}, g - t = 1 unless the degree is 0
-            odd = zc * norm if degree else zc
-            below = jnp.concatenate(parts[: max(degree, 1)])
-            checked = sums.checked + dot(below, jnp.concatenate([zc, odd]).T)
-        sums = _KeyCarry(
-            m=sums.m + monomials.products(parts, z),
-            checked=checked,
-            radial=sums.radial + dot(row_bounds.powers(norm, degree), zc.T),
-            second=sums.second + dot(t.y, (t.y * t.w).T),
+        sums = sums._replace(m=sums.m + monomials.products(parts, z))
+        if plan.columns is not None:
+            sums = _add_moments(plan, plan.columns, sums, t, xk, parts)
+        found = _KeyMaxima(
+            reach=jnp.where(fresh[None], column_norms(t.y), 0).max(),
+            box=jnp.where(fresh[None], jnp.abs(t.y), 0).max(1),
+            key=row_norms(xk).max(),
+            value=row_norms(t.xv).max(),
+            lightest=jnp.where(fresh[None], -t.w, -1).max(),
         )
-        found = (
-            jnp.where(fresh[None], norm, 0).max(),
-            jnp.where(fresh[None], jnp.abs(t.y), 0).max(1),
-            row_norms(xk).max(),
-            row_norms(t.xv).max(),
-        )
-        return sums, tuple(jnp.maximum(a, b) for a, b in zip(largest, found, strict=True))
+        return sums, jax.tree.map(jnp.maximum, largest, found)
 
-    nothing = (zero, jnp.zeros(d, dtype), zero, zero)
-    sums, largest = sweep(problem.x_key.shape[0], plan.block, body, (start, nothing))
+    least = _KeyMaxima(zero, jnp.zeros(d, dtype), zero, zero, zero - 1)
+    sums, largest = sweep(problem.x_key.shape[0], plan.block, body, (start, least))
     sums = collectives.total(sums, plan.axis)
-    reach, box, *longest = collectives.largest(largest, plan.axis)
-    low, top = _moments(plan, sums.checked)
-    moments = KeyMoments(low, top, sums.radial, sums.second, reach, box)
-    return Summary(sums.m, moments, Longest(*longest))
+    largest = collectives.largest(largest, plan.axis)
+    low, top = _low_and_top(plan, sums.checked)
+    nothing = jnp.zeros(0, dtype)
+    moments = KeyMoments(
+        low=low,
+        top=top,
+        radial=sums.radial,
+        second=sums.second,
+        mean=sums.mean,
+        offset=columns.offsets(problem, sums.columns) if sums.columns else nothing,
+        reach=largest.reach,
+        box=largest.box,
+        lightest=-largest.lightest,
+    )
+    return Summary(sums.m, moments, Longest(largest.key, largest.value))
 
 
-def _moments(plan: Plan, checked: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _add_moments(
+    plan: Plan, scales: columns.Columns, sums: _KeySums, t: Keys, xk: jax.Array, parts: list
+) -> _KeySums:
+    """Adds the moments of the certificate's columns over a block of keys, xk their inputs."""
+    # the key itself, not y taken back: that would cost digits that the certificate counts on
+    k = project_columns(plan.problem, "key", xk)
+    measured = columns.measure(plan.problem, scales, t, k)
+    zc = measured.squares * t.w
+    norm = column_norms(t.y)
+    if row_bounds.whole(plan.degree):
+        checked = monomials.products(parts, zc)
+    else:
+        # |y|^{g-t}, g - t = 1 unless the degree is 0
+        odd = zc * norm if plan.degree else zc
+        below = jnp.concatenate(parts[: max(plan.degree, 1)])
+        checked = dot(below, jnp.concatenate([zc, odd]).T)
+    return sums._replace(
+        checked=sums.checked + checked,
+        radial=sums.radial + dot(row_bounds.powers(norm, plan.degree), zc.T),
+        second=sums.second + dot(t.y, (t.y * t.w).T),
+        mean=sums.mean + dot(t.y, t.w.T)[:, 0],
+        columns=jax.tree.map(jnp.add, sums.columns, measured.sums),
+    )
+
+
+def _low_and_top(plan: Plan, checked: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(low, top) of KeyMoments from the sums of the first sweep.
 
     With an even degree both lie one behind the other in the sums of all features; else the sums are
@@ -140,7 +176,8 @@ class Seen(NamedTuple):
     gradient: dict[str, Any]
     back: Float[Array, "k columns"] | None  # [T, T_V], those of them that the adapters need
     ca: Float[Array, " rv"] | None  # sum of c~ A^T
-    sums: bound.Sums
+    sums: bound.Sums | None  # of the certificate
+    each: bound.PerQuery | None  # what it says of each query, where queries are to be sampled
 
 
 def _nothing_seen(plan: Plan) -> Seen:
@@ -148,6 +185,8 @@ def _nothing_seen(plan: Plan) -> Seen:
     adapters = problem.adapters
     r = adapters["value"].a.shape[0] if "value" in adapters else 0
     back = ("key" in adapters) * (1 + plan.value_width) + r
+    arrays = len(bound.arrays_of(problem))
+    nothing = jnp.zeros((arrays, problem.x_query.shape[0]), problem.dtype)
     gradient: dict[str, Any] = {}
     if "query" in adapters:
         gradient["query"] = jax.tree.map(jnp.zeros_like, adapters["query"])
@@ -158,16 +197,17 @@ def _nothing_seen(plan: Plan) -> Seen:
         gradient=gradient,
         back=jnp.zeros((plan.features, back), problem.dtype) if back else None,
         ca=jnp.zeros(r, problem.dtype) if r else None,
-        sums=bound.zero(problem),
+        sums=None if plan.columns is None else bound.zero(problem),
+        each=None if not plan.sampled else bound.PerQuery(nothing, nothing),
     )
 
 
 def visit_queries(
-    plan: Plan, grounds: Grounds, moments: KeyMoments, m: Float[Array, "k columns"]
+    plan: Plan, grounds: Grounds | None, moments: KeyMoments, m: Float[Array, "k columns"]
 ) -> Seen:
     """Second sweep: loss, gradients that live on queries, and T for those that live on keys.
 
-    m: C M.
+    m: C M. grounds: None where nothing is certified.
     """
     problem, frame, degree = plan.problem, plan.frame, plan.degree
     adapters, dv = problem.adapters, plan.value_width
@@ -175,7 +215,9 @@ def visit_queries(
     # only a query adapter asks for slopes at the queries, of D and D m(v)
     slopes = 1 + dv if "query" in adapters else 0
     polynomials = evaluation.make(m, slopes, plan.width, degree)
-    checked = row_bounds.polynomials(grounds.setup, moments, plan.width)
+    checked = None
+    if grounds is not None:
+        checked = row_bounds.polynomials(grounds.setup, moments, plan.width)
 
     def body(carry: Seen, first, fresh):
         t = plan.queries(first)
@@ -211,22 +253,73 @@ def visit_queries(
         total = carry.back
         if total is not None:
             total = total + monomials.products(parts, jnp.concatenate(back))
-        # what the certificate makes of the block
-        rounded = floors.query_rounding(problem, frame, grounds.floors, t.xq, t.x, moments.reach)
-        q = None
-        if "key" in adapters:
-            q = project_columns(problem, "query", t.xq - frame.q_shift[None])
-        scale_y = column_norms(target) + frobenius(frame.v_mean)
-        visit = Visit(t.xq, t.xq_b, q, dq, c, mean_v, m_xb, scale_y, rounded, live)
-        at_rows = evaluation.evaluate(checked, t.x, lower)
-        limits = row_bounds.rows(grounds.setup, moments, t.x, at_rows, u[:1], rounded.score)
-        sums = bound.add(grounds, carry.sums, visit, limits)
-        return Seen(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums)
+        sums, each = carry.sums, carry.each
+        if grounds is not None and checked is not None and sums is not None:
+            at_rows = evaluation.evaluate(checked, t.x, lower)
+            scale_y = column_norms(target) + frobenius(frame.v_mean)
+            block = _Block(t, dq, c, mean_v, m_xb, scale_y, u[:1], live)
+            sums, found = _certify(plan, grounds, moments, sums, block, at_rows)
+            each = None if each is None else _written(each, found, first)
+        return Seen(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums, each)
 
     seen = sweep(problem.x_query.shape[0], plan.block, body, start)
+    if seen.sums is None:
+        return collectives.total(seen, plan.axis)
     certain = collectives.smallest(seen.sums.certain, plan.axis)
+    score, largest = collectives.largest((seen.sums.score, seen.sums.largest), plan.axis)
     seen = collectives.total(seen, plan.axis)
-    return seen._replace(sums=seen.sums._replace(certain=certain))
+    assert seen.sums is not None
+    sums = seen.sums._replace(certain=certain, score=score, largest=largest)
+    return seen._replace(sums=sums)
+
+
+class _Block(NamedTuple):
+    """What the second sweep has of a block of queries, for the certificate."""
+
+    t: Queries
+    dq: jax.Array | None
+    c: jax.Array
+    m: jax.Array
+    m_xb: jax.Array | None
+    scale_y: jax.Array
+    d_sum: jax.Array
+    live: jax.Array
+
+
+def _certify(
+    plan: Plan, grounds: Grounds, moments: KeyMoments, sums: bound.Sums, block: _Block, values
+) -> tuple[bound.Sums, bound.PerQuery]:
+    """Adds a block of queries to the certificate; values: of `row_bounds.polynomials`."""
+    problem, frame, t = plan.problem, plan.frame, block.t
+    rounded = floors.query_rounding(problem, frame, grounds.floors, t.xq, t.x, moments.reach)
+    q = None
+    if "key" in problem.adapters:
+        q = project_columns(problem, "query", t.xq - frame.q_shift[None])
+    visit = Visit(
+        t.xq,
+        t.x,
+        t.xq_b,
+        q,
+        block.dq,
+        block.c,
+        block.m,
+        block.m_xb,
+        block.scale_y,
+        rounded,
+        block.live,
+    )
+    rows = row_bounds.rows(grounds.setup, moments, t.x, values, block.d_sum, rounded.score)
+    return bound.add(grounds, sums, visit, rows)
+
+
+def _written(each: bound.PerQuery, found: bound.PerQuery, first: jax.Array) -> bound.PerQuery:
+    """`each` with a block of queries written in; a query seen before keeps what it has."""
+
+    def put(old, new):
+        kept = jax.lax.dynamic_slice_in_dim(old, first, new.shape[1], 1)
+        return jax.lax.dynamic_update_slice_in_dim(old, jnp.maximum(kept, new), first, 1)
+
+    return jax.tree.map(put, each, found)
 
 
 def _add_query(plan: Plan, old: Adapter, t: Queries, dx: Float[Array, "d n"]) -> Adapter:

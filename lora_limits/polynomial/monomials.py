@@ -61,7 +61,7 @@ def tables(width: int, degree: int) -> tuple[Float[np.ndarray, " k"], Float[np.n
 def coefficients(c: Float[Array, " g_and_1"], width: int) -> Float[Array, "k 1"]:
     """The diagonal of C, with psi(x) . C phi(y) = P(x . y), P of coefficients c."""
     order, multinomial = tables(width, c.shape[0] - 1)
-    of_degree = c[order.astype(int)]
+    of_degree = c[order.astype(np.int32)]
     return (of_degree * jnp.asarray(multinomial, c.dtype))[:, None]
 
 
@@ -105,7 +105,7 @@ def raised(
     high = exponents(width, degree + 1)[-1]
     position = {tuple(a): at for at, a in enumerate(high)}
     index = [[position[tuple(b + e)] for b in low] for e in np.eye(width, dtype=int)]
-    return np.array(index), low.T + 1
+    return np.array(index, np.int32), low.T + 1
 
 
 def products(parts: list[Float[Array, "_ n"]], z: Float[Array, "c n"]) -> Float[Array, "k c"]:

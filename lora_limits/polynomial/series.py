@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import chebyshev
 
+from lora_limits.linalg import dot
+
 SERIES = ("taylor", "chebyshev", "fitted")
 CELLS = 128  # that an envelope cuts [0, R] into
 NODES = 64  # of the discrete cosine transform
@@ -65,7 +67,7 @@ def _chebyshev_of_exp(terms: int, radius: Float[Array, ""]) -> Float[Array, " te
     cosines = np.cos(np.outer(np.arange(terms), theta)) * (2.0 / NODES)
     cosines[0] /= 2
     values = jnp.exp(radius * jnp.asarray(np.cos(theta), radius.dtype))
-    return jnp.asarray(cosines, radius.dtype) @ values
+    return dot(jnp.asarray(cosines, radius.dtype), values)
 
 
 def _to_powers(b: Float[Array, " n"], radius: Float[Array, ""]) -> Float[Array, " n"]:
@@ -75,7 +77,7 @@ def _to_powers(b: Float[Array, " n"], radius: Float[Array, ""]) -> Float[Array, 
     table = np.zeros((n, n))
     for m in range(n):
         table[m, : m + 1] = chebyshev.cheb2poly(np.eye(n)[m])[: m + 1]
-    return (b @ jnp.asarray(table, b.dtype)) / radius ** np.arange(n, dtype=b.dtype)
+    return dot(b, jnp.asarray(table, b.dtype)) / radius ** np.arange(n, dtype=b.dtype)
 
 
 def _integrated(c: Float[Array, " n"]) -> Float[Array, " n+1"]:
@@ -130,10 +132,10 @@ def _fitted(
     weighted = basis * w[None]
     # What the Chebyshev series leaves is fitted, with a ridge, so that a degenerate sample falls
     # back on that series.
-    gram = weighted @ basis.T
+    gram = dot(weighted, basis.T)
     ridge = 50 * jnp.finfo(s.dtype).eps * jnp.trace(gram) * jnp.eye(degree, dtype=s.dtype)
-    left = jnp.exp(s) - b @ basis
-    b = b + jnp.linalg.solve(gram + ridge, weighted @ left)
+    left = jnp.exp(s) - dot(b, basis)
+    b = b + jnp.linalg.solve(gram + ridge, dot(weighted, left))
     c = _integrated(_to_powers(b, radius))
     # The constant makes the weighted mean of the error 0.
     return c.at[0].set((w * (jnp.exp(s) - evaluate(c, s))).sum())
@@ -165,7 +167,9 @@ def envelope(
     safe = jnp.concatenate([low[1:2], low[1:]]) ** power
     excess = jnp.maximum(worst[None, :] - h0[:, None], 0)
     h1 = jnp.where(later, excess / safe[None, :], 0).max(1)
-    best = jnp.argmin(h0 + h1 * mean_power)
+    cost = h0 + h1 * mean_power
+    # Not argmin: it does not lower where double precision is switched on inside a program.
+    best = jnp.where(cost <= cost.min(), jnp.arange(CELLS, dtype=jnp.int32), CELLS).min()
     return h0[best], h1[best]
 
 
@@ -173,7 +177,8 @@ def _worst_in_cells(
     c: Float[Array, " n"], s: Float[Array, " cells"], half: Float[Array, " cells"]
 ) -> Float[Array, " cells"]:
     """A bound of |exp - P| within `half` of each s, rounding included."""
-    eps = 16 * jnp.finfo(s.dtype).eps
+    # Horner's rule on absolute values, exp and the subtraction.
+    eps = (4 * c.shape[0] + 16) * jnp.finfo(s.dtype).eps
     e = jnp.exp(s)
     p = c
     total = jnp.zeros_like(s)

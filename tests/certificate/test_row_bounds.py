@@ -35,7 +35,7 @@ def bounds(degree, centred):
 
     def run(w, y, z, x):
         width, t = y.shape[0], row_bounds.even_order(degree)
-        setup = row_bounds.Setup(series.taylor(degree, y.dtype), None, None, GAMMA, centred)
+        setup = row_bounds.Setup(series.taylor(degree, y.dtype), None, None, GAMMA)
         wz = w[None] * jnp.concatenate([jnp.ones_like(w)[None], z**2])
         norm = jnp.sqrt((y**2).sum(0, keepdims=True))
         parts = monomials.by_degree(y, degree)
@@ -44,8 +44,11 @@ def bounds(degree, centred):
             parts[t] @ (norm ** (degree - t) * wz).T,
             row_bounds.powers(norm, degree) @ wz.T,
             (y * w[None]) @ y.T,
+            y @ w,
+            jnp.concatenate([jnp.zeros(1), jnp.abs(z @ w)]),
             norm.max(),
             jnp.abs(y).max(1),
+            w.min(),
         )
         lower = monomials.by_degree(x, degree)[: max(degree, 1)]
         values = evaluation.evaluate(row_bounds.polynomials(setup, moments, width), x, lower)

@@ -114,7 +114,7 @@ def test_eight_devices_in_one_process(cases):
         sizes = tuple(asked["mesh"].values())
         counted = traffic(p, method, AbstractMesh(sizes, tuple(asked["mesh"])))
         assert sum(n for _, n in got["collectives"]) == sum(n for _, n in counted), asked
-        assert len(got["collectives"]) <= len(counted) <= 14, asked
+        assert len(got["collectives"]) <= len(counted) <= 16, asked
 
 
 @pytest.mark.slow
@@ -193,8 +193,9 @@ def tokens(n):
 )
 def test_bytes_are_of_order_k_d(adapt, degree):
     said = traffic(specification(2**14, adapt), ll.Polynomial(degree), tokens(8))
-    # M and T of 1 + d_value + r columns each, and the certificate's: 4 bytes a number
-    assert 4 * sum(n for _, n in said) <= 6 * 4 * monomials.count(WIDTH, degree) * WIDTH
+    # M and T of 1 + d_value + r columns each, twice for the gradient in double precision beside it,
+    # and the certificate's
+    assert sum(n for _, n in said) <= 9 * monomials.count(WIDTH, degree) * WIDTH
 
 
 def test_bytes_depend_neither_on_the_length_nor_on_the_devices():

@@ -1,0 +1,83 @@
+"""The second promise: a bound that holds with probability 1 - delta over the library's own draws.
+
+The truncation error of every array is a sum over queries, e = sum_i E_i. The certificate bounds
+every |E_i|, drawn or not: r_i. Rows are drawn with probabilities pi in proportion to r, fixed
+before the draw, and X_s = E_{i_s} / pi_{i_s}, computed exactly from its row, has the mean e. Then
+|X| <= M = max_i r_i / pi_i always, and the empirical Bernstein bound of betting.py holds whatever
+the problem is. Rounding, which sampling does not see, is certified and added.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lora_limits.certificate.bound import Parts, PerQuery, arrays_of, known, outward
+from lora_limits.coordinates.frame import Frame
+from lora_limits.estimate import coin
+from lora_limits.estimate.betting import mean_bound
+from lora_limits.estimate.rows import Terms, polynomial_kernel, row_errors
+from lora_limits.method import Sampling
+from lora_limits.problem import Adapter, LoRAProblem
+
+# A drawn row is computed by the polynomial and exactly, and subtracted: each is rounded alike.
+COMPUTED = 3
+
+
+def chances(
+    each: Float[Array, "arrays lq"], importance: Float[Array, " arrays"]
+) -> Float[Array, " lq"]:
+    """pi: in proportion to each query's share in the bounds, arrays weighted by `importance`."""
+    length = each.shape[1]
+    total = each.sum(1, keepdims=True)
+    share = each / jnp.where(total > 0, total, 1)
+    size = (importance[:, None] * share).sum(0)
+    whole = size.sum()
+    usable = jnp.isfinite(whole) & (whole > 0)
+    return jnp.where(usable, size / jnp.where(usable, whole, 1), 1 / length)
+
+
+def confident(
+    problem: LoRAProblem,
+    frame: Frame,
+    c: Float[Array, " degree_and_1"],
+    parts: dict[str, Adapter],
+    each: PerQuery,
+    gradient: dict[str, Adapter],
+    sampling: Sampling,
+    block: int,
+) -> dict[str, Adapter]:
+    """{name: Adapter of scalars}: each at least the max-norm error, all at once, but with delta.
+
+    parts, each: of the certificate. c: coefficients in powers of the score.
+    O(rows Lk (d + d_model)) time, O(rows (block + d_model) + arrays Lq) memory.
+    """
+    truncation, rounding = outward(problem, *each)
+    arrays = arrays_of(problem)
+    # what matters of an array is its bound beside its largest entry
+    sizes = jnp.stack([jnp.abs(getattr(gradient[name], half)).max() for name, half in arrays])
+    certified = jnp.stack([getattr(parts[name], half).certified() for name, half in arrays])
+    importance = certified / jnp.where(sizes > 0, sizes, 1)
+    of = coin.make(chances(truncation, importance))
+    pi = of.chances
+    index = coin.draw(sampling.key, of, sampling.rows)
+    weights = 1 / pi[index]
+    terms = row_errors(problem, frame, polynomial_kernel(c), index, block)
+    entries = sum(x.size for x in jax.tree.leaves(problem.adapters))
+    log_chances = math.log(2 * entries / sampling.delta)
+
+    def bound(place: int, part: Parts, rows: Terms) -> Float[Array, ""]:
+        most = (truncation[place] / pi).max()
+        lost = COMPUTED * rounding[place][index] * weights
+        seen = mean_bound(rows, weights, most, lost, log_chances)
+        truncated = jnp.fmin(seen, part.truncation)
+        return known((truncated + part.rounding).max() + part.rest)
+
+    found = {
+        (name, half): bound(i, getattr(parts[name], half), getattr(terms[name], half))
+        for i, (name, half) in enumerate(arrays)
+    }
+    return {name: Adapter(found[name, "a"], found[name, "b"]) for name in problem.adapters}
