@@ -1,51 +1,116 @@
-"""From a tolerance to the cheapest method that certifies it, by a cost model and the certificate."""
+"""From a tolerance to the cheapest method that keeps it, by a cost model and the promises made."""
 
 from __future__ import annotations
 
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from lora_limits.certificate.bound import arrays_of
 from lora_limits.checks import fail
 from lora_limits.gradients.cost import affordable, exact_method
+from lora_limits.gradients.exact_rounding import rounding
 from lora_limits.gradients.guessing import guess
 from lora_limits.gradients.methods import Polynomial
 from lora_limits.gradients.solve import gradient
-from lora_limits.method import Method
-from lora_limits.problem import LoRAProblem, check_static, check_values
+from lora_limits.method import GradientResult, Method
+from lora_limits.problem import Adapter, LoRAProblem, as_jax
+from lora_limits.problem_checks import check_static, check_values
 
-_gradient = jax.jit(gradient, static_argnames="method")
+ROWS = 1024  # queries drawn where the promise with a probability is enough
+UPWARDS = 3  # degrees that are run from the guess up
+TRIES = UPWARDS + 1  # and one below it; each has its part of delta
+
+_gradient = jax.jit(gradient, static_argnames=("method", "rows", "delta"))
 
 
-def _certified(problem: LoRAProblem, method: Polynomial, tolerance: float) -> bool:
-    bound = _gradient(problem, method=method).bound
-    return all(float(b) <= tolerance for b in jax.tree.leaves(bound))
+def _within(result: GradientResult, tolerance: float, relative: bool, sampled: bool) -> bool:
+    """Whether every array is promised to be within the tolerance."""
+    promised = result.confident if sampled else result.bound
+    assert promised is not None
+    for name, bounds in promised.items():
+        for half in ("a", "b"):
+            bound = float(getattr(bounds, half))
+            allowed = tolerance
+            if relative:
+                # the true array's largest entry, from below: measured, less what it may be off by
+                got = getattr(result.gradient[name], half)
+                allowed = tolerance * (float(jnp.abs(got).max()) - bound)
+            if not bound <= allowed:
+                return False
+    return True
 
 
-def choose(problem: LoRAProblem, tolerance: float) -> Method:
-    """The cheapest method that certifies every array within `tolerance` in max norm; else Exact.
+def _ladder(first: int, most: int) -> list[int]:
+    """Degrees to try: the guess, then even ones above it.
 
+    At odd degrees the leading error cancels, which no bound of absolute values sees: the even degree
+    below promises about as much, for less.
+    """
+    start = min(first + first % 2, most - most % 2)
+    return list(range(start, most + 1, 2))[:UPWARDS]
+
+
+def choose(
+    problem: LoRAProblem,
+    tolerance: float,
+    *,
+    relative: bool = False,
+    key: jax.Array | None = None,
+    delta: float = 1e-6,
+) -> Method:
+    """The cheapest method that promises every array within `tolerance` in max norm; else Exact.
+
+    relative: the tolerance is times each array's largest entry. key: with one, the promise that
+    holds with probability 1 - delta over draws by that key is enough (`GradientResult.confident`),
+    which is much smaller; without, it is the certified one.
     The cost model gives the largest degree that beats the exact gradient; sampled rows give a first
-    guess of the degree needed; the certificate of a real run decides, degree by degree upwards, and
-    once downwards. Taylor only: its certificate is the tightest. Concrete problems only (not under
+    guess of the degree needed; the promise of a real run decides, in even degrees upwards, and
+    downwards once. Taylor only: its bounds are the tightest. Concrete problems only (not under
     jit). Costs a few polynomial gradients.
-    Raises ValueError for a tolerance that is not a positive number, and as `gradient`.
+    Raises ValueError for a tolerance that is not a positive number, where the rounding of the exact
+    gradient itself may exceed it, and as `gradient`.
     """
     if not (isinstance(tolerance, int | float | np.floating) and 0 < float(tolerance) < math.inf):
         fail("tolerance", repr(tolerance), "a number above 0")
     check_static(problem)
     check_values(problem)
+    problem = as_jax(problem)
+    tolerance = float(tolerance)
     most = affordable(problem)
-    degree = guess(problem, float(tolerance), most)
-    if degree > most + 1:
-        return exact_method(problem)
-    degree = min(degree, most)
-    if _certified(problem, Polynomial(degree), tolerance):
-        while degree > 0 and _certified(problem, Polynomial(degree - 1), tolerance):
-            degree -= 1
-        return Polynomial(degree)
-    for higher in range(degree + 1, min(degree + 2, most) + 1):
-        if _certified(problem, Polynomial(higher), tolerance):
-            return Polynomial(higher)
-    return exact_method(problem)
+
+    def keeps(degree: int) -> bool:
+        options = {} if key is None else {"rows": ROWS, "key": key, "delta": delta / TRIES}
+        result = _gradient(problem, method=Polynomial(degree), **options)
+        return _within(result, tolerance, relative, sampled=key is not None)
+
+    # the guess is of certified bounds; ten times less is promised with a probability
+    aim = 10 * tolerance if key is not None else tolerance
+    largest = _largest(problem) if relative else None
+    first = guess(problem, aim, most, largest)
+    tried = _ladder(first, most) if first <= most + 1 else []
+    for degree in tried:
+        if keeps(degree):
+            lower = degree - 2
+            if degree == tried[0] and lower >= 0 and keeps(lower):
+                return Polynomial(lower)
+            return Polynomial(degree)
+    exact = exact_method(problem)
+    lost, sizes = rounding(problem, exact)
+    for name, half in arrays_of(problem):
+        allowed = tolerance * (float(getattr(sizes[name], half)) if relative else 1.0)
+        least = float(getattr(lost[name], half))
+        if not least <= allowed:
+            got = f"{allowed:.1e} for {name}.{half}, more than any polynomial up to degree {most}"
+            expected = f"at least {least:.1e}, by which Exact may be rounded in {problem.dtype}"
+            wide = problem.dtype == jnp.float64
+            fail("tolerance", got, expected + ("" if wide else " (float64 rounds less)"))
+    return exact
+
+
+def _largest(problem: LoRAProblem) -> dict[str, Adapter]:
+    """About the largest entry of every array: what a relative tolerance is relative to."""
+    gradient_of = _gradient(problem, method=Polynomial(2)).gradient
+    return jax.tree.map(lambda x: float(jnp.abs(x).max()), gradient_of)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from lora_limits.coordinates import frame as frames
-from lora_limits.problem import LoRAProblem, inputs
+from lora_limits.problem import Adapter, LoRAProblem, inputs
 
 ROWS = 48  # sampled queries
 
@@ -20,6 +20,7 @@ class _Array(NamedTuple):
     """What one gradient array has on either side of the error of f."""
 
     name: str  # of the adapter
+    half: str
     u: np.ndarray  # (rows,) the largest entry of what stands before a query
     column: np.ndarray  # (Lk,) the largest square of what stands after a key
 
@@ -88,17 +89,24 @@ def _arrays(problem: LoRAProblem, frame: frames.Frame, xq, q, k, x) -> list[_Arr
         else:
             xv = x["value"] - frame.xv_mean
             pairs = (one, xv @ b), (one, xv)
-        out += [_Array(name, np.abs(u).max(1), (column**2).max(1)) for u, column in pairs]
+        for half, (u, column) in zip("ab", pairs, strict=True):
+            out.append(_Array(name, half, np.abs(u).max(1), (column**2).max(1)))
     return out
 
 
-def guess(problem: LoRAProblem, tolerance: float, most: int) -> int:
+def guess(
+    problem: LoRAProblem,
+    tolerance: float,
+    most: int,
+    largest: dict[str, Adapter] | None = None,
+) -> int:
     """The degree at which the certificate should first reach the tolerance, from a few exact rows.
 
     For every degree up to `most`, the leading term of the certificate, sum_i |u_i| |c_i|
     sqrt(eta'[v^2] eta'[k^2]), is computed from the true remainders on ROWS sampled queries and
     scaled to all; most + 1 where none is small enough. Only a guess: `choose` accepts nothing but
-    the certificate. O(ROWS Lk (d + most)) on the host.
+    a promise. largest: entries that the tolerance is relative to, if it is.
+    O(ROWS Lk (d + most)) on the host.
     """
     t = _tokens(problem)
     width = math.sqrt(problem.weights.value.shape[1])
@@ -114,7 +122,8 @@ def guess(problem: LoRAProblem, tolerance: float, most: int) -> int:
         for array in t.arrays:
             left = t.w * np.abs(exp - (p if array.name == "value" else lower)) / total
             e = t.residual / width * np.sqrt((left @ t.spread) * (left @ array.column))
-            worst = max(worst, t.share * float((array.u * e).sum()) * 2)
+            unit = 1.0 if largest is None else getattr(largest[array.name], array.half)
+            worst = max(worst, t.share * float((array.u * e).sum()) * 2 / (unit or 1.0))
         if worst <= tolerance:
             return degree
     return most + 1
