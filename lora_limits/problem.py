@@ -79,8 +79,7 @@ class AttentionWeights:
 @_pytree
 @dataclasses.dataclass(frozen=True, init=False)
 class LoRAProblem:
-    """One attention head, one data point, some of its projections adapted (Definitions 1.2, 3.1 and
-    A.1).
+    """One attention head, one data point, some projections adapted (Definitions 1.2, 3.1, A.1).
 
     loss = 1/2 || softmax(beta Q K^T) V - Y ||_F^2 with Q = X_Q (W*_Q + scale B_Q A_Q), and so for K
     and V.

@@ -42,7 +42,7 @@ def check_static(problem: Any) -> None:
 
 
 def _arrays(problem: Any) -> dict[str, Any]:
-    """Every matrix by its name in messages, x_query first: the others are held against its dtype."""
+    """Every matrix by its name in messages, x_query first, whose dtype is that of all."""
     arrays = {f"x_{name}": getattr(problem, f"x_{name}") for name in NAMES}
     arrays["target"] = problem.target
     arrays |= {f"weights.{name}": getattr(problem.weights, name) for name in NAMES}

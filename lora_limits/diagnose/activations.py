@@ -121,7 +121,7 @@ def _run(model: Any, tokens: Any, implementation: str) -> None:
 
 
 def _hook(module: Any, layer: Layer, name: str | None = None) -> Any:
-    """Keeps what goes into a module: as a projection's input or, with no name, the layer's output."""
+    """Keeps what goes into a module: a projection's input or, with no name, the layer's output."""
 
     def keep(_module, arguments):
         rows = arguments[0][0].float().numpy().copy()

@@ -1,4 +1,4 @@
-"""From a peft model and windows of tokens to a diagnosis: every head, three dials, and the notes."""
+"""From a peft model and windows of tokens to a diagnosis: every head, three dials, the notes."""
 
 from __future__ import annotations
 
@@ -18,29 +18,35 @@ from lora_limits.diagnose.adapters import Projection, projection
 VERSIONED = ("lora_limits", "jax", "torch", "transformers", "peft")
 # What a reader has to know of a diagnosis, the last three where they apply.
 TARGET = (
-    "No task is given, so the gradients are those of a stand-in: the target is the frozen head's output plus a tenth "
-    "of Gaussian noise. Errors and noise are relative to its gradient."
+    "No task is given, so the gradients are those of a stand-in: the target is the frozen "
+    "head's output plus a tenth of Gaussian noise. Errors and noise are relative to its "
+    "gradient."
 )
 WINDOWS = (
-    "Each window is a data point of its own, as in the model; only a method that pays from longer texts is tried again "
-    "on the windows laid end to end, where the model itself does not go."
+    "Each window is a data point of its own, as in the model; only a method that pays from "
+    "longer texts is tried again on the windows laid end to end, where the model itself does "
+    "not go."
 )
 LONGER = (
-    "Lengths from which a method pays assume that the rank that is enough there stays enough up to that length; times "
-    "beyond {} tokens are carried on as L and L squared."
+    "Lengths from which a method pays assume that the rank that is enough there stays enough up"
+    " to that length; times beyond {} tokens are carried on as L and L squared."
 )
-BEYOND = "The model takes at most {} tokens: longer lengths are of its attention, were its positions extended."
+BEYOND = (
+    "The model takes at most {} tokens: longer lengths are of its attention, were its positions"
+    " extended."
+)
 PREDICTED = (
-    "Predicted: the speed-up by the operations that `choose` counts, those of the certificate included, which the "
-    "timed gradient goes without."
+    "Predicted: the speed-up by the operations that `choose` counts, those of the certificate "
+    "included, which the timed gradient goes without."
 )
 CAUSAL = (
-    "The model's attention is causal; the gradient analysed is of the paper's attention, without a mask, on the same "
-    "queries, keys and values."
+    "The model's attention is causal; the gradient analysed is of the paper's attention, "
+    "without a mask, on the same queries, keys and values."
 )
 ROTATED = (
-    "Positions or a normalisation stand between projections and scores (rotary): norms are of the rotated queries and "
-    "keys, gradients of the value adapter only; query and key adapters are refused."
+    "Positions or a normalisation stand between projections and scores (rotary): norms are of "
+    "the rotated queries and keys, gradients of the value adapter only; query and key adapters "
+    "are refused."
 )
 
 

@@ -87,8 +87,9 @@ def _norm(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
     needed = _median([row["dials"]["gamma_needed"] or 0.0 for row in rows]) or None
     bound = "less than a sixteenth of that" if needed is None else f"{needed:.2g}"
     text = (
-        f"{method} {pays}. The queries and keys of the median head, centred, reach Gamma = {gamma:.2g}; for "
-        f"{tolerance:.0%} error with that method it would have to be {bound}. {there} of {len(rows)} heads are there."
+        f"{method} {pays}. The queries and keys of the median head, centred, reach Gamma = "
+        f"{gamma:.2g}; for {tolerance:.0%} error with that method it would have to be {bound}. "
+        f"{there} of {len(rows)} heads are there."
     )
     text += f" {lost} would not be at a sixteenth of their norms." if lost else ""
     return {
@@ -109,10 +110,12 @@ def _rank(rows: Sequence[Row]) -> dict[str, Any]:
     adapted = _median([row["norms"]["adapted"]["gamma_centred"] for row in rows])
     full = sum(_beyond(row, row["dials"]["gamma_needed"]) for row in rows)
     room = _median([row["dials"]["rank_allowed"] or None for row in rows])
-    text = f"The adapter ({'mixed ranks' if rank is None else f'rank {rank}'}) moves the median head's Gamma from "
+    told = "mixed ranks" if rank is None else f"rank {rank}"
+    text = f"The adapter ({told}) moves the median head's Gamma from "
     text += f"{frozen:.3g} (frozen weights) to {adapted:.3g}. "
     if full:
-        text += f"In {full} of {len(rows)} heads the frozen weights alone exceed the bound: no rank brings them below. "
+        text += f"In {full} of {len(rows)} heads the frozen weights alone exceed the bound: "
+        text += "no rank brings them below. "
     if room is not None:
         text += f"Elsewhere the bound leaves room for rank {room:.0f} (median). "
     text += "The rank itself costs next to nothing: it acts through the norms."
@@ -120,7 +123,7 @@ def _rank(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _batch(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]:
-    """The noise of one window (median), and the mini-batch whose noise still hides the tolerance."""
+    """The noise of one window (median), and the mini-batch whose noise hides the tolerance."""
     noise = _median([row["noise"] for row in rows])
     if noise is None:
         return {
@@ -135,8 +138,8 @@ def _batch(rows: Sequence[Row], tolerance: float, length: int) -> dict[str, Any]
     )
     if most >= 1:
         text += (
-            f"An error of {tolerance:.0%} is below the noise of every mini-batch up to {most:.0f} windows, where it "
-            "costs nothing; larger batches need a smaller error. "
+            f"An error of {tolerance:.0%} is below the noise of every mini-batch up to "
+            f"{most:.0f} windows, where it costs nothing; larger batches need a smaller error. "
         )
     else:
         text += f"That is below {tolerance:.0%}: an error of this size is felt at any mini-batch. "

@@ -30,7 +30,7 @@ def exact_arrays(problem: LoRAProblem) -> Arrays:
 def error(got: Arrays, exact: Arrays) -> float:
     """Relative Frobenius error, the largest over the arrays.
 
-    A gradient that is zero must come out as zero; inf where it does not, or something is not finite.
+    inf where a gradient that is zero does not come out as zero, or something is not finite.
     """
     found = [frobenius_error(got[name], x) for name, x in exact.items()]
     # max alone would lose a NaN.

@@ -45,7 +45,7 @@ def require_extra() -> None:
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Turns whatever the libraries raise on a bad folder into a ValueError of one line, naming it."""
+    """Turns whatever the libraries raise on a bad folder into a ValueError of one line."""
     try:
         yield
     except ValueError as error:
@@ -89,7 +89,8 @@ def load_model(folder: Path) -> Any:
     """The model in float32, evaluation mode, its own eager attention, from local safetensors only.
 
     The class is the one that the folder's config names, so that adapters trained on it find their
-    modules. Raises ValueError as `check_folder` does, and for weights that cannot be read or leave a layer
+    modules.
+    Raises ValueError as `check_folder` does, and for weights that cannot be read or leave a layer
     without values.
     """
     config = check_folder(folder)
@@ -120,7 +121,7 @@ def load_model(folder: Path) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer. Raises ValueError where there is none that can be read, or no fast one."""
+    """The folder's tokenizer. Raises ValueError unless it can be read and is a fast one."""
     import transformers
 
     with one_line(f"{folder}: tokenizer"):
@@ -145,7 +146,7 @@ def longest_window(model: Any, tokenizer: Any = None) -> int:
 def windows(
     model: Any, tokenizer: Any, text: str, *, length: int | None, batch: int | None
 ) -> Int[np.ndarray, "windows l"]:
-    """Token ids of consecutive pieces of the text, each as the model would see it, special tokens in.
+    """Token ids of consecutive pieces of the text, as the model sees them, special tokens in.
 
     The model never attends across windows, so nor does the diagnosis: each window is one data point
     of its own. length None: the model's longest window, at most LONGEST, or the whole text where

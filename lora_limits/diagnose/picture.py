@@ -102,7 +102,7 @@ def fill(fig: Figure, diagnosis: dict[str, Any]) -> None:
 
 
 def save(diagnosis: dict[str, Any], path: Path) -> Path:
-    """Writes the picture as a PNG without a date, so that the same diagnosis gives the same file."""
+    """Writes the picture as a PNG without a date: the same diagnosis gives the same file."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

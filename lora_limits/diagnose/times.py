@@ -1,4 +1,4 @@
-"""Seconds of a method against the exact gradient, once a shape: at one length, and where it pays."""
+"""Seconds of a method against the exact gradient's, once a shape, and where the method pays."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def predicted(problem: LoRAProblem, method: Method) -> float | None:
 
 
 class Clock:
-    """Times by the shapes of a problem's arrays, method and length, each measured when asked for."""
+    """Times by the shapes of a problem, method and length, each measured when first asked for."""
 
     def __init__(self) -> None:
         self._held: dict[Any, tuple[float, float]] = {}
@@ -99,8 +99,7 @@ class Clock:
         return self._held[name]
 
     def pays_from(self, problem: LoRAProblem, method: Method) -> int:
-        """The length from which the method is faster than the exact gradient, at this method's
-        rank.
+        """The length from which the method, at its rank, is faster than the exact gradient.
 
         This length where it is already; else measured again at the power of two above the length
         that times growing as L and L^2 would give, LONGEST at most, and interpolated, or carried on

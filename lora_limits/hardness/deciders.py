@@ -94,7 +94,7 @@ class Decision:
 
     @property
     def score_ratio(self) -> float:
-        """R / ln L, the order parameter: hard at Theta(1), easy at o(1). 0 if no call was needed."""
+        """R / ln L, the order parameter: hard at Theta(1), easy at o(1); 0 without a call."""
         return self.score_bound / math.log(self.tokens) if self.tokens > 1 else 0.0
 
 

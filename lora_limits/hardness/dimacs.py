@@ -10,7 +10,7 @@ from lora_limits.checks import fail
 
 @dataclasses.dataclass(frozen=True)
 class Formula:
-    """variables: how many are declared; clauses: lists of non-zero integers of that size at most."""
+    """clauses: lists of non-zero integers, in size at most `variables`, the number declared."""
 
     variables: int
     clauses: list[list[int]]

@@ -60,12 +60,12 @@ class Gadget:
 
     @property
     def tokens(self) -> int:
-        """L: the power of two above both sides, at least 64, so that compiled oracles serve again."""
+        """L: a power of two above both sides, at least 64, so that compiled oracles serve again."""
         return max(LEAST_TOKENS, 2 ** max(len(self.queries), len(self.keys)).bit_length())
 
 
 def binary_sets(a: Any, b: Any) -> tuple[Int[np.ndarray, "na d"], Int[np.ndarray, "nb d"]]:
-    """Both sets as integer arrays of zeros and ones. O(n d). Raises ValueError for anything else."""
+    """Both sets as integers, zeros and ones. O(n d). Raises ValueError for anything else."""
     out = []
     for name, rows in (("a", a), ("b", b)):
         x = np.asarray(rows)

@@ -1,4 +1,4 @@
-"""Instances whose answers are known: drawn or planted, every NO checked by brute force, O(n^2 d)."""
+"""Instances whose answers are known: drawn or planted, every NO by brute force, O(n^2 d)."""
 
 from __future__ import annotations
 

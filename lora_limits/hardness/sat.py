@@ -59,7 +59,7 @@ class Cost:
 
 
 def check_clauses(clauses: Iterable[Iterable[int]]) -> list[list[int]]:
-    """The clauses as lists of Python integers. Raises ValueError for a literal that is 0 or none."""
+    """The clauses as lists of Python integers. Raises ValueError for 0 and what is no integer."""
     out = []
     for index, clause in enumerate(clauses):
         literals = list(clause)

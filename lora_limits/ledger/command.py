@@ -31,7 +31,7 @@ LEDGER: tuple[Row, ...] = tuple(row for rows in SECTIONS.values() for row in row
 
 
 def examine(row: Row) -> Evidence:
-    """Runs the check of a row in float64, whatever the precision outside. About a second at most."""
+    """Runs the check of a row in float64, whatever the precision outside: a second at most."""
     with jax.enable_x64(True):
         return row.check()
 

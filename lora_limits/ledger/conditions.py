@@ -58,7 +58,8 @@ def norm_control() -> Evidence:
     gamma = [float(np.abs(z).max()) for z in rows]
     normed = [z / np.sqrt((z**2).mean(1, keepdims=True)) for z in rows]
     radius = [float(np.abs(z @ z.T).max()) / math.sqrt(8) for z in normed]
-    text = f"adapters 100 times larger: Gamma {gamma[1] / gamma[0]:.0f} times; R = sqrt(d) = {radius[1]:.2f} normalised"
+    text = f"adapters 100 times larger: Gamma {gamma[1] / gamma[0]:.0f} times; "
+    text += f"R = sqrt(d) = {radius[1]:.2f} normalised"
     return Evidence(text, gamma[1] > 50 * gamma[0] and max(radius) <= math.sqrt(8) * (1 + 1e-12))
 
 
@@ -78,5 +79,6 @@ def wrong_inverse_temperature() -> Evidence:
     for radius in (gamma**2, gamma**2 * width):
         degree = needed.degree_needed(radius, 2.0**-32)
         pair.append(needed.width_exponent(width, degree, log_length))
-    text = f"R {measured:.0f} = d times larger; Gamma = 0.8, L = 2^32: log k / log L {pair[0]:.2f} -> {pair[1]:.2f}"
+    text = f"R {measured:.0f} = d times larger; Gamma = 0.8, L = 2^32: "
+    text += f"log k / log L {pair[0]:.2f} -> {pair[1]:.2f}"
     return Evidence(text, abs(measured - 3) < 1e-9 and pair[0] < 1 < pair[1])

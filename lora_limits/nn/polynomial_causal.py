@@ -60,10 +60,11 @@ def attend(
     w: Float[Array, " t"],
     v: Float[Array, "dv t"],
 ) -> Float[Array, "dv gt"]:
-    """Outputs of the queries x, `block` tokens to a block. NaN where the normaliser is not positive.
+    """Outputs of the queries x, `block` tokens to a block.
 
     O(T G (k (1 + d_value) + block (d + d_value))) time, O(k (1 + d_value) + G block (k + block))
-    memory besides inputs and outputs. The derivative in w is taken to be 0.
+    memory besides inputs and outputs. NaN where the normaliser is not positive. The derivative in w
+    is taken to be 0.
     """
     return _forward(block, degree, x, y, w, v)[0]
 

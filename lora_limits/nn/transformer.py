@@ -1,4 +1,4 @@
-"""A small pre-norm transformer of LoRA attention layers: classifies sequences or predicts tokens."""
+"""A small pre-norm transformer of LoRA attention layers: a classifier, or a causal decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a score bound R to a degree g and a width k: Lemma 3.3 with its constants, by counting alone.
+"""From a score bound R to a degree g and a width k: Lemma 3.3 with its constants, counted.
 
 Nothing here touches a token, so it reaches lengths that no computer holds.
 """

@@ -217,7 +217,7 @@ def train(
 def _note(
     history: dict, step: int, model: Transformer, task: Splits, recipe: Recipe, data: Data | None
 ) -> None:
-    """Adds an evaluation to the history, and a comparison of gradients if there is a batch for it."""
+    """Adds an evaluation to the history, and a comparison of gradients if there is a batch."""
     scores = evaluate(model, task.test, recipe)
     noted = {"steps": step, "test_loss": scores["loss"], "accuracy": scores["accuracy"]}
     noted["methods"] = [str(method) for method in model.methods]
