@@ -123,8 +123,8 @@ class LoRAProblem:
 
     @property
     def dtype(self) -> Any:
-        """The dtype of every array."""
-        return jnp.result_type(self.x_query)
+        """The dtype that everything is computed in: that of every array."""
+        return jnp.result_type(self.weights.query)
 
 
 def inputs(problem: LoRAProblem) -> dict[str, Any]:

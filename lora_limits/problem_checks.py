@@ -30,8 +30,8 @@ def check_static(problem: Any) -> None:
             fail(name, got, "a 2-d array (vmap over a batch of problems)")
         if not jnp.issubdtype(value.dtype, jnp.floating):
             fail(name, f"dtype {value.dtype}", "a floating dtype")
-        if value.dtype != problem.dtype:
-            fail(name, f"dtype {value.dtype}", f"{problem.dtype}, the dtype of x_query")
+        if value.dtype != problem.x_query.dtype:
+            fail(name, f"dtype {value.dtype}", f"{problem.x_query.dtype}, the dtype of x_query")
     # From here on every array is known to be a matrix.
     _check_inputs(problem)
     for name, adapter in problem.adapters.items():

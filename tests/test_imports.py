@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "certificate": GROUND | {"coordinates"},
     "estimate": GROUND | {"coordinates"},
     "factors": GROUND | {"coordinates", "estimate", "method"},
-    "gradients": GROUND | {"coordinates", "certificate", "estimate", "factors", "method"},
+    "gradients": GROUND
+    | {"problem_checks", "coordinates", "certificate", "estimate", "factors", "method"},
     "nn": GROUND | {"coordinates", "factors", "gradients", "method", "norms"},
     "hardness": GROUND | {"gradients", "method"},
     "training": GROUND | {"gradients", "instruments", "method", "nn"},

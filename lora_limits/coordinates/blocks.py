@@ -82,8 +82,8 @@ def keys(
     """Keys and values first .. first + block, those not `fresh` with weight 0."""
     d = frame.nu.shape[0]
     dv = frame.v_mean.shape[0]
-    xk = rows(problem.x_key, first, block)
-    xv = rows(problem.x_value, first, block) - frame.xv_mean[None]
+    xk = rows(problem.x_key, first, block, problem.dtype)
+    xv = rows(problem.x_value, first, block, problem.dtype) - frame.xv_mean[None]
     # inputs are centred before they are projected: a large common bias then costs no digits
     on_key = columns_of(table.key, xk - frame.k_shift[None])
     on_value = columns_of(table.value, xv)
@@ -106,7 +106,7 @@ def queries(
 ) -> Queries:
     """Queries first .. first + block."""
     d = frame.nu.shape[0]
-    xq = rows(problem.x_query, first, block)
+    xq = rows(problem.x_query, first, block, problem.dtype)
     on_query = columns_of(table.query, xq - frame.q_shift[None])
     lost = dot(table.query[:, d:].T, frame.q_shift)
     return Queries(xq=xq, x=on_query[:d], xq_b=on_query[d:] + lost[:, None])

@@ -13,7 +13,7 @@ keys under the weights w.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -161,8 +161,8 @@ def _key_statistics(
 
     def body(carry, first, fresh):
         top, total, sum_k, sum_v = carry
-        xk = rows(problem.x_key, first, block)
-        xv = rows(problem.x_value, first, block)
+        xk = rows(problem.x_key, first, block, problem.dtype)
+        xv = rows(problem.x_value, first, block, problem.dtype)
         log_w = jnp.where(fresh, dot(xk, direction), least)
         new = jnp.maximum(top, log_w.max())
         shrink = jnp.exp(top - new)
@@ -183,10 +183,21 @@ def _key_statistics(
     return new, *collectives.total(sums, axis)
 
 
+def _mean(x: Float[Array, "tokens width"], block: int, dtype: Any) -> Float[Array, " width"]:
+    """The mean of all rows; block by block where they are to be widened, for want of a wide copy."""
+    if x.dtype == dtype:
+        return x.mean(0)
+
+    def body(total, first, fresh):
+        return total + jnp.where(fresh[:, None], rows(x, first, block, dtype), 0).sum(0)
+
+    return sweep(x.shape[0], block, body, jnp.zeros(x.shape[1], dtype)) / x.shape[0]
+
+
 def _centres(problem: LoRAProblem, block: int, centred: bool, axis: Axis) -> Frame:
     """The frame before it is balanced: to_x and to_y are the identity."""
     beta = scalars(problem)[1]
-    q_shift = problem.x_query.mean(0)
+    q_shift = _mean(problem.x_query, block, problem.dtype)
     if axis is not None:
         q_shift = collectives.total(q_shift, axis) / collectives.devices(axis)
     if not centred:
@@ -208,8 +219,8 @@ def _centres(problem: LoRAProblem, block: int, centred: bool, axis: Axis) -> Fra
 def _draw(problem: LoRAProblem, frame: Frame, axis: Axis) -> Sample:
     """The sample of a problem, centred by the frame; x and y are not balanced yet."""
     lq, lk = problem.x_query.shape[0], problem.x_key.shape[0]
-    xq, target = (sampling.sample_rows(z, axis=axis) for z in (problem.x_query, problem.target))
-    xk, xv = (sampling.sample_rows(z, axis=axis) for z in (problem.x_key, problem.x_value))
+    tokens = problem.x_query, problem.target, problem.x_key, problem.x_value
+    xq, target, xk, xv = (sampling.sample_rows(z, axis=axis).astype(problem.dtype) for z in tokens)
     q = sampling.own(frame.centred_queries(problem, xq), lq, axis).T
     residual = sampling.own(frame.v_mean[None] - target, lq, axis)
     k = sampling.own(frame.centred_keys(problem, xk), lk, axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ def sweep(
     return jax.lax.scan(step, start, jnp.arange(blocks, dtype=jnp.int32))[0]
 
 
-def rows(x: Float[Array, "tokens ..."], first: Int[Array, ""], block: int) -> Float[Array, "n ..."]:
-    """Tokens first .. first + block of x."""
-    return jax.lax.dynamic_slice_in_dim(x, first, min(block, x.shape[0]))
+def rows(
+    x: Float[Array, "tokens ..."], first: Int[Array, ""], block: int, dtype: Any = None
+) -> Float[Array, "n ..."]:
+    """Tokens first .. first + block of x, in the precision asked for: no copy of x is made in it."""
+    return jax.lax.dynamic_slice_in_dim(x, first, min(block, x.shape[0])).astype(dtype or x.dtype)

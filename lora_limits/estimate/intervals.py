@@ -51,8 +51,8 @@ def probabilities(
 
     def body(carry, first, fresh):
         del fresh  # a size written twice is written alike
-        xq = block_rows(problem.x_query, first, block)
-        y = block_rows(problem.target, first, block)
+        xq = block_rows(problem.x_query, first, block, problem.dtype)
+        y = block_rows(problem.target, first, block, problem.dtype)
         x = frame.x(frame.centred_queries(problem, xq))
         new = row_norms(x), row_norms(frame.v_mean[None] - y)
         return tuple(

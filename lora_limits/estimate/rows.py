@@ -73,8 +73,8 @@ class _Keys(NamedTuple):
 def _keys(
     problem: LoRAProblem, frame: Frame, kernel: Kernel, q: jax.Array, first, fresh, block: int
 ) -> _Keys:
-    xk = rows(problem.x_key, first, block)
-    xv = rows(problem.x_value, first, block) - frame.xv_mean[None]
+    xk = rows(problem.x_key, first, block, problem.dtype)
+    xv = rows(problem.x_value, first, block, problem.dtype) - frame.xv_mean[None]
     k = frame.centred_keys(problem, xk)
     v = project(problem, "value", xv)
     log_w = frame.log_weights(k)
@@ -151,8 +151,8 @@ def row_errors(
     """
     scale, beta = scalars(problem)
     out = {}
-    xq = jnp.take(jnp.asarray(problem.x_query), index, axis=0)
-    target = jnp.take(jnp.asarray(problem.target), index, axis=0)
+    xq = jnp.take(jnp.asarray(problem.x_query), index, axis=0).astype(problem.dtype)
+    target = jnp.take(jnp.asarray(problem.target), index, axis=0).astype(problem.dtype)
     q = frame.centred_queries(problem, xq)
     c, sums = _differences(problem, frame, kernel, q, target, block)
     for name, adapter in problem.adapters.items():

@@ -12,7 +12,7 @@ from lora_limits.checks import check_integer
 from lora_limits.coordinates.frame import NOWHERE
 from lora_limits.factors.factor import Factor
 from lora_limits.factors.method import FactorMethod
-from lora_limits.linalg import dot, pseudo_inverse
+from lora_limits.linalg import AnyArray, dot, pseudo_inverse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _key_landmarks(y: Float[Array, "n d_and_1"], count: int) -> Float[Array, "co
     return keys.at[:, -1].set(jnp.where(share > 0, keys[:, -1], NOWHERE))
 
 
-def segment_means(x: Float[Array, "n d"], count: int) -> Float[Array, "count d"]:
+def segment_means(x: Float[AnyArray, "n d"], count: int) -> Float[Array, "count d"]:
     """Means of `count` runs of consecutive rows, their lengths equal to within one."""
     size, longer = divmod(x.shape[0], count)
     head = x[: longer * (size + 1)]

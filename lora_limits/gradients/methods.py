@@ -164,7 +164,7 @@ def _told_of_narrow(
     """
     dtype = problem.dtype
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem)
+        wide = _widened(problem)
         _, _, swept = _sweep(wide, method, axis, sampling, certified=True)
         told = swept.told
         assert told is not None
@@ -180,6 +180,16 @@ def _told_of_narrow(
 
         sure = None if told.confident is None else of_narrow(told.confident)
         return _Told(of_narrow(told.bound), sure, told.normaliser.astype(dtype))
+
+
+def _widened(problem: LoRAProblem) -> LoRAProblem:
+    """The same numbers in double precision; tokens stay as they are, and are widened when read."""
+
+    def wide(path, leaf):
+        is_tokens = path[0].name in ("x_query", "x_key", "x_value", "target")
+        return leaf if is_tokens else jnp.asarray(leaf, jnp.float64)
+
+    return jax.tree_util.tree_map_with_path(wide, problem)
 
 
 def _in_inputs(run: Plan, seen: sweeps.Seen, late: dict) -> dict[str, Adapter]:

@@ -226,7 +226,7 @@ def visit_queries(
         # u = [D, D m(v), D m(X_V B)]
         values = evaluation.evaluate(polynomials, t.x, lower)
         u = values.low + values.top
-        target = rows(problem.target, first, plan.block).T
+        target = rows(problem.target, first, plan.block, problem.dtype).T
         live = fresh.astype(problem.dtype)[None]
         mean = u[1:] / u[:1]
         mean_v = mean[:dv]

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 from lora_limits.checks import fail
 
@@ -22,9 +23,12 @@ def count_operations(function: Callable[..., Any], *args: Any) -> dict[str, int]
     flops: 2 n for every inner product of length n in a dot_general, loops multiplied out; of
     several branches the dearest counts. largest: elements of the largest array that any step
     produces, at any depth; arguments are not counted.
+    What no result depends on is not counted: jit would not run it either.
     Raises ValueError for a while loop, whose length is not known.
     """
-    flops, largest = _count(jax.make_jaxpr(function)(*args).jaxpr)
+    traced = jax.make_jaxpr(function)(*args).jaxpr
+    needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+    flops, largest = _count(needed)
     return {"flops": flops, "largest": largest}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.problems import families
 from lora_limits.coordinates import frame
-from lora_limits.problem import projections
+from lora_limits.problem import as_jax, projections
 
 
 @pytest.mark.parametrize("kind", families.KINDS)
@@ -18,7 +18,7 @@ def test_the_largest_centred_score_is_the_reach(kind, reach):
         np.random.default_rng(0), kind, length=40, width=3, rank=2, reach=reach
     )
     q, k, _ = projections(problem)
-    centres = frame.of_problem(problem)
+    centres = frame.of_problem(as_jax(problem))
     scores = problem.beta * (q - centres.nu[None]) @ (k - centres.mu[None]).T
     assert float(np.abs(scores).max()) == pytest.approx(reach, rel=1e-9)
 

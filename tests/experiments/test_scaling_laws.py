@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
-from lora_limits.coordinates import frame
+from lora_limits.coordinates import sampling
 from lora_limits.gradients import exact
 from lora_limits.instruments.counting import count_operations
 from lora_limits.polynomial import monomials
@@ -99,7 +99,9 @@ def test_the_gradient_itself_costs_a_few_times_k_and_d_a_token():
     """
     k = monomials.count(WIDTH, 3)
     length = 2**13
-    flops = counted(ll.Polynomial(3), length)["flops"]
+    flops = count_operations(
+        lambda p: ll.gradient(p, ll.Polynomial(3)).gradient, specification(length, problems.FULL)
+    )["flops"]
     assert flops < 2 * 20 * length * k * (1 + WIDTH + RANK)
     assert flops < counted(ll.Exact(), length)["flops"] / 50
 
@@ -124,9 +126,9 @@ def test_no_intermediate_grows_with_the_length(method):
         k + INPUTS, derivatives
     )
     if method.series == "taylor":
-        assert largest <= max(sweeps, frame.SAMPLE * INPUTS)
+        assert largest <= max(sweeps, sampling.SIZE * INPUTS)
     else:  # "fitted" looks at 64 x SAMPLE scores, a few times over
-        assert largest <= max(sweeps, 4 * 64 * frame.SAMPLE)
+        assert largest <= max(sweeps, 4 * 64 * sampling.SIZE)
 
 
 def test_the_dense_gradient_is_seen_to_form_the_attention_matrix():

@@ -48,7 +48,33 @@ def test_exact_where_nothing_cheaper_certifies_it():
 
 def test_short_sequences_stay_exact_since_features_would_outnumber_tokens():
     problem = ll.random_problem(jax.random.key(0), length=8, width=3, rank=1, gamma=0.1)
-    assert isinstance(ll.choose(problem, 1e-12), ll.Exact)
+    assert isinstance(ll.choose(problem, 1e-9), ll.Exact)
+
+
+def test_a_tolerance_below_the_rounding_of_the_exact_gradient_is_refused():
+    problem = ll.random_problem(jax.random.key(0), length=8, width=3, rank=1, gamma=0.1)
+    with pytest.raises(
+        ValueError, match=r"tolerance: got 1.0e-18 for query.a.*by which Exact may be"
+    ):
+        ll.choose(problem, 1e-18)
+    narrow = jax.tree.map(lambda x: np.asarray(x, np.float32), problem)
+    with pytest.raises(ValueError, match=r"float32 \(float64 rounds less\)"):
+        ll.choose(narrow, 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [4096, 16384])
+def test_single_precision_gets_a_polynomial_where_one_holds(length):
+    """d = 8, Gamma = 0.35, 1 % of the largest entry of every array."""
+    with jax.enable_x64(False):
+        problem = ll.random_problem(jax.random.key(0), length=length, width=8, rank=4, gamma=0.35)
+        method = ll.choose(problem, 1e-2, relative=True, key=jax.random.key(1))
+        assert isinstance(method, ll.Polynomial)
+        assert method.degree % 2 == 0
+        got = jax.jit(lambda p: ll.gradient(p, method).gradient)(problem)
+        want = jax.jit(lambda p: ll.gradient(p, ll.Exact(1024)).gradient)(problem)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert float(abs(x - y).max()) <= 1e-2 * float(abs(y).max())
 
 
 def test_the_cost_model_is_quadratic_against_linear():
