@@ -110,7 +110,7 @@ def _sweep(problem: LoRAProblem, method: Polynomial, axis: Axis, *, certified: b
     setup = fitting.setup(run, summary.moments)
     grounds = None
     if run.columns is not None:
-        limits = floors.make(problem, run.frame, run.columns, *summary.longest)
+        limits = floors.make(problem, run.frame, run.columns, *summary.longest, run.devices)
         reach = jnp.maximum(*summary.longest)
         grounds = Grounds(problem, run.frame, run.columns, limits, setup, reach)
     c = monomials.coefficients(setup.c, run.width)
@@ -133,7 +133,7 @@ def _bounds_of_narrow(problem: LoRAProblem, method: Polynomial, axis: Axis, grad
     """
     dtype = problem.dtype
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem)
+        wide = jax.tree.map(_widened, problem)
         certified, _, _, _, told = _sweep(wide, method, axis, certified=True)
         assert told is not None
         bounds, normaliser = told
@@ -141,11 +141,26 @@ def _bounds_of_narrow(problem: LoRAProblem, method: Polynomial, axis: Axis, grad
         def added(bound, x, y):
             distance = jnp.abs(x.astype(jnp.float64) - y).max()
             total = bound + jnp.where(jnp.isnan(distance), jnp.inf, distance)
-            # outward, where it is rounded to the precision of the problem
-            return (total * (1 + 2 * float(jnp.finfo(dtype).eps))).astype(dtype)
+            # outward, where it is rounded to the precision of the problem, or x or it to 0
+            info = jnp.finfo(dtype)
+            return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(dtype)
 
         bounds = jax.tree.map(added, bounds, gradient, certified)
         return bounds, normaliser.astype(dtype)
+
+
+def _widened(x) -> jax.Array:
+    """x in double precision, subnormal numbers too, which a conversion may take for 0."""
+    wide = jnp.asarray(x, jnp.float64)
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits == 64:
+        return wide
+    info = jnp.finfo(dtype)
+    bits = jax.lax.bitcast_convert_type(x, f"uint{info.bits}").astype(jnp.int64)
+    mantissa = (bits & (2**info.nmant - 1)).astype(jnp.float64)
+    sign = jnp.where(bits >> (info.bits - 1) == 1, -1.0, 1.0)
+    subnormal = (bits >> info.nmant) & (2**info.nexp - 1) == 0
+    return jnp.where(subnormal, sign * mantissa * float(info.smallest_subnormal), wide)
 
 
 def _in_inputs(run: Plan, seen: sweeps.Seen, late: dict) -> dict[str, Adapter]:
