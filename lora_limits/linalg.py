@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,3 +53,17 @@ def columns_of(
 def pseudo_inverse(a: Float[Array, "m n"]) -> Float[Array, "n m"]:
     """A^+, singular values below the square root of the rounding unit dropped."""
     return jnp.linalg.pinv(a, rtol=float(jnp.finfo(a.dtype).eps) ** 0.5)
+
+
+def widened(x: AnyArray | float, dtype: Any) -> jax.Array:
+    """x in a precision that is no less, subnormal numbers too, which a conversion may take for 0."""
+    wide = jnp.asarray(x, dtype)
+    narrow = jnp.result_type(x)
+    if narrow == wide.dtype or not jnp.issubdtype(narrow, jnp.floating):
+        return wide
+    info = jnp.finfo(narrow)
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(x), f"uint{info.bits}").astype(jnp.int32)
+    mantissa = (bits & (2**info.nmant - 1)).astype(dtype)
+    sign = jnp.where(bits >> (info.bits - 1) != 0, -1.0, 1.0).astype(dtype)
+    subnormal = (bits >> info.nmant) & (2**info.nexp - 1) == 0
+    return jnp.where(subnormal, sign * mantissa * float(info.smallest_subnormal), wide)

@@ -41,15 +41,18 @@ Rounding. The scores s^ and weights w^ that the sweeps compute define a softmax 
 (*) is used for f^ with the true columns. What is left is of first order, each with its line:
 
     floors       f against f^: what rounded queries, keys, weights, balancing move each score by;
-                 what each column's entries are rounded by (`row_bounds.by_name` adds that to every
+                 what each column's entries are rounded by, on the way to y and back, and what is
+                 lost of it to squares that underflow (`row_bounds.by_name` adds that to every
                  bound of the column)
     terms        sums over keys and features: gamma times absolute sums, from radial moments
-                 sum_j w_j |y_j|^m z_j; rounding of c~, through N3; f^ in place of f, in G and in c
+                 sum_j w_j |y_j|^m z_j, and |c~||v_j| for c~ . v_j, which may be far less; D_i, by
+                 gamma sum_j |w_j P(s_ij)|; c~, through N3; f^ in place of f, in G and in c
     query, key,  rounding of u_i or Q_i; products after the row; sums over queries
     value
 
 and what makes all of this void makes the bound infinite: scores rounded by more than 1/100, weights
-near underflow, a gamma that is not small, a D_i near 0 (`_sound`).
+near underflow, a gamma that is not small, an N3^-1 that is not the inverse of N3 (`_sound`), a D_i
+near 0 or rounded by more than 1/1000 (`row_bounds.rows`).
 """
 
 from __future__ import annotations
@@ -64,14 +67,13 @@ from jaxtyping import Array, Bool, Float
 from lora_limits.certificate import key, query, terms, value
 from lora_limits.certificate.columns import names
 from lora_limits.certificate.floors import LIGHTEST
-from lora_limits.certificate.rounding import SECOND, unit_roundoff
-from lora_limits.certificate.row_bounds import KeyMoments, Rows, by_name
+from lora_limits.certificate.rounding import SECOND, column_lengths, frobenius, unit_roundoff
+from lora_limits.certificate.row_bounds import FIRST_ORDER, OUTWARD, KeyMoments, Rows, by_name
 from lora_limits.certificate.terms import Grounds, Visit
-from lora_limits.linalg import column_norms, frobenius
+from lora_limits.linalg import dot
 from lora_limits.problem import Adapter, LoRAProblem, scalars
 
 SCORE = 0.01  # the most that a score may be rounded by
-OUTWARD = 1 + 1e-6  # the rounding of the bound's own sums, all of them of non-negative terms
 # What each adapter adds up over queries, and how it ends: zero, add, finish of its module.
 ADAPTERS: dict[str, Any] = {"query": query, "key": key, "value": value}
 HALVES = ("a", "b")
@@ -127,7 +129,7 @@ def add(grounds: Grounds, sums: Sums, visit: Visit, rows: Rows) -> tuple[Sums, P
     )
     certain = jnp.where(jnp.isnan(rows.certain), -jnp.inf, rows.certain)
     certain = jnp.where(visit.live > 0, certain, jnp.inf)
-    sizes = visit.rounded.length, visit.scale_y, column_norms(visit.x)
+    sizes = visit.rounded.length, visit.scale_y, column_lengths(visit.x)
     new = Sums(
         arrays,
         jnp.minimum(sums.certain, certain.min()),
@@ -138,12 +140,13 @@ def add(grounds: Grounds, sums: Sums, visit: Visit, rows: Rows) -> tuple[Sums, P
 
 
 def column_floors(grounds: Grounds) -> dict[str, Array]:
-    """Rounding of an entry of every column but "one", in units of its sigma."""
+    """Rounding of an entry of every column but "one", in units of its sigma; squares that underflow."""
     floors, columns = grounds.floors, grounds.columns
-    return floors.columns | {
+    entries = floors.columns | {
         "Z": frobenius(columns.n3) * floors.value,
         "W": frobenius(columns.n3_inverse) * floors.value,
     }
+    return {name: floor + floors.lost for name, floor in entries.items()}
 
 
 class Parts(NamedTuple):
@@ -197,10 +200,17 @@ def outward(problem: LoRAProblem, truncation: Array, rounding: Array) -> tuple[A
 
 def _sound(grounds: Grounds, moments: KeyMoments, sums: Sums) -> Bool[Array, ""]:
     """Whether the first-order analysis holds: nothing that it takes for small is not."""
-    small = grounds.setup.gamma * grounds.floors.from_x < 1e-3
+    small = grounds.setup.gamma * grounds.floors.from_x < FIRST_ORDER
+    # (N3^-T c) . (N3 v) stands for c . v
+    columns = grounds.columns
+    defect = dot(columns.n3.T, columns.n3_inverse) - jnp.eye(
+        columns.n3.shape[0], dtype=columns.n3.dtype
+    )
+    sizes = frobenius(columns.n3) * frobenius(columns.n3_inverse)
+    whitened = frobenius(defect) * sizes < (OUTWARD - 1) / 4
     scores = sums.score <= SCORE
     weights = moments.lightest >= math.exp(LIGHTEST)
-    return small & scores & weights & (sums.certain > 1e-30)
+    return small & whitened & scores & weights & (sums.certain > 1e-30)
 
 
 def _lost(grounds: Grounds, moments: KeyMoments, sums: Sums, devices: int) -> Float[Array, ""]:
@@ -217,5 +227,5 @@ def _lost(grounds: Grounds, moments: KeyMoments, sums: Sums, devices: int) -> Fl
     largest = jnp.maximum(jnp.stack(sizes).max(), 1)
     features = ((1 + sums.largest) * (1 + moments.reach)) ** (2 * grounds.setup.degree)
     tokens = devices * (problem.x_query.shape[0] + problem.x_key.shape[0])
-    operations = 1e6 * tokens
+    operations = 1e6 * tokens / jnp.minimum(sums.certain, 1)
     return operations * float(jnp.finfo(problem.dtype).tiny) * largest**8 * features

@@ -12,13 +12,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.certificate.rounding import gamma, inner_rounding, projection_rounding
+from lora_limits.certificate.rounding import (
+    frobenius,
+    gamma,
+    inner_rounding,
+    projection_rounding,
+    row_lengths,
+)
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.blocks import Keys
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.frame import balance
 from lora_limits.coordinates.sampling import Sample
-from lora_limits.linalg import columns_of, dot, down, frobenius, row_norms
+from lora_limits.linalg import columns_of, dot, down
 from lora_limits.problem import NAMES, LoRAProblem
 
 FIXED = ("one", "Z", "W")  # every problem needs these; the others depend on its adapters
@@ -114,7 +120,7 @@ def make(problem: LoRAProblem, sample: Sample, axis: Axis = None) -> Columns:
     on_c, on_v, means = collectives.total((on_c, on_v, means), axis)
     # a floor, so that an entry the sample missed does not inflate the shared column
     sigma = {name: jnp.sqrt(m + 0.05 * m.mean()) + tiny for name, m in means.items()}
-    reach = [row_norms(x).max() for x in (sample.xk, sample.xv)]
+    reach = [row_lengths(x).max() for x in (sample.xk, sample.xv)]
     for name, floor in entry_rounding(problem, *collectives.largest(reach, axis)).items():
         sigma[name] = sigma[name] + floor
     return Columns(*balance(on_c, on_v), sigma)

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lora_limits.certificate.rounding import column_lengths, frobenius
 from lora_limits.certificate.row_bounds import Column, Rows
 from lora_limits.certificate.terms import Grounds, Shares, Terms, Visit
-from lora_limits.linalg import column_norms, dot, frobenius
+from lora_limits.linalg import dot
 from lora_limits.problem import LoRAProblem
 
 
@@ -46,7 +47,7 @@ def shares(
     assert q is not None
     nu = jnp.abs(frame.nu)
     # dK comes from dy by to_y^T: entries of to_y^T x_i in absolute values, over beta
-    through_y = column_norms(frame.to_y).T / frame.beta * column_norms(visit.x)
+    through_y = column_lengths(frame.to_y).T / frame.beta * column_lengths(visit.x)
     size_a = jnp.abs(q) + through_y + nu[:, None]
     size_b = dot(jnp.abs(a), size_a)
     moved = visit.rounded.query

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.certificate.rounding import gamma
+from lora_limits.certificate.rounding import frobenius, gamma
 from lora_limits.certificate.row_bounds import Column, Rows
 from lora_limits.certificate.terms import Grounds, Shares, Terms, Visit
-from lora_limits.linalg import dot, frobenius
+from lora_limits.linalg import dot
 from lora_limits.problem import LoRAProblem
 
 
@@ -70,8 +70,8 @@ def _shares(grounds, visit, rows, terms, name, at, u, g, after, on_u, rounded) -
     live = visit.live
     weight = live * rows.slack
     # eps'[q^o k], then the terms in eps, then a G~
-    row = beta * (terms.cn * terms.z_prime * k.eta_prime + terms.second(k)) + terms.root1**2 * g
-    row = weight * row
+    row = beta * (terms.cn * terms.z_prime * k.eta_prime + terms.second(k))
+    row = weight * (row + terms.root1**2 * (g + after))
     # rounding of the row, of what comes after it, of u
     lost = weight * beta * rounded + live * after
     of_input = live * on_u * g

@@ -16,12 +16,43 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from lora_limits.linalg import frobenius
+from lora_limits.linalg import down
 from lora_limits.problem import LoRAProblem, scalars
 
 EXP_ULP = 4
 SECOND = 1.05
+
+
+def column_lengths(x: Float[Array, "d n"]) -> Float[Array, "1 n"]:
+    """Norms of the columns, never below the true ones because a square underflows."""
+    return jnp.sqrt(down(x**2) + x.shape[0] * tiny(x))
+
+
+def row_lengths(x: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """Norms of the rows, as above."""
+    return jnp.sqrt((x**2).sum(1) + x.shape[1] * tiny(x))
+
+
+def frobenius(x: Float[Array, ...]) -> Float[Array, ""]:
+    """The Frobenius norm of an array of any shape, as above."""
+    return jnp.sqrt((x**2).sum() + x.size * tiny(x))
+
+
+def tiny(x: Array) -> float:
+    """The smallest normal number: what an operation that underflows may lose."""
+    return float(jnp.finfo(x.dtype).tiny)
+
+
+def lost_root(problem: LoRAProblem, devices: int = 1) -> float:
+    """More than the root of a column's moment can lose to squares, and products, that underflow.
+
+    In units of the root of the moment of 1, in the same measure.
+    """
+    tokens = devices * (problem.x_query.shape[0] + problem.x_key.shape[0])
+    terms = tokens * problem.weights.value.shape[1]
+    return (1e6 * terms * float(jnp.finfo(problem.dtype).tiny)) ** 0.5
 
 
 def unit_roundoff(problem: LoRAProblem) -> float:

@@ -10,9 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lora_limits.certificate.rounding import column_lengths
 from lora_limits.coordinates.frame import row_range
-from lora_limits.linalg import column_norms, dot, down
+from lora_limits.linalg import dot, down
 from lora_limits.polynomial import evaluation, monomials, series
+
+FIRST_ORDER = 1e-3  # the most that anything taken for small may be
+OUTWARD = 1 + 1e-6  # the rounding of the bound's own sums, all of them of non-negative terms
 
 
 def even_order(degree: int) -> int:
@@ -91,10 +95,10 @@ def by_name(rows: Rows, names: tuple[str, ...], floors: dict[str, jax.Array]) ->
             k = Column(
                 eta=k.eta + floors[name] * rows.eta[:1],
                 eta_prime=k.eta_prime + floors[name] * rows.eta_prime[:1],
-                mean=k.mean + floors[name],
+                mean=k.mean + floors[name] * rows.mean[:1],
                 size=k.size + floors[name] * rows.size[:1],
                 tilt=k.tilt + floors[name] * mass,
-                centre=k.centre + floors[name],
+                centre=k.centre + floors[name] * rows.mean[:1],
             )
         out[name] = k
     return out
@@ -165,7 +169,7 @@ def rows(
     degree = setup.degree
     gamma = setup.gamma
     count = moments.radial.shape[1]
-    norm = column_norms(x)
+    norm = column_lengths(x)
     reach = row_range(x, moments.reach, moments.box)
     # R_i, with the rounding of the scores
     reach = reach * (1 + 8 * jnp.finfo(x.dtype).eps) + d_score
@@ -184,19 +188,21 @@ def rows(
     nu = nu * p[degree - even_order(degree)][None] + gamma * absolute.last.T * p[-1:]
     # D_i, from below
     low = d_sum - gamma * size[:1]
-    safe = jnp.where(low > 0, low, 1)
+    # what follows is of first order in the rounding of D_i
+    sure = gamma * size[:1] < FIRST_ORDER * d_sum
+    safe = jnp.where(sure, low, 1)
     flat = moments.radial[0][:, None]
     h, h_prime = _envelopes(setup, reach, phi)
     # eta[1] = sum_j |eps_j|
     mass = (h[0] * flat[:1] + h[1] * reach * nu[:1]) / safe
     # Z_i = D_i (1 + a_i), from below
-    floor = safe * (1 - mass)
+    floor = safe * (1 - mass * OUTWARD)
     # Jensen: Z_i >= sum_j w_j exp(x_i . y), y the weighted mean of the keys, whatever it is
     total = moments.radial[0, 0]
     tilted = dot(moments.mean[None] / total, x)
     tilted = tilted - 2 * gamma * (1 + norm * moments.reach) - d_score
     floor = jnp.maximum(floor, (1 - 2 * gamma) * total * jnp.exp(tilted))
-    known = (low > 0) & (floor > 0)
+    known = sure & (floor > 0)
     unknown = jnp.where(known, 0, jnp.inf).astype(x.dtype)
     inverse = 1 / safe
     floor = 1 / jnp.where(known, floor, 1) + unknown

@@ -8,9 +8,10 @@ from jaxtyping import Array, Float
 
 from lora_limits.certificate.columns import Columns
 from lora_limits.certificate.floors import Floors, QueryRounding
+from lora_limits.certificate.rounding import column_lengths, frobenius
 from lora_limits.certificate.row_bounds import Column, Rows, Setup, settle
 from lora_limits.coordinates.frame import Frame
-from lora_limits.linalg import column_norms, dot, frobenius
+from lora_limits.linalg import dot
 from lora_limits.problem import LoRAProblem
 
 
@@ -59,7 +60,7 @@ class Terms(NamedTuple):
     root1: Float[Array, "1 n"]  # sqrt(eta[1])
     fz: Float[Array, "1 n"]  # >= sqrt(E_f[|Z|^2])
     summed: Float[Array, "1 n"]  # rounding of a row's sums over sqrt(absolute sum of k^2)
-    residual: Float[Array, "1 n"]  # the same of what a rounded c~ and rounded values do to it
+    residual: Float[Array, "1 n"]  # the same of what rounded c~, m(v), values and D do to it
     moved: Float[Array, "1 n"]  # the same for rounded scores, over sqrt(E_f[k^2])
     flat: Float[Array, "1 n"]  # >= sum_j |w_j P'(s_ij) q^o_j| / D_i: the same for rounding of k
 
@@ -86,22 +87,27 @@ def make(grounds: Grounds, visit: Visit, rows: Rows, at: dict[str, Column]) -> T
     one, of_z, of_w = at["one"], at["Z"], at["W"]
     inverse = frobenius(columns.n3_inverse)
     # rounding of m(v): of the sums over keys, of D
-    m = column_norms(visit.m)
-    rounded_m = gamma * one.size * (inverse * of_z.size + one.size * m)
+    m = column_lengths(visit.m)
+    rounded_m = gamma * one.size * (inverse * of_z.size + one.size * m) + floors.lost
     # of c~: of m(v), of the last additions, of the values and their mean
     rounded_c = rounded_m + gamma * (m + visit.scale_y)
-    rounded_c = inverse * (rounded_c + floors.value * one.size**2 + floors.v_mean)
-    cn = column_norms(dot(columns.n3_inverse, visit.c)) + rounded_c
-    mz = column_norms(dot(columns.n3, visit.m)) + frobenius(columns.n3) * rounded_m
-    mw = column_norms(dot(columns.n3_inverse, visit.m)) + inverse * rounded_m
+    values = floors.value * one.size**2
+    moved_c = inverse * (rounded_c + values + floors.v_mean)
+    cn = column_lengths(dot(columns.n3_inverse, visit.c)) + moved_c
+    mz = column_lengths(dot(columns.n3, visit.m)) + frobenius(columns.n3) * (rounded_m + values)
+    mw = column_lengths(dot(columns.n3_inverse, visit.m)) + inverse * (rounded_m + values)
     # sqrt(eta[|Z^o|^2]) <= sqrt(eta[|Z|^2]) + |m(Z)| sqrt(eta[1]), and so for W
     z = of_z.eta + mz * one.eta
     z_prime = of_z.eta_prime + mz * one.eta_prime
     dc = one.eta * (of_w.eta + mw * one.eta)
     # q^o = c~ . v^o, in absolute values
     spread = of_z.size + mz * one.size
-    summed = 2 * gamma * cn * spread
-    residual = rounded_c * spread + column_norms(visit.c) * floors.value * one.size
+    # sums of c~_m v_jm and of rho: they feel |c~||v_j|, however little is left of c~ . v^o
+    c = column_lengths(visit.c)
+    summed = 2 * gamma * c * inverse * spread
+    # of c~, of D in the whole row, of m(v) in rho, of each value and of their mean in rho
+    residual = (moved_c + gamma * one.size**2 * cn) * spread
+    residual = residual + c * (rounded_m + floors.value + values) * one.size
     # e^{2 d} - 1 <= 2.03 d for d <= 1/100: three factors f in G, and one in c
     moved = visit.rounded.score * (7 * cn + 3 * of_w.mean) * of_z.mean
     flat = cn * spread * one.size

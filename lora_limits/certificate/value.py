@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.certificate.rounding import gamma
+from lora_limits.certificate.rounding import column_lengths, frobenius, gamma
 from lora_limits.certificate.row_bounds import Column, Rows
 from lora_limits.certificate.terms import Grounds, Shares, Terms, Visit
-from lora_limits.linalg import column_norms, dot, frobenius
+from lora_limits.linalg import dot
 from lora_limits.problem import LoRAProblem
 
 
@@ -104,12 +104,23 @@ def _moved(k: Column, one: Column, rows: Rows, live) -> _Moved:
     )
 
 
-def _rounded(grounds: Grounds, visit: Visit, at: dict[str, Column], name: str):
-    """Rounding of the mean of a column: of its sums and of D, of the scores, of its own entries."""
+def _rounded(
+    grounds: Grounds,
+    visit: Visit,
+    rows: Rows,
+    at: dict[str, Column],
+    name: str,
+    more: Array | float = 0.0,
+):
+    """Rounding of the mean of a column: of its sums and of D, of the scores, of its own entries.
+
+    more: other rounding of it. What multiplies the rounded mean in |Dm| is counted too.
+    """
     one = at["one"]
     k = at[name]
     sums = grounds.setup.gamma * one.size * k.size * (1 + one.size**2)
-    return sums + 3 * visit.rounded.score * k.mean + one.size**2 * grounds.floors.columns[name]
+    sums = sums + 3 * visit.rounded.score * k.mean + one.size**2 * grounds.floors.columns[name]
+    return (1 + rows.slack * rows.mass) * (sums + more)
 
 
 def shares(
@@ -118,7 +129,7 @@ def shares(
     """What a block of queries adds to the error of both arrays."""
     del terms  # (*) is not used here
     # the last additions that make c
-    m = column_norms(visit.m)
+    m = column_lengths(visit.m)
     d_c = gamma(grounds.problem, 8) * (visit.scale_y + m) + grounds.floors.v_mean
     return {
         "a": _shares_a(grounds, visit, rows, at, d_c),
@@ -141,8 +152,8 @@ def _shares_a(grounds: Grounds, visit: Visit, rows, at, d_c) -> Shares:
     d_x = gamma(grounds.problem, xv_mean.shape[0] + 4) * frobenius(xv_mean) * frobenius(b)
     x = _moved(at["value.a"], at["one"], rows, live)
     v = _moved(at["v"], at["one"], rows, live)
-    x_rounded = _rounded(grounds, visit, at, "value.a") + d_x / sigma["value.a"].min()
-    v_rounded = _rounded(grounds, visit, at, "v") + d_c / sigma["v"].min()
+    x_rounded = _rounded(grounds, visit, rows, at, "value.a", d_x / sigma["value.a"].min())
+    v_rounded = _rounded(grounds, visit, rows, at, "v", d_c / sigma["v"].min())
     c = jnp.abs(visit.c)
     size = jnp.abs(visit.m_xb)
     centred = jnp.abs(visit.m_xb - dot(b.T, xv_mean)[:, None])
@@ -177,10 +188,11 @@ def _shares_b(grounds: Grounds, visit: Visit, rows, at, d_c) -> Shares:
     a = grounds.problem.adapters["value"].a
     x = _moved(at["value.b"], at["one"], rows, live)
     v = _moved(at["va"], at["one"], rows, live)
-    x_rounded = _rounded(grounds, visit, at, "value.b")
+    x_rounded = _rounded(grounds, visit, rows, at, "value.b")
     # A c: of c, of the product
-    d_ca = d_c + gamma(grounds.problem, a.shape[1] + 2) * column_norms(visit.c)
-    v_rounded = _rounded(grounds, visit, at, "va") + frobenius(a) * d_ca / sigma["va"].min()
+    d_ca = d_c + gamma(grounds.problem, a.shape[1] + 2) * column_lengths(visit.c)
+    more = frobenius(a) * d_ca / sigma["va"].min()
+    v_rounded = _rounded(grounds, visit, rows, at, "va", more)
     ca = jnp.abs(dot(a, visit.c))
     m = jnp.abs(dot(a, visit.m))
     # a bound of |m(x)|, and of |E_f[x]|, for centred x

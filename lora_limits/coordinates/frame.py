@@ -23,7 +23,7 @@ from lora_limits.coordinates import collectives, sampling
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.sampling import Sample
 from lora_limits.coordinates.sweep import rows, sweep
-from lora_limits.linalg import column_norms, dot
+from lora_limits.linalg import column_norms, dot, widened
 from lora_limits.problem import LoRAProblem, project, project_back, project_columns, scalars
 
 NOWHERE = -1e4  # the least log-weight, that of a key that does not exist; exp of it is 0
@@ -220,7 +220,9 @@ def _draw(problem: LoRAProblem, frame: Frame, axis: Axis) -> Sample:
     """The sample of a problem, centred by the frame; x and y are not balanced yet."""
     lq, lk = problem.x_query.shape[0], problem.x_key.shape[0]
     tokens = problem.x_query, problem.target, problem.x_key, problem.x_value
-    xq, target, xk, xv = (sampling.sample_rows(z, axis=axis).astype(problem.dtype) for z in tokens)
+    xq, target, xk, xv = (
+        widened(sampling.sample_rows(z, axis=axis), problem.dtype) for z in tokens
+    )
     q = sampling.own(frame.centred_queries(problem, xq), lq, axis).T
     residual = sampling.own(frame.v_mean[None] - target, lq, axis)
     k = sampling.own(frame.centred_keys(problem, xk), lk, axis)

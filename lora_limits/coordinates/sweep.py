@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lora_limits.linalg import widened
+
 Carry = TypeVar("Carry")
 
 
@@ -39,4 +41,5 @@ def rows(
     x: Float[Array, "tokens ..."], first: Int[Array, ""], block: int, dtype: Any = None
 ) -> Float[Array, "n ..."]:
     """Tokens first .. first + block of x, in the precision asked for: no copy of x is made in it."""
-    return jax.lax.dynamic_slice_in_dim(x, first, min(block, x.shape[0])).astype(dtype or x.dtype)
+    block_of_x = jax.lax.dynamic_slice_in_dim(x, first, min(block, x.shape[0]))
+    return widened(block_of_x, dtype or x.dtype)

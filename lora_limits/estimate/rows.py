@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from lora_limits.coordinates.frame import Frame
 from lora_limits.coordinates.sweep import rows, sweep
-from lora_limits.linalg import dot
+from lora_limits.linalg import dot, widened
 from lora_limits.polynomial import series
 from lora_limits.problem import Adapter, LoRAProblem, project, scalars
 
@@ -151,8 +151,8 @@ def row_errors(
     """
     scale, beta = scalars(problem)
     out = {}
-    xq = jnp.take(jnp.asarray(problem.x_query), index, axis=0).astype(problem.dtype)
-    target = jnp.take(jnp.asarray(problem.target), index, axis=0).astype(problem.dtype)
+    xq = widened(jnp.take(jnp.asarray(problem.x_query), index, axis=0), problem.dtype)
+    target = widened(jnp.take(jnp.asarray(problem.target), index, axis=0), problem.dtype)
     q = frame.centred_queries(problem, xq)
     c, sums = _differences(problem, frame, kernel, q, target, block)
     for name, adapter in problem.adapters.items():

@@ -41,7 +41,9 @@ def setup(plan: Plan, moments: KeyMoments) -> Setup:
     gamma = sum_rounding(problem, plan.features, g, plan.block, plan.devices)
     if plan.method.series == "taylor":
         return Setup(series.taylor(g, dtype), None, None, gamma)
-    radius = jnp.maximum(_radius(plan, moments) * (1 + 32 * float(jnp.finfo(dtype).eps)), 0.05)
+    radius = jnp.maximum(
+        _radius(plan, moments) * (1 + (32 + 4 * plan.width) * float(jnp.finfo(dtype).eps)), 0.05
+    )
     x, y, w = plan.sample.x, plan.sample.y, plan.sample.w
     x = x[:, :: -(-x.shape[1] // QUERIES)]
     x, y, w = collectives.total((x, y, w), plan.axis)

@@ -16,7 +16,7 @@ from lora_limits.coordinates.collectives import Axis
 from lora_limits.estimate.intervals import error_estimate
 from lora_limits.gradients import confidence, exact, fitting, plan, sweeps
 from lora_limits.gradients.plan import Plan
-from lora_limits.linalg import dot
+from lora_limits.linalg import dot, widened
 from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial.series import SERIES
@@ -133,7 +133,7 @@ def _sweep(
     setup = fitting.setup(run, summary.moments)
     grounds = None
     if run.columns is not None:
-        limits = floors.make(problem, run.frame, run.columns, *summary.longest)
+        limits = floors.make(problem, run.frame, run.columns, *summary.longest, run.devices)
         reach = jnp.maximum(*summary.longest)
         grounds = Grounds(problem, run.frame, run.columns, limits, setup, reach)
     c = monomials.coefficients(setup.c, run.width)
@@ -172,8 +172,9 @@ def _told_of_narrow(
         def added(bound, x, y):
             distance = jnp.abs(x.astype(jnp.float64) - y).max()
             total = bound + jnp.where(jnp.isnan(distance), jnp.inf, distance)
-            # outward, where it is rounded to the precision of the problem
-            return (total * (1 + 2 * float(jnp.finfo(dtype).eps))).astype(dtype)
+            # outward, where it is rounded to the precision of the problem, or x or it to 0
+            info = jnp.finfo(dtype)
+            return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(dtype)
 
         def of_narrow(bounds):
             return jax.tree.map(added, bounds, gradient, swept.gradient)
@@ -187,7 +188,7 @@ def _widened(problem: LoRAProblem) -> LoRAProblem:
 
     def wide(path, leaf):
         is_tokens = path[0].name in ("x_query", "x_key", "x_value", "target")
-        return leaf if is_tokens else jnp.asarray(leaf, jnp.float64)
+        return leaf if is_tokens else widened(leaf, jnp.float64)
 
     return jax.tree_util.tree_map_with_path(wide, problem)
 

@@ -29,13 +29,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_limits.certificate import bound, columns, floors, row_bounds
+from lora_limits.certificate.rounding import column_lengths, frobenius, row_lengths
 from lora_limits.certificate.row_bounds import KeyMoments
 from lora_limits.certificate.terms import Grounds, Visit
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.blocks import Keys, Queries
 from lora_limits.coordinates.sweep import rows, sweep
 from lora_limits.gradients.plan import Plan
-from lora_limits.linalg import column_norms, dot, down, frobenius, row_norms
+from lora_limits.linalg import dot, down
 from lora_limits.polynomial import evaluation, monomials
 from lora_limits.problem import Adapter, project_columns
 
@@ -103,10 +104,10 @@ def summarise(plan: Plan) -> Summary:
         if plan.columns is not None:
             sums = _add_moments(plan, plan.columns, sums, t, xk, parts)
         found = _KeyMaxima(
-            reach=jnp.where(fresh[None], column_norms(t.y), 0).max(),
+            reach=jnp.where(fresh[None], column_lengths(t.y), 0).max(),
             box=jnp.where(fresh[None], jnp.abs(t.y), 0).max(1),
-            key=row_norms(xk).max(),
-            value=row_norms(t.xv).max(),
+            key=row_lengths(xk).max(),
+            value=row_lengths(t.xv).max(),
             lightest=jnp.where(fresh[None], -t.w, -1).max(),
         )
         return sums, jax.tree.map(jnp.maximum, largest, found)
@@ -139,7 +140,7 @@ def _add_moments(
     k = project_columns(plan.problem, "key", xk)
     measured = columns.measure(plan.problem, scales, t, k)
     zc = measured.squares * t.w
-    norm = column_norms(t.y)
+    norm = column_lengths(t.y)
     if row_bounds.whole(plan.degree):
         checked = monomials.products(parts, zc)
     else:
@@ -256,7 +257,7 @@ def visit_queries(
         sums, each = carry.sums, carry.each
         if grounds is not None and checked is not None and sums is not None:
             at_rows = evaluation.evaluate(checked, t.x, lower)
-            scale_y = column_norms(target) + frobenius(frame.v_mean)
+            scale_y = column_lengths(target) + frobenius(frame.v_mean)
             block = _Block(t, dq, c, mean_v, m_xb, scale_y, u[:1], live)
             sums, found = _certify(plan, grounds, moments, sums, block, at_rows)
             each = None if each is None else _written(each, found, first)

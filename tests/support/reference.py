@@ -56,17 +56,21 @@ def scores(problem):
     return float(problem.beta) * out[0] @ out[1].T
 
 
-def extended_gradients(batch):
+def extended_gradients(batch, times_query=None, times_key=None):
     """{name: (dA, dB)} for a batch of problems, in extended precision: the oracle of the
     certificate.
 
     Keys and values are first shifted by the row that receives the most attention, which changes no
     gradient: so equal tokens give exact zeros, and neither a common bias nor a saturated softmax
-    costs digits. Leading batch axis.
+    costs digits. Leading batch axis. times_query, times_key: (batch, tokens) how often each token
+    occurs, once if None.
     """
 
     def wide(v):
         return np.asarray(v, np.longdouble)
+
+    nq = wide(1 if times_query is None else times_query[..., None])
+    nk = wide(1 if times_key is None else times_key[:, None])
 
     scale, beta = (wide(v)[:, None, None] for v in (batch.scale, batch.beta))
     x = {name: wide(getattr(batch, f"x_{name}")) for name in ("query", "key", "value")}
@@ -78,17 +82,17 @@ def extended_gradients(batch):
 
     def attention(x_key):
         s = beta * q @ (x_key @ w["key"]).mT
-        e = np.exp(s - s.max(-1, keepdims=True))
+        e = np.exp(s - s.max(-1, keepdims=True)) * nk
         return e / e.sum(-1, keepdims=True)
 
-    top = attention(x["key"] - x["key"][:, :1]).sum(1).argmax(1)[:, None, None]
+    top = (attention(x["key"] - x["key"][:, :1]) * nq).sum(1).argmax(1)[:, None, None]
     anchor = {name: np.take_along_axis(x[name], top, 1) for name in ("key", "value")}
     x_key, x_value = x["key"] - anchor["key"], x["value"] - anchor["value"]
     f, k, v = attention(x_key), x_key @ w["key"], x_value @ w["value"]
     out = f @ v
     c = out - (wide(batch.target) - anchor["value"] @ w["value"])
-    p = f * (c @ v.mT - (c * out).sum(-1, keepdims=True))
-    rows = {"query": beta * p @ k, "key": beta * p.mT @ q, "value": f.mT @ c}
+    p = f * (c @ v.mT - (c * out).sum(-1, keepdims=True)) * nq
+    rows = {"query": beta * p @ k, "key": beta * p.mT @ q, "value": f.mT @ (c * nq)}
     inputs = {
         "query": x["query"],
         "key": x_key,

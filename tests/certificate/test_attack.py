@@ -1,0 +1,112 @@
+"""The certificate under attack: inputs on which it was once false, and a small part of attack.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lora_limits as ll
+from lora_limits.certificate.rounding import EXP_ULP
+from tests.certificate import attack
+from tests.support import problems, reference
+from tests.support.tools import quick_jit
+
+RUN = quick_jit(ll.gradient, static_argnums=1)
+
+
+def worst(problem, method):
+    """(the largest error / bound, whether all bounds are finite) of one problem."""
+    result = jax.tree.map(lambda v: np.asarray(v)[None], RUN(problem, method))
+    ratio, finite = attack.ratios(result, reference.extended_gradients(problems.stack([problem])))
+    return ratio[0], finite[0]
+
+
+def build(x, target, weights, adapters, dtype, beta=0.5):
+    def cast(v):
+        return np.asarray(v, dtype)
+
+    return ll.LoRAProblem(
+        *(cast(x[n]) for n in problems.FULL),
+        cast(target),
+        weights=ll.AttentionWeights(**{n: cast(v) for n, v in weights.items()}),
+        adapters={n: ll.Adapter(cast(a), cast(b)) for n, (a, b) in adapters.items()},
+        scale=1.0,
+        beta=beta,
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "down", "far"),
+    [
+        (np.float64, 1e-155, 1),
+        (np.float64, 1e-200, 1),
+        (np.float32, 1e-25, 1),
+        (np.float32, 3e-40, 1e8),
+    ],
+)
+def test_values_whose_squares_underflow(dtype, down, far):
+    """In float32 the gradient is 0, or the values are numbers that a processor may take for 0."""
+    rng = np.random.default_rng(0)
+    x = {n: rng.normal(size=(16, 2)) for n in problems.FULL}
+    target = far * rng.normal(size=(16, 2))
+    size = {"query": 1.0, "key": 0.1, "value": down}
+    w = {n: size[n] * rng.normal(size=(2, 2)) for n in problems.FULL}
+    ab = {n: (size[n] * rng.normal(size=(1, 2)), rng.normal(size=(2, 1))) for n in problems.FULL}
+    ratio, finite = worst(build(x, target, w, ab, dtype), ll.Polynomial(2))
+    assert ratio <= 1
+    assert finite
+
+
+def test_a_normaliser_of_cancellation():
+    """One key at score -16, of no other interest: its powers cancel in D_i, and leave their rounding."""
+    ratios = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        signs, near = np.tile([1, -1.0], 4), np.repeat(rng.uniform(-0.3, 0.3, 4), 2)
+        other, value = (signs * np.repeat(rng.uniform(0.5, 1, 4), 2) for _ in range(2))
+        x = {
+            "query": np.full((4, 1), rng.uniform(0.97, 1)),
+            "key": np.stack([np.append(-16, near) / 16, np.append(0, other)], 1),
+            "value": np.append(0, value)[:, None],
+        }
+        w = {"query": [[1.0]], "key": [[16.0], [0.0]], "value": [[1e-6]]}
+        ab = {"key": ([[1.0]], [[0.0], [1e-3]])}
+        problem = build(x, -rng.uniform(0.5, 1, (4, 1)), w, ab, np.float64, beta=1.0)
+        ratio, finite = worst(problem, ll.Polynomial(70, centred=False))
+        assert finite
+        ratios.append(ratio)
+    assert max(ratios) <= 1
+
+
+def test_exp_is_as_exact_as_is_assumed():
+    rng = np.random.default_rng(0)
+    for low in (-700, -40, -1, -1e-8):
+        x = rng.uniform(low, -low, 100_000)
+        got = np.asarray(jax.jit(jnp.exp)(x))
+        error = np.abs(got - np.exp(x.astype(np.longdouble)))
+        assert (error <= EXP_ULP * np.spacing(got)).all()
+
+
+def sound(tallies):
+    broken = {family: tally.broken for family, tally in tallies.items() if tally.broken}
+    assert not broken
+    return sum(tally.finite for tally in tallies.values()) / sum(
+        tally.problems for tally in tallies.values()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", attack.DTYPES)
+def test_no_family_breaks_a_bound(dtype):
+    assert sound(attack.families(600, 7, dtype, batch=100)) > 0.8
+
+
+@pytest.mark.slow
+def test_no_climb_breaks_a_bound():
+    sound(attack.hill_climb(2, 7, seconds=10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", attack.DTYPES)
+def test_no_long_sequence_breaks_a_bound(dtype):
+    assert sound(attack.long_sequences(2, 7, dtype)) > 0
