@@ -1,0 +1,29 @@
+"""What the certificate assumes of the arithmetic, tried on the backend in use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_limits.certificate.floors import LIGHTEST
+from lora_limits.certificate.rounding import EXP_ULP
+
+
+def test_exp_errs_by_no_more_units_in_the_last_place_than_assumed():
+    """From the lightest weight to scores of 60, against extended precision."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(LIGHTEST, 60, 200_000), rng.normal(size=200_000)])
+    got = np.asarray(jax.jit(jnp.exp)(x))
+    true = np.exp(x.astype(np.longdouble))
+    ulps = np.abs(got - true) / np.spacing(true.astype(np.float64))
+    assert float(ulps.max()) <= EXP_ULP
+
+
+def test_sums_of_products_err_by_no_more_than_gamma():
+    """A product of the kind the sweeps are made of: 2048 terms, their absolute sum beside it."""
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 64, 2048))
+    got = np.asarray(jax.jit(lambda a, b: jnp.matmul(a, b.T, precision="highest"))(a, b))
+    true = a.astype(np.longdouble) @ b.T.astype(np.longdouble)
+    size = np.abs(a) @ np.abs(b).T
+    n, u = a.shape[1], np.finfo(np.float64).eps / 2
+    assert float((np.abs(got - true) / size).max()) <= n * u / (1 - n * u)
