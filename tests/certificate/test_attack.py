@@ -1,12 +1,10 @@
 """The certificate under attack: inputs on which it was once false, and a small part of attack.py."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lora_limits as ll
-from lora_limits.certificate.rounding import EXP_ULP
 from tests.certificate import attack
 from tests.support import problems, reference
 from tests.support.tools import quick_jit
@@ -78,15 +76,6 @@ def test_a_normaliser_of_cancellation():
     assert max(ratios) <= 1
 
 
-def test_exp_is_as_exact_as_is_assumed():
-    rng = np.random.default_rng(0)
-    for low in (-700, -40, -1, -1e-8):
-        x = rng.uniform(low, -low, 100_000)
-        got = np.asarray(jax.jit(jnp.exp)(x))
-        error = np.abs(got - np.exp(x.astype(np.longdouble)))
-        assert (error <= EXP_ULP * np.spacing(got)).all()
-
-
 def sound(tallies):
     broken = {family: tally.broken for family, tally in tallies.items() if tally.broken}
     assert not broken
@@ -103,7 +92,7 @@ def test_no_family_breaks_a_bound(dtype):
 
 @pytest.mark.slow
 def test_no_climb_breaks_a_bound():
-    sound(attack.hill_climb(2, 7, seconds=10))
+    assert sound(attack.hill_climb(2, 7, seconds=10)) > 0.5
 
 
 @pytest.mark.slow

@@ -31,12 +31,13 @@ def test_a_draw_follows_the_coin():
     assert (np.abs(share - np.asarray(made.chances)) < 5 * spread).all()
 
 
-@pytest.mark.parametrize("kind", ["one in a thousand", "heavy tails", "nearly constant"])
+@pytest.mark.parametrize("kind", ["one in a thousand", "two values", "heavy tails", "nearly constant"])
 def test_a_mean_is_missed_no_more_often_than_promised(kind):
     """10^4 times 64 draws of bounded numbers at delta = 0.05, where misses would be seen."""
     rng = np.random.default_rng(0)
     values = {
         "one in a thousand": np.where(np.arange(1000) == 7, 1.0, 0.0),
+        "two values": np.where(np.arange(1000) < 600, 1.0, -1.0),
         "heavy tails": np.clip(rng.standard_t(1.5, 1000) / 30, -1, 1),
         "nearly constant": 0.3 + 1e-3 * rng.uniform(-1, 1, 1000),
     }[kind]
