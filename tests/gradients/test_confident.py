@@ -31,7 +31,9 @@ def test_a_draw_follows_the_coin():
     assert (np.abs(share - np.asarray(made.chances)) < 5 * spread).all()
 
 
-@pytest.mark.parametrize("kind", ["one in a thousand", "two values", "heavy tails", "nearly constant"])
+@pytest.mark.parametrize(
+    "kind", ["one in a thousand", "two values", "heavy tails", "nearly constant"]
+)
 def test_a_mean_is_missed_no_more_often_than_promised(kind):
     """10^4 times 64 draws of bounded numbers at delta = 0.05, where misses would be seen."""
     rng = np.random.default_rng(0)
