@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -35,18 +35,7 @@ class Config(Fields):
     centred score is drawn log-uniformly from `lowest` to `highest`.
     """
 
-    kinds: tuple[
-        Literal[
-            "independent",
-            "self-attention",
-            "outliers",
-            "anisotropic",
-            "signs",
-            "clustered",
-            "one-hot value",
-        ],
-        ...,
-    ]
+    kinds: tuple[families.Kind, ...]
     shapes: tuple[tuple[PositiveInt, PositiveInt], ...]
     taylor: tuple[PositiveInt, ...]
     chebyshev: tuple[PositiveInt, ...]

@@ -4,12 +4,14 @@ is set exactly.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 
 import lora_limits as ll
 from lora_limits.problem import NAMES
 
-KINDS = (
+Kind = Literal[
     "independent",
     "self-attention",
     "outliers",
@@ -17,7 +19,8 @@ KINDS = (
     "signs",
     "clustered",
     "one-hot value",
-)
+]
+KINDS: tuple[str, ...] = get_args(Kind)
 OUTLIER = 30.0  # times as long as the other tokens, one in sixteen
 
 
