@@ -82,7 +82,7 @@ HALVES = ("a", "b")
 class Sums(NamedTuple):
     """What the sweep over queries carries for the bound."""
 
-    arrays: dict[str, dict[str, Any]]  # {adapter: {half: the named sums of its module}}
+    adapters: dict[str, Any]  # {adapter: the named sums of its module}
     certain: Float[Array, ""]  # the smallest certified D_i over the sum of the weights
     score: Float[Array, ""]  # the most that a score is rounded by
     largest: Float[Array, ""]  # of what the queries brought: inputs, targets, coordinates
@@ -102,9 +102,9 @@ def arrays_of(problem: LoRAProblem) -> tuple[tuple[str, str], ...]:
 
 def zero(problem: LoRAProblem) -> Sums:
     """The sums before the first query."""
-    arrays = {name: ADAPTERS[name].zero(problem) for name in problem.adapters}
+    adapters = {name: ADAPTERS[name].zero(problem) for name in problem.adapters}
     nothing = jnp.zeros((), problem.dtype)
-    return Sums(arrays, jnp.asarray(jnp.inf, problem.dtype), nothing, nothing)
+    return Sums(adapters, jnp.asarray(jnp.inf, problem.dtype), nothing, nothing)
 
 
 def add(grounds: Grounds, sums: Sums, visit: Visit, rows: Rows) -> tuple[Sums, PerQuery]:
@@ -115,23 +115,16 @@ def add(grounds: Grounds, sums: Sums, visit: Visit, rows: Rows) -> tuple[Sums, P
     found = {n: ADAPTERS[n].shares(grounds, visit, rows, at, shared) for n in problem.adapters}
     # a query with c = 0 and no certified normaliser gives 0 * inf: that is not certified
     found = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), found)
-    arrays = {
-        name: {
-            half: jax.tree.map(jnp.add, sums.arrays[name][half], found[name][half].sums)
-            for half in HALVES
-        }
-        for name in problem.adapters
-    }
-    each = [found[name][half] for name, half in arrays_of(problem)]
+    brought = {name: share.sums for name, share in found.items()}
     per_query = PerQuery(
-        jnp.concatenate([share.truncation for share in each]),
-        jnp.concatenate([share.rounding for share in each]),
+        jnp.concatenate([share.truncation for share in found.values()]),
+        jnp.concatenate([share.rounding for share in found.values()]),
     )
     certain = jnp.where(jnp.isnan(rows.certain), -jnp.inf, rows.certain)
     certain = jnp.where(visit.live > 0, certain, jnp.inf)
     sizes = visit.rounded.length, visit.scale_y, column_lengths(visit.x)
     new = Sums(
-        arrays,
+        jax.tree.map(jnp.add, sums.adapters, brought),
         jnp.minimum(sums.certain, certain.min()),
         jnp.maximum(sums.score, visit.rounded.score.max()),
         jnp.maximum(sums.largest, jnp.concatenate(sizes).max()),
@@ -182,8 +175,7 @@ def finish(
     out = {}
     for name in grounds.problem.adapters:
         pair = []
-        for half in HALVES:
-            worst, rounding = ADAPTERS[name].finish(grounds, half, sums.arrays[name][half])
+        for half, (worst, rounding) in ADAPTERS[name].finish(grounds, sums.adapters[name]).items():
             # the last products, by the scale
             own = 4 * unit_roundoff(grounds.problem) * jnp.abs(getattr(gradient[name], half)).max()
             rest = jnp.where(sound & ~jnp.isnan(own), own + lost, jnp.inf)

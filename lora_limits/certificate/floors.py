@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.certificate.columns import Columns, entry_rounding
+from lora_limits.certificate.columns import MEMBERS, Columns, entry_rounding
 from lora_limits.certificate.rounding import (
     EXP_ULP,
     column_lengths,
@@ -33,7 +33,7 @@ LIGHTEST = -600.0  # the least log-weight for which anything is promised; exp of
 class Floors(NamedTuple):
     """Rounding of the columns and of the tokens they are made from."""
 
-    columns: dict[str, jax.Array]  # {name: ()} of an entry of the column, over the smallest sigma
+    columns: dict[str, jax.Array]  # {adapter: ()} of an entry of its column, in units of sigma
     key: Float[Array, ""]  # of a centred key
     lost: float  # to squares that underflow, of the root of a column's moment
     value: Float[Array, ""]  # of a centred value
@@ -42,8 +42,7 @@ class Floors(NamedTuple):
     there_and_back: Float[Array, ""]  # what rounding grows by from to_x to to_y^T, over beta; >= 1
     defect: Float[Array, ""]  # |to_x^T to_y - beta I|: scores that the balancing changes
     keys: Float[Array, ""]  # the longest centred key
-    from_x: Float[Array, ""]  # what rounding grows by on the way from dx to dQ, over beta sigma
-    from_x_a: Float[Array, ""]  # the same to dQ A^T, read from the column of dQ
+    from_x: Float[Array, ""]  # what rounding grows by from dx to dQ and dQ A^T, over beta sigma
 
 
 class QueryRounding(NamedTuple):
@@ -70,7 +69,7 @@ def make(
     defect = defect + gamma(problem, frame.nu.shape[0] + 2) * (sizes + frame.beta)
     keys = projection_size(problem, "key") * key_reach
     back = jnp.maximum(sizes / frame.beta, 1)
-    from_x = from_x_a = jnp.ones((), problem.dtype)
+    from_x = jnp.ones((), problem.dtype)
     if "query" in problem.adapters:
         # the gradient's column is to_x^T y / beta, which is k but for the rounding of y
         a = problem.adapters["query"].a
@@ -79,11 +78,17 @@ def make(
         # |to_x||y_j| may exceed beta |k_j|, entry by entry, by the condition of the balancing
         sigma = columns.sigma["query.a"]
         grown = frobenius(frame.to_y) * frobenius(sigma) / frame.beta
-        from_x = grown * column_lengths(frame.to_x).max() / sigma.max()
+        to_q = grown * column_lengths(frame.to_x).max() / sigma.max()
+        # the sums behind dQ A^T are those of dQ, and its own product comes on top
         through_a = column_lengths(dot(jnp.abs(frame.to_x), jnp.abs(a.T))).max()
-        from_x_a = grown * through_a / columns.sigma["query.b"].max()
+        to_qa = 1 + grown * through_a / columns.sigma["query.b"].max()
+        from_x = jnp.maximum(jnp.maximum(to_q, to_qa), 1)
+    in_units = {name: v / columns.sigma[name].min() for name, v in entries.items()}
+    largest = {
+        name: jnp.stack([in_units[m] for m in MEMBERS[name]]).max() for name in problem.adapters
+    }
     return Floors(
-        columns={name: v / columns.sigma[name].min() for name, v in entries.items()},
+        columns=largest,
         key=projection_rounding(problem, "key") * key_reach,
         lost=lost_root(problem, devices),
         value=per_value * value_reach,
@@ -92,8 +97,7 @@ def make(
         there_and_back=back,
         defect=defect,
         keys=keys,
-        from_x=jnp.maximum(from_x, 1),
-        from_x_a=from_x_a,
+        from_x=from_x,
     )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from lora_limits.certificate.rounding import column_lengths
 from lora_limits.coordinates.frame import row_range
 from lora_limits.linalg import dot, down
-from lora_limits.polynomial import evaluation, monomials, series
+from lora_limits.polynomial import monomials, series
 
 FIRST_ORDER = 1e-3  # the most that anything taken for small may be
 OUTWARD = 1 + 1e-6  # the rounding of the bound's own sums, all of them of non-negative terms
@@ -112,12 +112,15 @@ def powers(norm: Float[Array, "1 n"], degree: int) -> Float[Array, "powers n"]:
     return jnp.concatenate(out)
 
 
-def polynomials(setup: Setup, moments: KeyMoments, width: int) -> evaluation.Lift:
-    """What `rows` wants evaluated: sum_j w z P'(s) of every column z, and sum_j w z |y|^{g-t} s^t.
+class Polynomials(NamedTuple):
+    """What `rows` wants of the features of a query; their values where k = m = n, the queries."""
 
-    Where t is the top degree the two are the lower and the top part of the same polynomials; else
-    they are twice as many.
-    """
+    prime: Float[Array, "columns k"]  # sum_j w z P'(s) of every column z, from degrees below g
+    even: Float[Array, "columns m"]  # sum_j w z |y|^{g-t} s^t, from degree t
+
+
+def polynomials(setup: Setup, moments: KeyMoments, width: int) -> Polynomials:
+    """The coefficients, multinomials included. O(k columns)."""
     degree = setup.degree
     dtype = setup.c.dtype
     t = even_order(degree)
@@ -126,13 +129,17 @@ def polynomials(setup: Setup, moments: KeyMoments, width: int) -> evaluation.Lif
     of_degree_t = slice(monomials.count(width, t - 1), monomials.count(width, t))
     prime = series.derivative(setup.c) if degree else jnp.zeros_like(setup.c)
     prime = prime[order[:below].astype(np.int32)] * jnp.asarray(multinomial[:below], dtype)
-    low = moments.low * prime[:, None]
-    top = moments.top * jnp.asarray(multinomial[of_degree_t, None], dtype)
-    if whole(degree):
-        return evaluation.make(jnp.concatenate([low, top]), 0, width, degree)
-    padding = jnp.zeros((below - top.shape[0], top.shape[1]), dtype)
-    both = jnp.concatenate([low, jnp.concatenate([padding, top])], 1)
-    return evaluation.Lift(both.T, None, None)
+    even = jnp.asarray(multinomial[of_degree_t, None], dtype)
+    return Polynomials((moments.low * prime[:, None]).T, (moments.top * even).T)
+
+
+def evaluate(
+    polynomials: Polynomials, degree: int, parts: list[Float[Array, "_ n"]]
+) -> Polynomials:
+    """The values at n queries; parts: their features by degree, up to max(g - 1, t) at least."""
+    below = jnp.concatenate(parts[: max(degree, 1)])
+    even = parts[even_order(degree)]
+    return Polynomials(dot(polynomials.prime, below), dot(polynomials.even, even))
 
 
 class _Absolute(NamedTuple):
@@ -157,13 +164,13 @@ def rows(
     setup: Setup,
     moments: KeyMoments,
     x: Float[Array, "d n"],
-    values: evaluation.Values,
+    values: Polynomials,
     d_sum: Float[Array, "1 n"],
     d_score: Float[Array, "1 n"],
 ) -> Rows:
     """Row bounds of a block of queries x.
 
-    values: of `polynomials` at x. d_sum: the computed D_i. d_score: rounding of the scores, which
+    values: of `evaluate` at x. d_sum: the computed D_i. d_score: rounding of the scores, which
     acts as one more error of exp, |e^{s + ds} - e^s| <= 2 ds e^s (`terms` counts it as rounding).
     """
     degree = setup.degree
@@ -182,10 +189,9 @@ def rows(
     both = dot(jnp.concatenate([absolute.size, gamma * absolute.prime], 1).T, p)
     size = both[:count]
     # sum_j w z P'(s), from above
-    prime = values.low[:count] + both[count:]
+    prime = values.prime + both[count:]
     # sum_j w z |s|^g <= sum_j w z s^t (|x||y|)^{g-t}, from above
-    nu = values.top if whole(degree) else values.low[count:]
-    nu = nu * p[degree - even_order(degree)][None] + gamma * absolute.last.T * p[-1:]
+    nu = values.even * p[degree - even_order(degree)][None] + gamma * absolute.last.T * p[-1:]
     # D_i, from below
     low = d_sum - gamma * size[:1]
     # what follows is of first order in the rounding of D_i
@@ -240,8 +246,7 @@ def settle(*rows: Float[Array, "1 n"]) -> tuple[Float[Array, "1 n"], ...]:
     each column. An infinite entry turns the others of its token into NaN, which the sums take as
     not certified.
     """
-    stack = dot(jnp.eye(len(rows), dtype=rows[0].dtype), jnp.concatenate(rows))
-    return tuple(stack[i : i + 1] for i in range(len(rows)))
+    return jax.lax.optimization_barrier(rows)
 
 
 def _score_size(setup: Setup, moments: KeyMoments, x, norm, reach, d_score) -> jax.Array:

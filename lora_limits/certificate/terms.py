@@ -43,11 +43,11 @@ class Visit(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """What a block of queries may add to the error of one array."""
+    """What a block of queries may add to the error of an adapter's two arrays."""
 
     sums: Any  # over the queries, by entry: the named sums of the adapter's module
-    truncation: Float[Array, "1 n"]  # of each query, its largest entry
-    rounding: Float[Array, "1 n"]  # the same of rounding
+    truncation: Float[Array, "2 n"]  # of each query, its largest entry in dA and in dB
+    rounding: Float[Array, "2 n"]  # the same of rounding
 
 
 class Terms(NamedTuple):

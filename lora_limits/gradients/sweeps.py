@@ -90,7 +90,7 @@ def summarise(plan: Plan) -> Summary:
         radial=jnp.zeros((plan.degree + 1, count), dtype),
         second=jnp.zeros((d, d), dtype),
         mean=jnp.zeros(d, dtype),
-        columns={} if plan.columns is None else columns.zero_sums(plan.columns),
+        columns={} if plan.columns is None else columns.zero_sums(problem, plan.columns),
     )
 
     def body(carry, first, fresh):
@@ -216,13 +216,16 @@ def visit_queries(
     # only a query adapter asks for slopes at the queries, of D and D m(v)
     slopes = 1 + dv if "query" in adapters else 0
     polynomials = evaluation.make(m, slopes, plan.width, degree)
+    # T is made of all features, the gradient at the queries of those below the top degree
+    highest = degree if start.back is not None else max(degree - 1, 0)
     checked = None
     if grounds is not None:
         checked = row_bounds.polynomials(grounds.setup, moments, plan.width)
+        highest = max(highest, row_bounds.even_order(degree))
 
     def body(carry: Seen, first, fresh):
         t = plan.queries(first)
-        parts = monomials.by_degree(t.x, degree if start.back is not None else max(degree - 1, 0))
+        parts = monomials.by_degree(t.x, highest)
         lower = parts[: max(degree, 1)]
         # u = [D, D m(v), D m(X_V B)]
         values = evaluation.evaluate(polynomials, t.x, lower)
@@ -256,7 +259,7 @@ def visit_queries(
             total = total + monomials.products(parts, jnp.concatenate(back))
         sums, each = carry.sums, carry.each
         if grounds is not None and checked is not None and sums is not None:
-            at_rows = evaluation.evaluate(checked, t.x, lower)
+            at_rows = row_bounds.evaluate(checked, degree, parts)
             scale_y = column_lengths(target) + frobenius(frame.v_mean)
             block = _Block(t, dq, c, mean_v, m_xb, scale_y, u[:1], live)
             sums, found = _certify(plan, grounds, moments, sums, block, at_rows)
@@ -290,7 +293,7 @@ class _Block(NamedTuple):
 def _certify(
     plan: Plan, grounds: Grounds, moments: KeyMoments, sums: bound.Sums, block: _Block, values
 ) -> tuple[bound.Sums, bound.PerQuery]:
-    """Adds a block of queries to the certificate; values: of `row_bounds.polynomials`."""
+    """Adds a block of queries to the certificate; values: of `row_bounds.evaluate`."""
     problem, frame, t = plan.problem, plan.frame, block.t
     rounded = floors.query_rounding(problem, frame, grounds.floors, t.xq, t.x, moments.reach)
     q = None

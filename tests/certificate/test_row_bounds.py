@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_limits.certificate import row_bounds
-from lora_limits.polynomial import evaluation, monomials, series
+from lora_limits.polynomial import monomials, series
 from tests.support.tools import quick_jit
 
 GAMMA = 1e-12  # rounding, here of float64
@@ -50,8 +50,8 @@ def bounds(degree):
             jnp.abs(y).max(1),
             w.min(),
         )
-        lower = monomials.by_degree(x, degree)[: max(degree, 1)]
-        values = evaluation.evaluate(row_bounds.polynomials(setup, moments, width), x, lower)
+        polynomials = row_bounds.polynomials(setup, moments, width)
+        values = row_bounds.evaluate(polynomials, degree, monomials.by_degree(x, degree))
         d_sum = w[None] @ sum(c * (x.T @ y).T ** n for n, c in enumerate(setup.c))
         return row_bounds.rows(setup, moments, x, values, d_sum, jnp.zeros_like(d_sum))
 
