@@ -1,10 +1,10 @@
 """The second promise: a bound that holds with probability 1 - delta over the library's own draws.
 
 The truncation error of every array is a sum over queries, e = sum_i E_i. The certificate bounds
-every |E_i|, drawn or not: r_i. Rows are drawn with probabilities pi in proportion to r, fixed
-before the draw, and X_s = E_{i_s} / pi_{i_s}, computed exactly from its row, has the mean e. Then
-|X| <= M = max_i r_i / pi_i always, and the empirical Bernstein bound of betting.py holds whatever
-the problem is. Rounding, which sampling does not see, is certified and added.
+every |E_i|, drawn or not: r_i. Rows are drawn with probabilities pi in proportion to r, all arrays
+considered, fixed before the draw, and X_s = E_{i_s} / pi_{i_s}, computed exactly from its row, has
+the mean e. Then |X| <= M = max_i r_i / pi_i always, and the empirical Bernstein bound of betting.py
+holds whatever the problem is. Rounding, which sampling does not see, is certified and added.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ COMPUTED = 3
 
 
 def chances(
-    each: Float[Array, "arrays lq"], importance: Float[Array, " arrays"]
+    each: Float[Array, "arrays lq"], sizes: Float[Array, " arrays"]
 ) -> Float[Array, " lq"]:
-    """pi: in proportion to each query's share in the bounds, arrays weighted by `importance`."""
-    length = each.shape[1]
-    total = each.sum(1, keepdims=True)
-    share = each / jnp.where(total > 0, total, 1)
-    size = (importance[:, None] * share).sum(0)
-    whole = size.sum()
+    """pi: in proportion to each query's largest share in the bounds, each array beside its size.
+
+    No other probabilities make the largest range, max_i r_i / pi_i over the size of its array, less.
+    """
+    share = (each / sizes[:, None]).max(0)
+    whole = share.sum()
     usable = jnp.isfinite(whole) & (whole > 0)
-    return jnp.where(usable, size / jnp.where(usable, whole, 1), 1 / length)
+    return jnp.where(usable, share / jnp.where(usable, whole, 1), 1 / each.shape[1])
 
 
 def confident(
@@ -59,9 +59,7 @@ def confident(
     arrays = arrays_of(problem)
     # what matters of an array is its bound beside its largest entry
     sizes = jnp.stack([jnp.abs(getattr(gradient[name], half)).max() for name, half in arrays])
-    certified = jnp.stack([getattr(parts[name], half).certified() for name, half in arrays])
-    importance = certified / jnp.where(sizes > 0, sizes, 1)
-    of = coin.make(chances(truncation, importance))
+    of = coin.make(chances(truncation, jnp.where(sizes > 0, sizes, 1)))
     pi = of.chances
     index = coin.draw(sampling.key, of, sampling.rows)
     weights = 1 / pi[index]
