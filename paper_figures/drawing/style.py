@@ -79,6 +79,17 @@ def note(fig: Figure, text: str) -> None:
     fig.text(0.005, 0.005, text, fontsize=6, color=COLOURS[1], va="bottom", in_layout=False)
 
 
+def empty(ax: Axes) -> None:
+    """Says in a panel that its points have not been measured yet."""
+    ax.text(0.5, 0.5, "no rows yet", transform=ax.transAxes, fontsize=7, ha="center", va="center")
+
+
+def legend(ax: Axes, **look: Any) -> None:
+    """A legend of the lines that there are; none where there are none."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(**look)
+
+
 def around_one(most: float) -> Normalize:
     """A norm for log10 of a ratio, diverging around 1 (use with a diverging colour map)."""
     return Normalize(-abs(most), abs(most))
