@@ -4,11 +4,9 @@ import fcntl
 import json
 import math
 import os
-import random
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -398,41 +396,3 @@ def test_an_experiment_sets_the_precision_of_its_run(tmp_path):
     assert manifest["x64"] is True
     assert manifest["device"]["platform"]
     assert [row["metrics"] for row in store.read(tmp_path / "out")] == [{"dtype": "float64"}]
-
-
-def test_a_sweep_killed_twenty_times_ends_like_one_left_alone(toy):
-    lengths = [str(length) for length in range(1, 61)]
-    flags = ["--lengths", *lengths, "--failing", "3", "17", "18", "60", "--pause", "0.02"]
-    assert main(["toy.toml", "--out", "alone", *flags]) == 1
-    command = [
-        sys.executable,
-        "-m",
-        "experiments",
-        str(Path("toy.toml").resolve()),
-        "--out",
-        str(Path("out").resolve()),
-        *flags,
-    ]
-    draw, killed = random.Random(0), 0
-    rows = Path("out/rows.jsonl")
-    for _ in range(20):
-        count = len(lines(rows)) if rows.exists() else 0
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        # A moment by the rows written, which a slow machine does not shift out of the sweep, and
-        # then any time on.
-        more = draw.randrange(3)
-        while (
-            more
-            and process.poll() is None
-            and (not rows.exists() or len(lines(rows)) < count + more)
-        ):
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.03 if more else 0.15))
-        process.kill()
-        killed += process.wait() == -9
-    assert killed > 15  # the others came after the last point
-    assert lines(rows)
-    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode == 1
-    written = [json.loads(line) for line in lines(rows)]
-    assert len({row["key"] for row in written}) == len(written) == 60
-    assert outcomes("out") == outcomes("alone")
