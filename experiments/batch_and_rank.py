@@ -22,18 +22,8 @@ from lora_limits.training import batches, loop
 from lora_limits.training.loop import Recipe
 
 VERSION = 1
-SHARED = (
-    "task",
-    "length",
-    "pretrain_steps",
-    "steps",
-    "rate",
-    "tests",
-    "sample",
-    "layers",
-    "degrees",
-    "batches",
-)
+POINTS = ("ranks", "norms", "seeds")
+PLACES = ("cache",)
 SHRINK = 0.35
 
 
@@ -90,6 +80,11 @@ def points(config: Config) -> list[dict[str, Any]]:
             where = {"kind": "run", "norms": norms, "rank": r, "batch": b, "method": method}
             out += [where | {"seed": s} for s in range(config.seeds)]
     return out
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """The hash of the texts that its tasks read."""
+    return tasks.inputs([config.task])
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lora_limits.instruments.comparing import named
 from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 1
-SHARED = ("instances", "rank", "lowest", "highest", "seed")
+POINTS = ("kinds", "shapes", "taylor", "chebyshev", "fitted", "most_features")
 X64 = True
 GUARD = 100.0
 

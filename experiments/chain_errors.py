@@ -24,7 +24,7 @@ from lora_limits.problem import NAMES
 
 VERSION = 1
 X64 = True
-SHARED = ("length", "width", "rank", "seed")
+POINTS = ("gammas", "series")
 
 
 class Config(Fields):

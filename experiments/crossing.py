@@ -23,18 +23,7 @@ from lora_limits.training import batches, loop
 from lora_limits.training.loop import Recipe
 
 VERSION = 1
-SHARED = (
-    "length",
-    "pretraining",
-    "steps",
-    "every",
-    "batch",
-    "sequences",
-    "shrink",
-    "decay",
-    "degrees",
-    "seed",
-)
+POINTS = ("rates", "ranks", "alphas", "cases")
 X64 = True
 BASES = Path("results/bases")
 WIDTH = 8
@@ -85,6 +74,11 @@ def points(config: Config) -> list[dict[str, Any]]:
         else:
             runs.append(middle | {"rate": max(config.rates), "case": case})
     return runs
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """The hash of the texts that its tasks read."""
+    return tasks.inputs(["which_module"])
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from lora_limits.instruments import timing
 from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 2
-SHARED = ("inputs", "noise", "rank", "seed", "repeats", "max_seconds", "widths", "timed_widths")
+POINTS = ("lengths", "most", "methods", "timed")
+PLACES = ("inputs",)
 MAKERS: dict[str, Any] = {
     "svd": ll.Svd,
     "skeleton": ll.Skeleton,
@@ -93,6 +94,11 @@ def _chosen(config: Config) -> list[tuple[int, int]]:
         places = {round(i * (len(own) - 1) / gaps) for i in range(min(config.most, len(own)))}
         chosen += [own[place] for place in sorted(places)]
     return chosen
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """The hash of the file of heads."""
+    return minilm.fingerprint(_path(config))
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:

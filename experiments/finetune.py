@@ -26,7 +26,8 @@ from lora_limits.training import batches, checkpoints, loop
 from lora_limits.training.loop import Recipe
 
 VERSION = 1
-SHARED = ("short", "long", "rank", "alpha", "repeats", "max_seconds")
+POINTS = ("methods", "long_methods", "seeds", "long_seeds")
+PLACES = ("cache",)
 BLOCKS = (128, 512, 2048)  # of the exact contenders, timed beside XLA's own
 SIZES = ("d_model", "heads", "width", "layers", "normalised")  # of the model
 
@@ -136,6 +137,11 @@ def _model(config: Config, point: dict[str, Any], seed: int) -> Transformer:
     return model
 
 
+def inputs(config: Config) -> dict[str, Any]:
+    """The hash of the texts that its tasks read."""
+    return tasks.inputs([*config.short.tasks, *config.long.tasks])
+
+
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """A run's history and its final scores, or the time and memory of a step by every contender."""
     return _time(point, config) if point["kind"] == "time" else _run(point, config)
@@ -153,9 +159,9 @@ def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
     model.set_methods([bases.read_method(point["method"], point["length"])] * case.layers)
     task = tasks.load(point["task"], point["length"], "target", _words(case, point["task"]))
     recipe = Recipe(case.steps, case.batch, case.rate, seed, case.every, case.tests)
-    shared = config.model_dump(mode="json", include=set(SHARED))
     # Named as the row will be, so that no other run goes on from it.
-    folder = Path(config.cache) / "runs" / store.key("finetune", VERSION, shared, point)
+    fields = config.model_dump(mode="json", exclude={*POINTS, *PLACES}) | inputs(config)
+    folder = Path(config.cache) / "runs" / store.key("finetune", VERSION, fields, point)
     history = loop.train(model, task, recipe, watch=point["method"] != "exact", folder=folder)
     checkpoints.forget(folder)
     if point["method"] == "exact" and case.final_tests == case.tests:

@@ -42,7 +42,18 @@ MAKERS = {
 }
 VERSION = 1
 X64 = True
-SHARED = ("instances", "distance")
+POINTS = (
+    "lengths",
+    "strengths",
+    "families",
+    "degrees",
+    "library_degrees",
+    "column_counts",
+    "ranks",
+    "spectral_limit",
+    "library_limit",
+    "quadrature_lengths",
+)
 
 
 class Config(Fields):

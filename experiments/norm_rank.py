@@ -20,7 +20,7 @@ from lora_limits.instruments.comparing import frobenius_error
 from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 1
-SHARED = ("length", "width", "rank", "alpha", "tolerance", "base_gamma", "seed")
+POINTS = ("gammas", "degrees", "sizes", "conventions")
 X64 = True
 
 

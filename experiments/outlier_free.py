@@ -28,22 +28,7 @@ from lora_limits.training import batches, loop
 from lora_limits.training.loop import Recipe
 
 VERSION = 2
-SHARED = (
-    "ranks",
-    "layers",
-    "length",
-    "pretraining",
-    "tuning",
-    "ladder",
-    "families",
-    "heads",
-    "sequences",
-    "timed",
-    "stretch",
-    "repeats",
-    "max_seconds",
-    "seed",
-)
+POINTS = ("models",)
 BASES = Path("results/bases")
 SHAPES = {"125M": (768, 12), "350M": (1024, 16), "1.3B": (2048, 32)}
 WIDTH = 64
@@ -94,6 +79,11 @@ def points(config: Config) -> list[dict[str, Any]]:
     ]
     out += [{"part": "step", "model": model, "rank": config.ranks[0]} for model in config.models]
     return out + [{"part": "head", "rank": r} for r in config.ranks]
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """The hash of the texts that its tasks read."""
+    return tasks.inputs(["next_byte"])
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -29,22 +29,7 @@ from lora_limits.gradients.cost import exact_operations, polynomial_operations
 from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 1
-SHARED = (
-    "grid_degrees",
-    "degrees",
-    "width",
-    "rank",
-    "gamma",
-    "long_degree",
-    "compile_length",
-    "seed",
-    "repeats",
-    "max_seconds",
-    "max_exact_seconds",
-    "max_tuned_seconds",
-    "max_bytes",
-    "most_features",
-)
+POINTS = ("grid", "lengths", "exact_lengths", "long", "compile_degrees")
 
 
 class Config(Fields):

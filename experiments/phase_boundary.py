@@ -23,16 +23,7 @@ from lora_limits.instruments.timing import interleaved
 from lora_limits.polynomial.needed import degree_needed, width_exponent
 
 VERSION = 1
-SHARED = (
-    "power",
-    "rank",
-    "seed",
-    "repeats",
-    "max_seconds",
-    "svd_length",
-    "most_work",
-    "certified_lengths",
-)
+POINTS = ("lengths", "gammas", "slices", "width", "counted_exponents", "counted_ratios")
 X64 = True
 
 

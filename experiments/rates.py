@@ -30,7 +30,7 @@ from lora_limits.polynomial import needed
 
 VERSION = 1
 X64 = True
-SHARED = ("width", "degree", "rank_length", "rank_width", "rank_degree", "seed")
+POINTS = ("lengths", "kappas", "counted", "measured_kappas", "measured", "ranks")
 ALGORITHMS = ("literal", "dense", "chain", "fast")
 
 

@@ -18,7 +18,7 @@ from lora_limits.gradients.exact import dense_terms
 from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 1
-SHARED = ("length", "rank", "seed", "tolerances", "highest")
+POINTS = ("most",)
 X64 = True
 EMBEDDED = 8  # heads of each layer
 
@@ -47,6 +47,11 @@ def points(config: Config) -> list[dict[str, Any]]:
         if place % spacing == 0 and place // spacing < config.most:
             out.append({"layer": layer, "head": head})
     return out
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """The hash of the file of heads."""
+    return minilm.fingerprint()
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:

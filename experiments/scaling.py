@@ -17,7 +17,7 @@ from lora_limits.instruments import timing
 from lora_limits.instruments.comparing import frobenius_error
 
 VERSION = 1
-SHARED = ("width", "rank", "gamma", "degree", "seed", "repeats", "max_seconds")
+POINTS = ("exact_lengths", "lengths", "cases")
 ADAPT = {"partial": ("query", "value"), "full": ("query", "key", "value")}
 
 

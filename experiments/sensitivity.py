@@ -16,7 +16,8 @@ from lora_limits.training import batches
 from lora_limits.training.loop import Recipe
 
 VERSION = 1
-SHARED = ("pretrain_steps", "steps", "batch", "rate", "tests", "sample", "layers")
+POINTS = ("lengths", "degrees", "skeletons", "seeds")
+PLACES = ("cache",)
 WIDTH = 4
 CAUSAL = ("next_byte",)
 
@@ -66,6 +67,11 @@ def features(method: str) -> int | None:
         return None
     number = int(numbers[0])
     return math.comb(WIDTH + number, number) if kind == "polynomial" else number
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """The hash of the texts that its tasks read."""
+    return tasks.inputs(config.lengths)
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:

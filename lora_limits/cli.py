@@ -32,7 +32,12 @@ COMMANDS = {
         "lora_limits.hardness.command",
         "solve_command",
         "decide a DIMACS CNF file through LoRA gradients (Theorem 4.1)",
-        {"FILE": {}},
+        {
+            "FILE": {
+                "help": "DIMACS CNF, - for standard input; exit status 10: satisfiable, "
+                "20: unsatisfiable, 2: no answer"
+            }
+        },
     ),
     "diagnose": (
         "lora_limits.diagnose.command",

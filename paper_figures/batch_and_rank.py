@@ -41,6 +41,8 @@ def _against_noise(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """Relative noise and errors over b after training, root mean squares over the seeds."""
     usual = reference(rows)
     seen = moments(rows, "after", norms=usual["norms"], rank=usual["rank"])
+    if not seen:
+        return style.empty(ax)
     mean = {
         n: {k: float(np.mean([m[n][k] for m in seen])) for k in ("mean", "spread")} for n in seen[0]
     }
@@ -72,6 +74,8 @@ def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """
     usual = reference(rows)
     every = degrees(rows)
+    if not every or not moments(rows, "after", rank=usual["rank"]):
+        return style.empty(ax)
     for n, (norms, (colour, marker)) in enumerate(NORMS.items()):
         for stage, fill in (("before", "none"), ("after", "full")):
             seen = moments(rows, stage, norms=norms, rank=usual["rank"])
@@ -114,6 +118,8 @@ def _rule(ax: Axes, rows: list[dict[str, Any]]) -> None:
     attention (hollow).
     """
     every = degrees(rows)
+    if not grouped(rows):
+        return style.empty(ax)
     for group in grouped(rows):
         if not all(pair["finite"] for pair in group):
             continue
@@ -147,6 +153,8 @@ def _metric(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
     """
     fixed = {n: x for n, x in reference(rows).items() if n != name}
     groups = [g for g in grouped(rows) if all(g[0]["point"][n] == x for n, x in fixed.items())]
+    if not groups:
+        return style.empty(ax)
     found = dict.fromkeys(group[0]["point"][name] for group in groups)
     values = [n for n in NORMS if n in found] if name == "norms" else sorted(found)
     every = degrees(rows)
@@ -198,5 +206,6 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     every = degrees(rows)
     look: dict[str, Any] = {"marker": "o", "markersize": 2.5}
     lines = [Line2D([], [], color=colour_of(g, every), label=f"degree {g}", **look) for g in every]
-    fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), columnspacing=1.2)
+    if lines:
+        fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), columnspacing=1.2)
     return fig

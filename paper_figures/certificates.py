@@ -45,7 +45,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         axis.tick_params(labelleft=name == "query")
     axes[0, 0].set_ylim(1, None)
     axes[0, 0].set_ylabel("bound / error")
-    axes[0, 1].legend(loc="upper right", handlelength=1.4, labelspacing=0.2, borderaxespad=0.1)
+    tight: dict[str, Any] = {"handlelength": 1.4, "labelspacing": 0.2, "borderaxespad": 0.1}
+    style.legend(axes[0, 1], loc="upper right", **tight)
     _against_reach(axes[1, 0], table, rows)
     _by_family(axes[1, 1], table, useful)
     _price(axes[1, 2], rows)
@@ -124,6 +125,8 @@ def _against_degree(axis: Axes, table: Table, chosen: np.ndarray) -> None:
 def _against_reach(axis: Axes, table: Table, rows: list[dict[str, Any]]) -> None:
     style.panel(axis, "d", "Taylor, every array")
     mine = table["clear"] & (table["series"] == "taylor")
+    if not mine.any():
+        return style.empty(axis)
     reach, ratio, right = (table[name][mine] for name in ("reach", "ratio", "right"))
     look: dict[str, Any] = {"linestyle": "", "marker": ".", "markersize": 2, "markeredgewidth": 0}
     look["rasterized"] = True  # thousands of points

@@ -47,6 +47,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 def _against_degree(axis: Axes, rows: list[dict[str, Any]], names: dict[str, str]) -> None:
     degrees = [row["size"] for row in rows]
+    if not rows:
+        return style.empty(axis)
     for index, (name, label) in enumerate(names.items()):
         error, bound, size = (
             list(column) for column in zip(*(row["terms"][name] for row in rows), strict=True)

@@ -27,8 +27,9 @@ CASES = {
 
 
 def centre(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rate, rank and alpha that most plain runs share."""
+    """The rate, rank and alpha that most plain runs share; all runs, where none is plain yet."""
     plain = [row["point"] for row in rows if row["point"]["case"] == "plain"]
+    plain = plain or [row["point"] for row in rows]
     return {name: _mode([point[name] for point in plain]) for name in SYMBOLS}
 
 
@@ -95,7 +96,7 @@ def _controls(ax: Axes, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if row["point"] == own | {"case": case}:
                 _line(ax, row, color=colour, marker=marker, label=label)
-    ax.legend(loc="upper left", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1)
+    style.legend(ax, loc="upper left", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1)
 
 
 def _plane(ax: Axes, rows: list[dict[str, Any]]) -> None:

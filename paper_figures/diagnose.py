@@ -21,7 +21,7 @@ COMMAND = (
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """The picture that the command itself draws. rows: one, the diagnosis."""
-    plt.rcParams.update(style.RC | picture.RC)
+    style.defaults(picture.RC)
     fig = plt.figure(figsize=(picture.WIDTH, picture.HEIGHT))
     picture.fill(fig, rows[0])
     return fig

@@ -39,6 +39,8 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """Median error over heads and, as a band, its range; crosses where most heads were reported as
     failed.
     """
+    if not rows:
+        style.empty(ax)
     for method in LABELS:
         own = [r["metrics"]["widths"] for r in rows if r["point"]["method"] == method]
         if not own:
@@ -68,12 +70,16 @@ def _by_length(ax: Axes, rows: list[dict[str, Any]], kinds: dict[tuple[int, int]
     range.
     """
     rows = [r for r in rows if r["point"]["method"] == "sparse"]
+    if not rows:
+        return style.empty(ax)
     lengths = sorted({r["point"]["length"] for r in rows})
     for i, (kind, marker) in enumerate(zip(KINDS, "os^", strict=True)):
         own: dict[int, list[float]] = {}
         for r in rows:
             if _kind(r, kinds) == i:
                 own.setdefault(r["point"]["length"], []).append(r["metrics"]["widths"][-1]["error"])
+        if not own:
+            continue
         middle = np.array([np.median(e) for e in own.values()])
         bars = [middle - [min(e) for e in own.values()], [max(e) for e in own.values()] - middle]
         # Apart by a tenth, so that bars do not cover one another.
@@ -101,9 +107,11 @@ def _kind(row: dict[str, Any], kinds: dict[tuple[int, int], int]) -> int:
     return kinds[row["point"]["layer"], row["point"]["head"]]
 
 
-def _against_time(ax: Axes, row: dict[str, Any]) -> None:
-    """Error over time, both at the longest sequence timed."""
-    m = row["metrics"]
+def _against_time(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """Error over time, both at the longest sequence timed, the last of the rows."""
+    if not rows:
+        return style.empty(ax)
+    m = rows[-1]["metrics"]
     exact = m["contenders"][m["best"]]["seconds"]
     seen = [exact]
     wrong = []
@@ -134,6 +142,8 @@ def _against_time(ax: Axes, row: dict[str, Any]) -> None:
 
 def _speed(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """How many times as fast as the best exact gradient, over L."""
+    if not rows:
+        return style.empty(ax)
     lengths = [r["point"]["length"] for r in rows]
     names = [n for n in rows[0]["metrics"]["contenders"] if not n.startswith("exact")]
     for i, name in enumerate(names):
@@ -156,6 +166,8 @@ def _speed(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """The smallest width at which sparse plus low rank is within 10 %, head by head."""
+    if not rows:
+        return style.empty(ax)
     layers = sorted({r["point"]["layer"] for r in rows})
     largest = max(len([r for r in rows if r["point"]["layer"] == layer]) for layer in layers)
     table = np.full((len(layers), largest), np.nan)
@@ -199,13 +211,14 @@ def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 def _longest(errors: list[dict[str, Any]]) -> int:
     """The longest length of sparse plus low rank that has its limit, the SVD, beside it; its
-    longest where none has.
+    longest where none has, the longest of any method where it has none; 0 where there is none.
     """
     lengths = {
         method: {r["point"]["length"] for r in errors if r["point"]["method"] == method}
         for method in ("sparse", "svd")
     }
-    return max((lengths["sparse"] & lengths["svd"]) or lengths["sparse"])
+    every = {r["point"]["length"] for r in errors}
+    return max((lengths["sparse"] & lengths["svd"]) or lengths["sparse"] or every, default=0)
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
@@ -229,10 +242,11 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         style.panel(top[i], "abc"[i], f"{kind} heads, $L = {at}$")
     top[0].set_ylabel("relative error")
     _by_length(middle[0], errors, kinds)
-    widest = max(w["width"] for r in errors for w in r["metrics"]["widths"])
+    widest = max((w["width"] for r in sparse for w in r["metrics"]["widths"]), default=0)
     style.panel(middle[0], "d", f"sparse, $k = {widest}$")
-    _against_time(middle[1], times[-1])
-    style.panel(middle[1], "e", f"error, $L = {times[-1]['point']['length']}$")
+    _against_time(middle[1], times)
+    longest = max((r["point"]["length"] for r in times), default=0)
+    style.panel(middle[1], "e", f"error, $L = {longest}$")
     _speed(middle[2], times)
     style.panel(middle[2], "f", "times as fast as exact")
     _map(bottom, [r for r in sparse if r["point"]["length"] == at])

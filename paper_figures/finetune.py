@@ -21,18 +21,30 @@ TASKS = {
     "which_module": "which\nmodule",
     "next_byte": "next\nbyte",
 }
-Runs = dict[str, list[dict[str, Any]]]
+Runs = dict[str, dict[int, dict[str, Any]]]
 SMOOTH = 5  # steps in a running mean of the training loss
 
 
-def runs(rows: list[dict[str, Any]], case: str, task: str) -> dict[str, list[dict[str, Any]]]:
-    """{method: metrics of its runs, seed by seed} in the order of the rows."""
-    out: dict[str, list[dict[str, Any]]] = {}
+def runs(rows: list[dict[str, Any]], case: str, task: str) -> Runs:
+    """{method: {seed: metrics of its run}} in the order of the rows."""
+    out: Runs = {}
     for row in rows:
         point = row["point"]
         if (point["kind"], point["case"], point["task"]) == ("run", case, task):
-            out.setdefault(point["method"], []).append(row["metrics"])
+            out.setdefault(point["method"], {})[point["seed"]] = row["metrics"]
     return out
+
+
+def over_exact(found: Runs, method: str) -> list[float]:
+    """Points of accuracy over exact training's, seed by seed, of the seeds that both were run with:
+    they start from the same base and see the same data.
+    """
+    exact = found.get("exact", {})
+    return [
+        100 * own["final"]["accuracy"] - 100 * exact[seed]["final"]["accuracy"]
+        for seed, own in found[method].items()
+        if seed in exact
+    ]
 
 
 def steps(rows: list[dict[str, Any]], case: str, task: str) -> dict[str, dict[str, float]]:
@@ -55,25 +67,27 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def _losses(
-    ax: Axes, found: dict[str, list[dict[str, Any]]], colours: dict[str, str], seconds=None
-) -> None:
+def _losses(ax: Axes, found: Runs, colours: dict[str, str], seconds=None) -> None:
     """The mean loss over seeds by step, or by the seconds that steps of each method take; exact
     wide and pale.
     """
-    for method, metrics in found.items():
-        loss = smooth(np.mean([m["loss"] for m in metrics], axis=0))
+    timed = {m: x for m, x in found.items() if seconds is None or m in seconds}
+    if not timed:
+        style.empty(ax)
+    for method, metrics in timed.items():
+        loss = smooth(np.mean([m["loss"] for m in metrics.values()], axis=0))
         x = np.arange(1, len(loss) + 1) * (seconds[method]["seconds"] if seconds else 1)
         width, alpha = (2.6, 0.35) if method == "exact" else (0.9, 1)
         ax.plot(x, loss, color=colours[method], linewidth=width, alpha=alpha)
     ax.set_xlabel("seconds" if seconds else "step")
 
 
-def _errors(ax: Axes, found: dict[str, list[dict[str, Any]]], colours: dict[str, str]) -> None:
+def _errors(ax: Axes, found: Runs, colours: dict[str, str]) -> None:
     """Median over seeds of the gradient's relative error (solid) and of 1 - cosine (dotted), along
     training.
     """
-    for method, metrics in found.items():
+    for method, by_seed in found.items():
+        metrics = list(by_seed.values())
         if "error" in metrics[0]:
             x = metrics[0]["steps"]
             error = np.median([m["error"] for m in metrics], axis=0)
@@ -105,19 +119,18 @@ def _metric(
     foot = ax.get_xaxis_transform()
     for n, (case, task) in enumerate(cases):
         found = runs(rows, case, task)
-        exact = [100 * m["final"]["accuracy"] for m in found.pop("exact")]
-        for i, (method, metrics) in enumerate(found.items()):
-            own = [100 * m["final"]["accuracy"] for m in metrics]
-            # Seed by seed: both start from the same base and see the same data.
-            mean, half = interval([a - b for a, b in zip(own, exact, strict=True)])
-            x = n + (i - (len(found) - 1) / 2) * 0.2
-            if not np.isfinite([m["final"]["loss"] for m in metrics]).all():
+        exact = [100 * m["final"]["accuracy"] for m in found.get("exact", {}).values()]
+        approximate = {method: x for method, x in found.items() if method != "exact"}
+        for i, (method, metrics) in enumerate(approximate.items()):
+            mean, half = interval(over_exact(found, method))
+            x = n + (i - (len(approximate) - 1) / 2) * 0.2
+            if not np.isfinite([m["final"]["loss"] for m in metrics.values()]).all():
                 ax.plot(x, 0.1, "x", color=colours[method], transform=foot, markersize=4)
                 ax.text(x + 0.07, 0.1, "NaN", transform=foot, va="center", size=6)
                 continue
             look: dict[str, Any] = {"fmt": "o", "markersize": 2.5, "elinewidth": 0.8}
             ax.errorbar(x, mean, half, color=colours[method], capsize=1.5, **look)
-        told = f"{np.mean(exact):.0f} %"
+        told = f"{np.mean(exact):.0f} %" if exact else "not run"
         ax.text(n, 0.98, told, transform=foot, ha="center", va="top", size=6)
     ax.axhline(0, color="black", linewidth=0.6)
     low, high = ax.get_ylim()
@@ -133,7 +146,7 @@ def _ratios(
     """
     for n, (case, task) in enumerate(cases):
         found = steps(rows, case, task)
-        methods = [m for m in runs(rows, case, task) if m != "exact"]
+        methods = [m for m in runs(rows, case, task) if m != "exact" and m in found]
         for i, method in enumerate(methods):
             x = n + (i - (len(methods) - 1) / 2) * 0.22
             for quantity, fill in (("seconds", "full"), ("temporary", "none")):
@@ -156,7 +169,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     """
     lengths = {(r["point"]["case"], r["point"]["task"]): r["point"]["length"] for r in rows}
     short = [c for c in lengths if c[0] == "short"][:4]
-    (long,) = [c for c in lengths if c[0] == "long"][:1]
+    long = [c for c in lengths if c[0] == "long"][:1]
     methods = sorted({r["point"]["method"] for r in rows if r["point"]["kind"] == "run"})
     approximate = [m for m in methods if m != "exact"]
     # One colour a method in all panels; exact training is black.
@@ -175,20 +188,25 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
             if n == 0:
                 ax.set_ylabel(label)
     third = [fig.add_subplot(parts[2][n]) for n in range(3)]
-    _long(third, runs(rows, *long), colours, steps(rows, *long))
-    name = f"{TASKS[long[1]]}, $L = {lengths[long]}$".replace("\n", " ")
+    name = "long"
+    for key in long:
+        _long(third, runs(rows, *key), colours, steps(rows, *key))
+        name = f"{TASKS[key[1]]}, $L = {lengths[key]}$".replace("\n", " ")
+    for ax in [] if long else third:
+        style.empty(ax)
     for ax, what in zip(third, (name, "the same by time", "its gradient"), strict=True):
         style.panel(ax, next(letters), what)
-    labels = [f"{TASKS[task]}\n$L = {lengths[case, task]}$" for case, task in (*short, long)]
+    labels = [f"{TASKS[task]}\n$L = {lengths[case, task]}$" for case, task in (*short, *long)]
     titles = "final accuracy beside exact training", "time and memory of a step"
     for n, paint in enumerate((_metric, _ratios)):
         ax = fig.add_subplot(parts[3][n])
-        paint(ax, rows, [*short, long], colours)
+        paint(ax, rows, [*short, *long], colours)
         _places(ax, labels)
         style.panel(ax, next(letters), titles[n])
     wide: dict[str, Any] = {"linewidth": 2.6, "alpha": 0.35}
     handles = [Line2D([], [], color=colours[m], **(wide if m == "exact" else {})) for m in methods]
-    fig.legend(handles, methods, loc="outside upper center", ncols=len(methods))
+    if methods:
+        fig.legend(handles, methods, loc="outside upper center", ncols=len(methods))
     return fig
 
 

@@ -90,7 +90,7 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], n: int) -> None:
             _line(axis, curve, "gamma_ratio", "right", label=name, **look)
     exact = [row for row in rows if row["family"] == "exact"]
     lengths = sorted({row["n"] for row in exact})
-    for length, marker in zip(sorted({lengths[0], lengths[-1]}), "oD", strict=False):
+    for length, marker in zip(sorted({*lengths[:1], *lengths[-1:]}), "oD", strict=False):
         face = BLACK if length == n else "white"
         look = {"color": BLACK, "marker": marker, "markerfacecolor": face}
         curve = [row for row in exact if row["n"] == length]
@@ -108,11 +108,13 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], n: int) -> None:
         axis.annotate("random\nright,\nworst not", where, **place)
     axis.set_xlabel(r"$\Gamma / \sqrt{\ln n}$   ($\beta = 1/d$)")
     axis.set_ylabel("right answers")
-    axis.legend(loc="upper left", **LEGEND)
+    style.legend(axis, loc="upper left", **LEGEND)
 
 
 def _against_width(axis: Axes, rows: list[dict[str, Any]]) -> None:
     _share(axis)
+    if not rows:
+        return style.empty(axis)
     tokens = rows[0]["tokens"]
     n = rows[0]["n"]
     for family, (colour, marker, label) in FAMILIES.items():
@@ -136,7 +138,7 @@ def _against_width(axis: Axes, rows: list[dict[str, Any]]) -> None:
     axis.set_xscale("log")
     axis.set_xlabel(f"$k$   ($n={n}$, random)")
     axis.tick_params(labelleft=False)
-    axis.legend(loc="lower right", bbox_to_anchor=(1.02, 0.17), **LEGEND)
+    style.legend(axis, loc="lower right", bbox_to_anchor=(1.02, 0.17), **LEGEND)
 
 
 def _quadrature(axis: Axes, rows: list[dict[str, Any]]) -> None:

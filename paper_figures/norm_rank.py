@@ -23,15 +23,18 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     fig, axes = style.figure(2.4, 1, 3, width_ratios=[1.25, 1, 1])
     image = _errors(axes[0, 0], [r for r in rows if r["point"]["kind"] == "error"])
     style.panel(axes[0, 0], "a", "relative error")
-    bar = fig.colorbar(image, ax=axes[0, 0], pad=0.02, aspect=22)
-    powers = [-8, -6, -4, -2, 0]
-    bar.set_ticks(powers, labels=[f"$10^{{{p}}}$" if p else "1" for p in powers])
+    if image is not None:
+        bar = fig.colorbar(image, ax=axes[0, 0], pad=0.02, aspect=22)
+        powers = [-8, -6, -4, -2, 0]
+        bar.set_ticks(powers, labels=[f"$10^{{{p}}}$" if p else "1" for p in powers])
     _adapters(axes[0, 1], axes[0, 2], [r for r in rows if r["point"]["kind"] == "adapter"])
     return fig
 
 
-def _errors(ax: Axes, rows: list[dict[str, Any]]) -> QuadMesh:
-    """Error over (Gamma, k) with contours at 1e-4, 1e-2 and 0.1."""
+def _errors(ax: Axes, rows: list[dict[str, Any]]) -> QuadMesh | None:
+    """Error over (Gamma, k) with contours at 1e-4, 1e-2 and 0.1; None where there are no rows."""
+    if not rows:
+        return style.empty(ax)
     gammas = sorted({r["point"]["gamma"] for r in rows})
     features = sorted({r["metrics"]["features"] for r in rows})
     grid = np.full((len(features), len(gammas)), np.nan)
@@ -60,6 +63,8 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> QuadMesh:
 
 def _adapters(norm: Axes, width: Axes, adapter: list[dict[str, Any]]) -> None:
     """Gamma and k* against the size of the adapter's entries, by rank and scaling."""
+    for ax in () if adapter else (norm, width):
+        style.empty(ax)
     for i, rank in enumerate(sorted({r["point"]["rank"] for r in adapter})):
         for convention, dash in (("alpha/r", "-"), ("alpha/sqrt(r)", ":")):
             line = sorted(
@@ -85,7 +90,7 @@ def _adapters(norm: Axes, width: Axes, adapter: list[dict[str, Any]]) -> None:
         ax.minorticks_off()
         ax.set_xlabel("size of entries of $A$, $B$")
         style.panel(ax, letter, title)
-    norm.legend(loc="upper left", handlelength=1.2, labelspacing=0.2)
+    style.legend(norm, loc="upper left", handlelength=1.2, labelspacing=0.2)
     width.plot([], [], "k-", label=r"$s=\alpha/r$")
     width.plot([], [], "k:", label=r"$s=\alpha/\sqrt{r}$")
     handles, labels = width.get_legend_handles_labels()

@@ -101,6 +101,8 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ticks = sorted({int(n.split()[1]) for row in part(rows, "features") for n in _factors(row)})
+    if not ticks:
+        return style.empty(ax)
     ax.set_xticks(ticks, [str(k) for k in ticks])
     ax.minorticks_off()
     ax.set_xlabel("width $k$ (of 257 keys)")

@@ -51,6 +51,8 @@ def _map(ax: Axes, rows: list[dict[str, Any]], kind: str, limit: float):
     L).
     """
     lengths, gammas, cells = _grid(rows, kind)
+    if not cells:
+        return style.empty(ax)
     speed = np.log10(_values(lengths, gammas, cells, "speed_up"))
     ax.set_facecolor(style.GREY)
     image = ax.pcolormesh(
@@ -126,7 +128,7 @@ def draw(rows: list[dict[str, Any]], also: dict[str, list[dict[str, Any]]]) -> F
     image = None
     for j, (kind, label) in enumerate(SLICES.items()):
         title = "$" + label.replace("{d}", str(width)) + "$"
-        image = _map(axes[0, j], rows, kind, limit)
+        image = _map(axes[0, j], rows, kind, limit) or image
         style.panel(axes[0, j], "ab"[j], title)
         _counted(axes[1, j], rows, kind)
         style.panel(axes[1, j], "cd"[j], title)

@@ -43,6 +43,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 def _operations(axis: Axes, rows: list[dict[str, Any]]) -> None:
     style.panel(axis, "a", "operations, counted")
+    if not rows:
+        return style.empty(axis)
     for index, (name, (label, marker)) in enumerate(ALGORITHMS.items()):
         curve = sorted(
             (row for row in rows if row["algorithm"] == name), key=lambda row: row["power"]
@@ -75,6 +77,8 @@ def _shown(rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[f
 
 def _against_length(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
     style.panel(axis, "b", "width as a power of $L$")
+    if not rows:
+        return style.empty(axis)
     shown = _shown(rows, measured)
     for index, kappa in enumerate(shown):
         curve = sorted((row for row in rows if row["kappa"] == kappa), key=lambda row: row["power"])
@@ -118,6 +122,8 @@ def _one_kappa(
 
 def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
     style.panel(axis, "c", "a slope, not a cliff")
+    if not rows:
+        return style.empty(axis)
     powers = sorted({row["power"] for row in rows})
     for index, power in enumerate(sorted({powers[0], powers[len(powers) // 2], powers[-1]})):
         curve = sorted((row for row in rows if row["power"] == power), key=lambda row: row["kappa"])
@@ -128,7 +134,8 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[s
         axis.plot(ratio, times, color=colour, marker=MARKERS[index], markersize=2.5, label=label)
     limits = sorted({(row["kappa"] ** 2, 1 + row["limit"]) for row in rows})
     axis.plot(*zip(*limits, strict=True), color="black", linewidth=0.9, label="$L \\to \\infty$")
-    known = np.geomspace(limits[0][0], math.exp(-math.e), 60)  # past e^-e the term falls again
+    # Past e^-e the term falls again.
+    known = np.geomspace(min(limits[0][0], math.exp(-math.e)), math.exp(-math.e), 60)
     # The known time exponent, which the counted ones are held against.
     curve = 1 + np.log(np.log(1 / known)) / np.log(1 / known)
     label = r"known: $1 + \log\log\frac{1}{\rho}\,/\log\frac{1}{\rho}$"
@@ -151,6 +158,8 @@ def _against_gamma(axis: Axes, rows: list[dict[str, Any]], measured: list[dict[s
 
 def _rank(axis: Axes, rows: list[dict[str, Any]]) -> None:
     style.panel(axis, "d", "LoRA rank")
+    if not rows:
+        return style.empty(axis)
     rows = sorted(rows, key=lambda row: row["rank"])
     ranks = [row["rank"] for row in rows]
     for index, (name, label, marker) in enumerate((("dense", "dense", "s"), ("fast", "fast", "o"))):

@@ -61,7 +61,7 @@ def _lines(ax: Axes, rows, quantity: str, unit: float, methods) -> None:
     if every:
         style.powers_of_two(ax, every)
     ax.set_xlabel("tokens $L$")
-    ax.legend(loc="upper left", handlelength=1.2, labelspacing=0.2, borderaxespad=0.2)
+    style.legend(ax, loc="upper left", handlelength=1.2, labelspacing=0.2, borderaxespad=0.2)
     style.headroom(ax, 0.35)
 
 

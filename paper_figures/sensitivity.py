@@ -59,7 +59,7 @@ def drops(rows: list[dict[str, Any]], task: str, method: str, way: str = "own") 
 def gain(rows: list[dict[str, Any]], task: str) -> float:
     """Points of accuracy that exact fine-tuning adds, the mean over seeds."""
     exact = runs_of(rows, task, "exact").values()
-    return float(np.mean([100 * (m["own"]["accuracy"] - m["before"]["accuracy"]) for m in exact]))
+    return interval(100 * (m["own"]["accuracy"] - m["before"]["accuracy"]) for m in exact)[0]
 
 
 def common(rows: list[dict[str, Any]]) -> list[str]:
@@ -85,8 +85,15 @@ def share(rows: list[dict[str, Any]], task: str) -> tuple[float, float]:
     """Percent of fine-tuning's gain that is lost, the mean over `common` methods: mean and 95 %
     interval over seeds.
     """
-    lost = np.mean([drops(rows, task, name) for name in common(rows)] or [[np.nan]], 0)
-    return interval(100 * lost / max(gain(rows, task), 1e-9))
+    exact = runs_of(rows, task, "exact")
+    each = [runs_of(rows, task, name) for name in common(rows)]
+    # A mean over methods is of the seeds that all of them were run with.
+    seeds = [seed for seed in exact if each and all(seed in own for own in each)]
+    lost = [
+        float(np.mean([exact[s]["own"]["accuracy"] - own[s]["own"]["accuracy"] for own in each]))
+        for s in seeds
+    ]
+    return interval(100 * 100 * x / max(gain(rows, task), 1e-9) for x in lost)
 
 
 def ranked(rows: list[dict[str, Any]]) -> list[str]:

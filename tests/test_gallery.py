@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from paper_figures.__main__ import STORED, available, load
+from paper_figures.command.finding import STORED, available, load
 from paper_figures.gallery import limits, notes, page, results, saying, speed
 from paper_figures.gallery.__main__ import main
 from tests.support import ROOT

@@ -44,7 +44,7 @@ NEVER = [
     ),
 ]
 SHARED_BY_EXPERIMENTS = {"contenders", "problems", "runner", "training"}
-SHARED_BY_FIGURES = {"drawing", "gallery", "numbers"}
+SHARED_BY_FIGURES = {"command", "drawing", "gallery", "numbers"}
 
 
 def modules(package):

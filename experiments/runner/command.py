@@ -8,20 +8,19 @@ runner's own flags and the lab note are found to be sound.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from experiments import Refused
-from experiments.runner import config, sweep
+from experiments.runner import config, note, sweep, telling
 
 USAGE = """\
-usage: python -m experiments configs/NAME.toml [--size smoke|default|full] [--smoke] [--out DIR] [--shard I/N]
-                             [--retry] [--FIELD value ...]
+usage: python -m experiments configs/NAME.toml ... [--size smoke|default|full] [--smoke] [--out DIR]
+                             [--shard I/N] [--retry] [--FIELD value ...]
 
 Measure every point of a config that has no row yet; a run that was stopped goes on where it was.
 
@@ -29,10 +28,22 @@ Measure every point of a config that has no row yet; a run that was stopped goes
   --out DIR      the results folder (default: results/NAME, or results/NAME-SIZE for another size)
   --shard I/N    every N-th point from the I-th on, into files of its own; 1/N ... N/N together make the whole
   --retry        measure the points that failed again
-  --FIELD value  another value for a field of the experiment; several values make a list (an unknown flag
-                 lists the fields)
+  --FIELD value  another value for a field of the experiment; several values make a list
+  --list         the configs there are, and how long each takes
+  --help         this; after a config, its claim and its fields
 
-exit status: 0, or 1 if any point failed, 2 if the run was refused, 130 if it was interrupted"""
+exit status: 0, or 1 if any point failed, 2 if a run was refused, 130 if it was interrupted"""
+
+
+class Flags(NamedTuple):
+    """The command line, read: the configs, the runner's own flags, and fields with their words."""
+
+    paths: list[str]
+    size: str
+    out: Path | None
+    shard: tuple[int, int] | None
+    retry: bool
+    fields: dict[str, list[str]]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,20 +52,30 @@ def main(argv: Sequence[str]) -> int:
     """
     try:
         leading, flags = group(argv)
-        if "help" in flags or "-h" in leading:
+        helped = "help" in flags or "-h" in leading
+        if "list" in flags:
+            telling.configs()
+        elif helped and not [word for word in leading if word != "-h"]:
             print(USAGE)
-            return 0
-        return _run(leading, flags, argv)
+        elif helped:
+            _explain(read([word for word in leading if word != "-h"], flags))
+        else:
+            return _run(read(leading, flags), argv)
+        return 0
     except Refused as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}" if error.filename else error, file=sys.stderr)
+        print(_told(error), file=sys.stderr)
     except KeyboardInterrupt:
         print(
             "interrupted: the same command goes on with the points that are left", file=sys.stderr
         )
         return 130
     return 2
+
+
+def _told(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def group(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -88,36 +109,89 @@ def group(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     return leading, flags
 
 
-def _run(leading: list[str], flags: dict[str, list[str]], argv: Sequence[str]) -> int:
-    if len(leading) != 1:
-        got = " ".join(leading) or "no config file"
-        usage = "python -m experiments configs/NAME.toml ... (--help says more)"
-        raise Refused(f"got {got}, expected one: {usage}")
+def read(leading: list[str], flags: dict[str, list[str]]) -> Flags:
+    """What `group` found, checked as far as that goes without an experiment's module.
+
+    Raises Refused for no config, and for a runner's flag whose value does not fit.
+    """
+    if not leading:
+        usage = "python -m experiments configs/NAME.toml ... (--help says more, --list shows them)"
+        raise Refused(f"got no config file, expected at least one: {usage}")
     size = flags["size"][0] if "size" in flags else "smoke" if "smoke" in flags else "default"
     if "smoke" in flags and size != "smoke":
         raise Refused(f"--size: got {size!r} beside --smoke, expected one of the two")
-    shard = read_shard(flags["shard"][0]) if "shard" in flags else None
-    overrides = {name: words for name, words in flags.items() if name not in config.FLAGS}
-    planned = override(config.load(leading[0], size), overrides)
-    name = planned.path.stem if size == "default" else f"{planned.path.stem}-{size}"
-    folder = Path(flags["out"][0]) if "out" in flags else Path("results", name)
-    return sweep.run(planned, folder, argv, shard=shard, retry="retry" in flags)
+    if size not in config.SIZES:
+        raise Refused(f"--size: got {size!r}, expected one of {', '.join(config.SIZES)}")
+    out = flags["out"][0] if "out" in flags else None
+    if out == "":
+        raise Refused("--out: got '', expected the name of a folder")
+    if out is not None and len(leading) > 1:
+        raise Refused(f"--out: got one folder for {len(leading)} configs, expected one config")
+    return Flags(
+        leading,
+        size,
+        Path(out) if out else None,
+        read_shard(flags["shard"][0]) if "shard" in flags else None,
+        "retry" in flags,
+        {name: words for name, words in flags.items() if name not in config.FLAGS},
+    )
 
 
-def override(loaded: config.Sweep, flags: Mapping[str, Sequence[str]]) -> config.Sweep:
+def _explain(flags: Flags) -> None:
+    for path in flags.paths:
+        telling.header(Path(path).stem, note.read(path), flags.size)
+        telling.fields(override(note.load(path, flags.size), flags.fields))
+
+
+def _run(flags: Flags, argv: Sequence[str]) -> int:
+    """All configs are read before any is measured; one that is refused then stops no other."""
+    notes = {path: note.read(path) for path in flags.paths}
+    several = len(notes) > 1
+    if several:
+        telling.say(f"{len(notes)} configs: {', '.join(Path(path).stem for path in notes)}")
+    else:
+        # At once: what comes next imports jax, and takes a moment.
+        telling.header(Path(flags.paths[0]).stem, notes[flags.paths[0]], flags.size)
+    planned = {path: override(note.load(path, flags.size), flags.fields) for path in notes}
+    statuses = []
+    for path, one in planned.items():
+        if several:
+            telling.say("")
+            telling.header(one.name, one.note, flags.size)
+        own = [path, *(word for word in argv if word not in notes)]
+        try:
+            statuses.append(_run_one(one, flags, own))
+        except (Refused, OSError) as error:
+            if not several:
+                raise
+            print(_told(error) if isinstance(error, OSError) else error, file=sys.stderr)
+            statuses.append(2)
+    if several:
+        words = {0: "whole", 1: "points failed", 2: "refused"}
+        each = zip(planned.values(), statuses, strict=True)
+        telling.say("\n" + ", ".join(f"{one.name}: {words[status]}" for one, status in each))
+    return max(statuses)
+
+
+def _run_one(one: note.Sweep, flags: Flags, argv: Sequence[str]) -> int:
+    name = one.name if flags.size == "default" else f"{one.name}-{flags.size}"
+    folder = flags.out or Path("results", name)
+    failed = sweep.run(one, folder, argv, shard=flags.shard, retry=flags.retry)
+    telling.failures(one.name, failed, argv)
+    return 1 if failed else 0
+
+
+def override(loaded: note.Sweep, flags: Mapping[str, Sequence[str]]) -> note.Sweep:
     """The sweep with the fields named by flags changed, its config checked anew. Raises Refused as
-    `config.load`.
+    `note.load`.
     """
     fields = loaded.experiment.fields
-    values = {name: read_words(fields, name, words) for name, words in flags.items()}
-    # A new instance, for model_copy(update=...) would take any value.
-    changed = config.check(fields, {"": loaded.config.model_dump(mode="json"), "--": values})
-    return dataclasses.replace(loaded, config=changed)
+    return note.override(loaded, {n: read_words(fields, n, words) for n, words in flags.items()})
 
 
 def read_words(fields: type[config.Fields], name: str, words: Sequence[str]) -> Any:
     """The value that the words after --NAME stand for, unchecked: JSON where they are JSON and no
-    text is wanted.
+    text is wanted. A list is several words, or one word in brackets.
 
     Raises Refused for an unknown field and for no words at all.
     """
@@ -128,8 +202,17 @@ def read_words(fields: type[config.Fields], name: str, words: Sequence[str]) -> 
     if not words:
         raise Refused(f"--{name}: got no value, expected {config.describe(annotation)}")
     kinds = list(_parts(annotation))
+    lists = kinds.count(list) + kinds.count(tuple)
+    whole = _json_or_text(words[0]) if lists and len(words) == 1 else None
+    if isinstance(whole, list) and _depth(whole) == lists:
+        return whole
     values = [word if str in kinds else _json_or_text(word) for word in words]
-    return values if len(values) > 1 or list in kinds or tuple in kinds else values[0]
+    return values if len(values) > 1 or lists else values[0]
+
+
+def _depth(value: Any) -> int:
+    """How deep lists lie in lists; of an empty one, 1."""
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -149,6 +232,9 @@ def _json_or_text(word: str) -> Any:
 def read_shard(text: str) -> tuple[int, int]:
     """(I, N) of "I/N", 1 <= I <= N. Raises Refused for anything else."""
     first, _, count = text.partition("/")
-    if first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count):
-        return int(first), int(count)
+    # Digits of other scripts are decimal too.
+    if text.isascii() and first.isdecimal() and count.isdecimal():
+        shard = int(first), int(count)
+        if 1 <= shard[0] <= shard[1]:
+            return shard
     raise Refused(f"--shard: got {text!r}, expected I/N with 1 <= I <= N")

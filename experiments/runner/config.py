@@ -1,24 +1,20 @@
-"""From a config file, a lab note in TOML, to an experiment's typed and checked fields."""
+"""An experiment's fields, typed and checked, and what is said of one that does not fit."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from experiments import Refused
 
 Model = TypeVar("Model", bound=BaseModel)
 SIZES = ("smoke", "default", "full")
 # The runner's own flags and how many words each takes; no field may have one of these names.
-FLAGS = {"help": 0, "smoke": 0, "retry": 0, "size": 1, "out": 1, "shard": 1}
+FLAGS = {"help": 0, "list": 0, "smoke": 0, "retry": 0, "size": 1, "out": 1, "shard": 1}
 WORDS = {
     int: ("an integer", "integers"),
     float: ("a number", "numbers"),
@@ -39,129 +35,20 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, strict=True)
 
+    def without(self, names: Iterable[str]) -> Self:
+        """A copy in which these fields cannot be read: Refused is raised where one is."""
+        copy = self.model_copy()
+        for name in names:
+            vars(copy).pop(name)
+        return copy
 
-class Minutes(Fields):
-    """About how long each size takes."""
+    if not TYPE_CHECKING:  # or every misspelt field would pass the type checker
 
-    smoke: PositiveFloat
-    default: PositiveFloat
-    full: PositiveFloat
-
-
-class Note(Fields):
-    """A config file: what is tested, how to run it, how long it takes, what to expect, and each
-    size's fields.
-    """
-
-    experiment: str
-    claim: str
-    command: str
-    minutes: Minutes
-    expect: str
-    default: dict[str, Any]
-    smoke: dict[str, Any] = Field(default_factory=dict)
-    full: dict[str, Any] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """An experiment's module, as the runner sees it. The module holds
-
-    Config    a class of `Fields`;
-    VERSION   an integer, bumped by hand whenever `measure` would give other numbers for the same point;
-    points    config -> list of dicts of JSON values: the coordinates of every point, in a fixed order;
-    measure   (point, config) -> dict of JSON values: the metrics of one point; floats may be NaN or infinite;
-    SHARED    (optional) names of the fields that `measure` reads from the config; they are part of each row's key.
-              A field that only makes points is left out, so that a longer list keeps the rows already there;
-    X64       (optional) the value of jax_enable_x64 for the run, False unless given; None for an experiment
-              without jax.
-
-    The module imports what it needs at its top: the runner reads the command line and the lab note
-    before it imports the module, so --help does not wait for jax. It makes no array there, for X64
-    is set between its import and its first point.
-    """
-
-    name: str
-    fields: type[Fields]
-    version: int
-    points: Callable[[Any], list[dict[str, Any]]]
-    measure: Callable[[dict[str, Any], Any], dict[str, Any]]
-    shared: tuple[str, ...] = ()
-    x64: bool | None = False
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A config file at one size, checked: `config` is an instance of the experiment's Config."""
-
-    path: Path
-    size: str
-    note: Note
-    experiment: Experiment
-    config: Fields
-
-
-def load(path: str | Path, size: str = "default") -> Sweep:
-    """Read a config file and check all three sizes of it.
-
-    Raises Refused for a file that cannot be read, an unknown key, a value of another type or out of
-    range.
-    """
-    path = Path(path)
-    if size not in SIZES:
-        raise Refused(f"--size: got {size!r}, expected one of {', '.join(SIZES)}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}, expected a config file") from None
-    except ValueError as error:
-        raise Refused(
-            f"{path}: got text that is not TOML ({error}), expected a config file"
-        ) from None
-    note = check(Note, {f"{path}: ": table})
-    experiment = find_experiment(note.experiment, where=f"{path}: experiment")
-    layers = {
-        name: {f"{path}: default.": note.default, f"{path}: {name}.": getattr(note, name)}
-        for name in SIZES
-    }
-    configs = {name: check(experiment.fields, layers[name]) for name in SIZES}
-    return Sweep(path, size, note, experiment, configs[size])
-
-
-def find_experiment(name: str, where: str) -> Experiment:
-    """The experiment of experiments/NAME.py, or of the module NAME when it has a dot.
-
-    Raises Refused, its message opening with `where`, for a name that is no such module.
-    """
-    target = name if "." in name else f"experiments.{name}"
-    if not all(part.isidentifier() for part in target.split(".")):
-        raise Refused(f"{where}: got {name!r}, expected the name of a module")
-    try:
-        module = importlib.import_module(target)
-    except ImportError as error:
-        raise Refused(
-            f"{where}: got {name!r}, expected a module that can be imported ({error})"
-        ) from None
-    lacking = [
-        part for part in ("Config", "VERSION", "points", "measure") if not hasattr(module, part)
-    ]
-    if lacking:
-        raise Refused(
-            f"{where}: got {name!r}, which has no {lacking[0]}; expected an experiment's module"
-        )
-    taken = sorted(FLAGS.keys() & module.Config.model_fields.keys())
-    if taken:
-        clash = f"whose field {taken[0]} is a flag of the runner"
-        raise Refused(f"{where}: got {name!r}, {clash}; expected another name")
-    return Experiment(
-        name,
-        fields=module.Config,
-        version=module.VERSION,
-        points=module.points,
-        measure=module.measure,
-        shared=tuple(getattr(module, "SHARED", ())),
-        x64=getattr(module, "X64", False),
-    )
+        def __getattr__(self, name: str) -> Any:
+            if name in type(self).model_fields:
+                read = f"measure reads {name}, which POINTS names"
+                raise Refused(f"{type(self).__module__}: {read}; take it out of POINTS")
+            return super().__getattr__(name)
 
 
 def check(model: type[Model], layers: Mapping[str, Mapping[str, Any]]) -> Model:
@@ -200,6 +87,11 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def _model_in(annotation: Any) -> Any:
+    """The model of `Model | None`; any other annotation itself."""
+    return next((part for part in get_args(annotation) if _is_model(part)), annotation)
+
+
 def _one_line(
     model: type[BaseModel], layers: Mapping[str, Mapping[str, Any]], error: Mapping[str, Any]
 ) -> str:
@@ -214,7 +106,8 @@ def _one_line(
             break
         keys.append(part)
         known = list(annotation.model_fields)
-        annotation = annotation.model_fields[part].annotation if part in known else None
+        fields = annotation.model_fields
+        annotation = _model_in(fields[part].annotation) if part in known else None
     kind = error["type"]
     message = error["msg"].removeprefix("Value error, ")
     got = repr(error["input"])

@@ -10,11 +10,7 @@ import hashlib
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +18,14 @@ from experiments import Refused
 
 Row = dict[str, Any]
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+IDENTITY = ("experiment", "version", "fields")
 
 
-def key(experiment: str, version: int, shared: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of SHA-256 over what makes a measurement what it is; `shared`: the
-    fields behind it.
+def key(experiment: str, version: int, fields: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of SHA-256 over what makes a measurement what it is; `fields`: all that
+    it depends on beside the point.
     """
-    identity = [experiment, version, shared, point]
+    identity = [experiment, version, fields, point]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -55,19 +52,20 @@ def _inside(change: Callable[[Any], Any], value: Any) -> Any:
     return [change(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def read(folder: str | Path) -> list[Row]:
-    """Every row of every rows*.jsonl in a results folder, metrics decoded, one for each key.
+def read(path: str | Path) -> list[Row]:
+    """Every row of every rows*.jsonl in a results folder, or of one such file, metrics decoded, one
+    for each key.
 
     Of several with one key an "ok" comes before a "failed", then the last. A torn last line is
     passed over.
-    Raises Refused for any other line that is not a row, and for a folder that is not there.
+    Raises Refused for any other line that is not a row, and for a path that is not there.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise Refused(f"{folder}: got no such folder, expected one with rows*.jsonl in it")
+    path = Path(path)
+    if not path.exists():
+        raise Refused(f"{path}: got no such folder, expected one with rows*.jsonl in it")
     latest: dict[str, Row] = {}
-    for path in sorted(folder.glob("rows*.jsonl")):
-        for row in _sound_rows(path)[0]:
+    for part in sorted(path.glob("rows*.jsonl")) if path.is_dir() else [path]:
+        for row in _sound_rows(part)[0]:
             held = latest.get(row["key"])
             # A failure never follows a success in one file; across files, no order in time is
             # known.
@@ -97,16 +95,25 @@ def appender(path: Path) -> Iterator[Callable[[Row], None]]:
 
         def append(row: Row) -> None:
             line = json.dumps(row, allow_nan=False).encode() + b"\n"
-            # One unbuffered write: a kill leaves all of the line or a torn last one, never a hole
-            # in the middle.
-            written = file.write(line)
-            if written != len(line):
-                raise OSError(
-                    f"{path}: wrote {written} bytes of a row's {len(line)}; is the disk full?"
-                )
-            os.fsync(file.fileno())
+            with names(path):
+                # One unbuffered write: a kill leaves all of the line or a torn last one, never a
+                # hole in the middle.
+                written = file.write(line)
+                if written != len(line):
+                    raise OSError(0, f"wrote {written} bytes of a row's {len(line)}; disk full?")
+                os.fsync(file.fileno())
 
         yield append
+
+
+@contextlib.contextmanager
+def names(path: Path) -> Iterator[None]:
+    """Has an OSError that names no file, as writing and syncing raise it, name this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _sound_rows(path: Path) -> tuple[list[Row], int]:
@@ -117,89 +124,76 @@ def _sound_rows(path: Path) -> tuple[list[Row], int]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line.decode())
+            # An editor may have put a byte order mark before the first.
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except ValueError:
             if number == len(lines) and not tail:
                 return rows, sound - len(line) - 1
             row = None
-        if not (
-            isinstance(row, dict)
-            and isinstance(row.get("key"), str)
-            and row.get("status") in ("ok", "failed")
-        ):
+        if not _is_row(row):
             start = line[:40].decode(errors="replace")
-            raise Refused(f"{path}:{number}: got {start!r}, expected a row with a key and a status")
+            raise Refused(f"{path}:{number}: got {start!r}, expected a row of a sweep")
         rows.append(row)
     return rows, sound
 
 
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("key"), str)
+        and isinstance(row.get("point"), dict)
+        and (
+            (row.get("status") == "ok" and isinstance(row.get("metrics"), dict))
+            or (row.get("status") == "failed" and isinstance(row.get("error"), dict))
+        )
+    )
+
+
+def read_manifests(folder: Path) -> list[dict[str, Any]]:
+    """The manifests of a results folder, those of its shards in their order.
+
+    Raises Refused for a file that is not a manifest.
+    """
+    return [read_manifest(path) for path in sorted(folder.glob("manifest*.json"))]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest. Raises Refused where the file is none."""
+    told: Any = None
+    try:
+        told = json.loads(path.read_text(encoding="utf-8-sig"))
+        sound = isinstance(told["experiment"], str) and isinstance(told["config"], dict)
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise Refused(f"{path}: got a file that is not a manifest, expected one or none")
+    return told
+
+
 def write_manifest(path: Path, run: Mapping[str, Any]) -> None:
     """Put a run's account in place of the one before, which joins the list under "runs", oldest
-    first; all or nothing.
+    first, without its plan; all or nothing.
 
     Raises Refused where the file there is not a manifest.
     """
     earlier: list[Any] = []
     if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            earlier = [*before.pop("runs"), before]
-        except (ValueError, AttributeError, KeyError, TypeError):
-            raise Refused(
-                f"{path}: got a file that is not a manifest, expected one or none"
-            ) from None
-    partial = path.with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump({**run, "runs": earlier}, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+        before = read_manifest(path)
+        before.pop("planned", None)
+        earlier = [*before.pop("runs", []), before]
+    replace(path, json.dumps({**run, "runs": earlier}, indent=1, allow_nan=False) + "\n")
 
 
-def surroundings() -> dict[str, Any]:
-    """The code and the machine behind a run: commit, whether anything differs from it, versions,
-    device.
-
-    The commit and `dirty` are None outside git; the device and x64 are None in a process that has
-    not imported jax.
-    """
-    commit, dirty = _git()
-    jax = sys.modules.get("jax")
-    device = jax and jax.devices()[0]
-    return {
-        "commit": commit,
-        "dirty": dirty,
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("jax", "jaxlib", "numpy", "lora_limits")},
-        "device": device and {"platform": device.platform, "kind": device.device_kind},
-        "cpus": os.cpu_count(),
-        "x64": bool(jax.config.jax_enable_x64) if jax else None,
-    }
-
-
-def _version(name: str) -> str | None:
+def replace(path: Path, text: str) -> None:
+    """Put a text in place of a file, all or nothing: beside it first, then in its place."""
+    partial = path.with_name(path.name + ".partial")
     try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git() -> tuple[str | None, bool | None]:
-    """The commit, None before the first, and whether the working tree differs from it; untracked
-    files count.
-    """
-    # Without optional locks: a run that starts must not get in the way of a commit being made.
-    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-    lines = done.stdout.splitlines()
-    commit = next(
-        (line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)"
-    )
-    return None if commit == "(initial)" else commit, any(
-        not line.startswith("# ") for line in lines
-    )
+        with names(path), open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise

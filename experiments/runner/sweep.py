@@ -4,177 +4,142 @@ on to the next.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import json
-import sys
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from experiments import Refused
-from experiments.runner import store
-from experiments.runner.config import Experiment, Fields, Sweep
+from experiments.runner import machine, results, store, telling
+from experiments.runner.note import Sweep
 
 
-def plan(
-    experiment: Experiment, config: Fields, shard: tuple[int, int] | None = None
-) -> dict[str, dict[str, Any]]:
-    """The points of a config by their row's key, in order; of a shard (i, n), every n-th of them
-    from the i-th on.
+def plan(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """The points of a config by their row's key, in order.
 
-    Raises Refused for a config without points. A shard may well be empty.
+    Raises Refused for a config without points.
     """
-    fields = config.model_dump(mode="json")
-    shared = {name: fields[name] for name in experiment.shared}
-    key = functools.partial(store.key, experiment.name, experiment.version, shared)
-    points = {key(point): point for point in experiment.points(config)}
+    own = sweep.identity()
+    key = functools.partial(store.key, own["experiment"], own["version"], own["fields"])
+    points = {key(point): point for point in sweep.experiment.points(sweep.config)}
     if not points:
         raise Refused(
-            f"{experiment.name}: got a config that makes no points, expected at least one"
+            f"{sweep.experiment.name}: got a config that makes no points, expected at least one"
         )
-    first, step = shard or (1, 1)
-    return dict(list(points.items())[first - 1 :: step])
+    return points
 
 
 def run(
     sweep: Sweep, folder: Path, argv: Sequence[str], *, shard: tuple[int, int] | None, retry: bool
-) -> int:
-    """Finish a sweep in `folder`, from wherever earlier runs left it. Exit status: 1 if any of its
-    points failed.
+) -> list[store.Row]:
+    """Finish a sweep in `folder`, from wherever earlier runs left it; the rows of its points that
+    failed.
 
-    With `retry` the points whose row says "failed" are measured again. `argv` goes into the
-    manifest.
-    Raises Refused as `store.appender` does.
+    Of a shard (i, n), every n-th point from the i-th on; there may be none. With `retry` the points
+    whose row says "failed" are measured again. `argv` goes into the manifest.
+    Raises Refused for a folder that holds results of another plan, and as `store.appender` does.
     """
     _set_precision(sweep.experiment.x64)
-    planned = plan(sweep.experiment, sweep.config, shard)
+    planned = plan(sweep)
+    first, step = shard or (1, 1)
+    mine = dict(list(planned.items())[first - 1 :: step])
     part = "-{}-of-{}".format(*shard) if shard else ""
     path = folder / f"rows{part}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_folder(sweep, folder, argv)
+    with store.names(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with store.appender(path) as append:
-        statuses = {
-            row["key"]: row["status"] for row in store.read(folder) if row["key"] in planned
-        }
-        done = {key for key, status in statuses.items() if not (retry and status == "failed")}
-        store.write_manifest(folder / f"manifest{part}.json", _account(sweep, argv))
-        with _reporter(len(planned), len(done)) as (begin, end):
-            for key, point in planned.items():
+        rows = {row["key"]: row for row in store.read(folder) if row["key"] in mine}
+        account = _account(sweep, planned, argv)
+        store.write_manifest(folder / f"manifest{part}.json", account)
+        telling.dirty(account)
+        done = {k for k, row in rows.items() if not (retry and row["status"] == "failed")}
+        with telling.reporter(len(mine), len(done)) as (begin, end):
+            for key, point in mine.items():
                 if key not in done:
                     begin(point)
-                    row = measure(sweep.experiment, sweep.config, key, point)
+                    row = measure(sweep, key, point) | {"run": account["run"]}
                     append(row)
                     end(row)
-                    statuses[key] = row["status"]
-    failed = sum(status == "failed" for status in statuses.values())
-    print(f"results: {path} ({len(statuses) - failed} ok, {failed} failed)", flush=True)
-    return 1 if failed else 0
+                    rows[key] = row
+    failed = [row for row in rows.values() if row["status"] == "failed"]
+    telling.say(f"results: {path} ({len(rows) - len(failed)} ok, {len(failed)} failed)")
+    return failed
 
 
-def measure(experiment: Experiment, config: Fields, key: str, point: dict[str, Any]) -> store.Row:
+def measure(sweep: Sweep, key: str, point: dict[str, Any]) -> store.Row:
     """The row of one point. An exception, or metrics that are not JSON, makes a row of status
     "failed".
+
+    Raises Refused where `measure` reads a field that only makes points.
     """
     start = time.perf_counter()
     try:
-        metrics = store.encode(experiment.measure(point, config))
+        config = sweep.experiment.measured(sweep.config)
+        metrics = store.encode(sweep.experiment.measure(point, config))
         if not isinstance(metrics, dict):
             raise TypeError(f"metrics: got {type(metrics).__name__}, expected a dict")
         json.dumps(metrics, allow_nan=False)
         outcome = {"status": "ok", "metrics": metrics}
+    except Refused:
+        raise
     except Exception as error:  # out of memory included: one point must not end the sweep
         outcome = {
             "status": "failed",
             "error": {"type": type(error).__name__, "message": str(error)},
         }
-    identity = {
-        "key": key,
-        "experiment": experiment.name,
-        "version": experiment.version,
-        "point": point,
-    }
-    return {**identity, **outcome, "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    return {"key": key, **sweep.identity(), "point": point, **outcome, "seconds": seconds}
+
+
+def _check_folder(sweep: Sweep, folder: Path, argv: Sequence[str]) -> None:
+    """Raises Refused where the folder holds results of another plan, with the command that would
+    work.
+    """
+    if not folder.is_dir():
+        return
+    own = sweep.identity()
+    for told in [*store.read_manifests(folder), *store.read(folder)]:
+        theirs = results.identity(told)
+        if theirs != own:
+            got, expected = results.differences(theirs, own)
+            command = telling.elsewhere(argv, folder, theirs, own)
+            raise Refused(f"{folder}: got results {got}, expected {expected}; try: {command}")
 
 
 def _set_precision(x64: bool | None) -> None:
-    if x64 is not None:
-        # Here, for a sweep of an experiment without jax does not wait for it.
-        import jax
+    """Set jax's precision, and start it. Raises Refused where the platform asked for is not there."""
+    if x64 is None:
+        return
+    # Here, for a sweep of an experiment without jax does not wait for it.
+    import jax
 
-        jax.config.update("jax_enable_x64", x64)
+    jax.config.update("jax_enable_x64", x64)
+    try:
+        jax.devices()
+    except Exception as error:  # an AssertionError without a word, among others
+        asked = os.environ.get("JAX_PLATFORMS")
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise Refused(f"JAX_PLATFORMS: got {asked!r}, expected a platform here ({why})") from None
 
 
-def _account(sweep: Sweep, argv: Sequence[str]) -> dict[str, Any]:
+def _account(
+    sweep: Sweep, planned: dict[str, dict[str, Any]], argv: Sequence[str]
+) -> dict[str, Any]:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     return {
-        "experiment": sweep.experiment.name,
-        "version": sweep.experiment.version,
+        "name": sweep.name,
+        **sweep.identity(),
         "size": sweep.size,
         "config": sweep.config.model_dump(mode="json"),
+        # Rows say which run measured them; two may have begun in the same second.
+        "run": f"{started}-{os.urandom(2).hex()}",
         "argv": list(argv),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        **store.surroundings(),
+        "started": started,
+        **machine.surroundings(),
+        "planned": planned,
     }
-
-
-@contextlib.contextmanager
-def _reporter(
-    total: int, done: int
-) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[store.Row], None]]]:
-    """Two functions to call before and after each point: a bar on a terminal, else a line for each
-    finished point.
-    """
-    if not sys.stdout.isatty():
-        yield (lambda point: None), _line_printer(total, done)
-        return
-    # Here, for a sweep without a terminal does without it.
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    text = TextColumn("{task.description}", markup=False)
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text) as bar:
-        task = bar.add_task("", total=total, completed=done)
-
-        def end(row: store.Row) -> None:
-            bar.advance(task)
-            if row["status"] == "failed":
-                bar.console.print(
-                    f"{_label(row['point'])}: {_outcome(row)}", markup=False, highlight=False
-                )
-
-        yield (lambda point: bar.update(task, description=_label(point))), end
-
-
-def _line_printer(total: int, done: int) -> Callable[[store.Row], None]:
-    start = time.perf_counter()
-    count = itertools.count(1)
-    if done:
-        print(f"{done} of {total} points are there already", flush=True)
-
-    def end(row: store.Row) -> None:
-        here = next(count)
-        left = (time.perf_counter() - start) / here * (total - done - here)
-        clock = timedelta(seconds=round(left))
-        print(
-            f"[{done + here}/{total}] {_label(row['point'])}: {_outcome(row)}, {clock} left",
-            flush=True,
-        )
-
-    return end
-
-
-def _label(point: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in point.items())
-
-
-def _outcome(row: store.Row) -> str:
-    if row["status"] == "ok":
-        return f"ok, {row['seconds']:.3g} s"
-    return f"failed, {row['error']['type']}: {row['error']['message'].partition(chr(10))[0]}"

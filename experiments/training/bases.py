@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def pretrained(base: Base, lora: LoRA, cache: str | Path, *, seed: int = 0) -> T
     it; one is kept.
     """
     # The texts are those of the Python that runs.
-    told = {"method": str(base.method), "python": list(sys.version_info[:2])}
+    told = {"method": str(base.method)} | tasks.inputs([base.task])
     folder = Path(cache) / store.key("base", VERSION, {}, dataclasses.asdict(base) | told)
     if not folder.exists():
         checkpoints.publish(folder, _pretrain(base))

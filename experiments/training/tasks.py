@@ -15,6 +15,7 @@ Held out are one in five documents, or images: never a piece of what is trained 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +63,11 @@ def load(name: str, length: int, part: str, words: int = 0) -> Task:
         "next_byte": _next_byte,
     }
     return makers[name](length, part, vocabulary)
+
+
+def inputs(names: Iterable[str]) -> dict[str, Any]:
+    """What tasks read beside their arguments: the hash of the texts, where any of them reads one."""
+    return {"text": text.fingerprint()} if set(names) - {"digits"} else {}
 
 
 def _digits(length: int, part: str) -> Task:

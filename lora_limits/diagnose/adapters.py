@@ -87,7 +87,7 @@ def _check_folder(folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         fail(folder, f"no {CONFIG}", "a folder that peft wrote")
     with one_line(str(folder)):
-        given = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        given = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     if not isinstance(given, dict):
         fail(folder / CONFIG, type(given).__name__, "an object")
     for field, plain in PLAIN.items():

@@ -56,7 +56,8 @@ def _diagnose(
     # What is quick to refuse is refused before the libraries are imported.
     loading.check_folder(folder)
     with loading.one_line(str(text)):
-        words = text.read_text(encoding="utf-8")
+        # A byte order mark would become a token, in silence.
+        words = text.read_text(encoding="utf-8-sig")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     bare = loading.load_model(folder)

@@ -71,7 +71,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         fail(folder, "a folder without config.json", "a Hugging Face model folder")
     with one_line(str(path)):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(config, dict):
         fail(path, type(config).__name__, "an object")
     if config.get("quantization_config"):

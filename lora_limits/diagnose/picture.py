@@ -107,8 +107,11 @@ def save(diagnosis: dict[str, Any], path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # The user's own matplotlibrc is laid aside, so that the same diagnosis gives the same file.
     # Without pyplot, which would look for a display.
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)
         fig = Figure(figsize=(WIDTH, HEIGHT))
         FigureCanvasAgg(fig)
         fill(fig, diagnosis)

@@ -1,4 +1,7 @@
-"""`lora-limits solve FILE.cnf`: a SAT solver whose only means is the gradient of a LoRA adapter."""
+"""`lora-limits solve FILE.cnf`: a SAT solver whose only means is the gradient of a LoRA adapter.
+
+What it prints and its exit status are those of SAT competitions.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ from lora_limits.hardness import dimacs
 from lora_limits.hardness.oracle import gradient_oracle
 from lora_limits.hardness.sat import find_model, satisfies
 
+SATISFIABLE, UNSATISFIABLE = 10, 20  # exit status
 
-def _lines(formula: dimacs.Formula) -> list[str]:
+
+def _decided(formula: dimacs.Formula) -> tuple[bool, list[str]]:
+    """Whether the formula is satisfiable, and the lines that say so, with a model and the cost."""
     start = time.perf_counter()
     model, cost = find_model(formula.clauses, gradient_oracle())
     if cost.satisfiable and model is None:
@@ -29,7 +35,7 @@ def _lines(formula: dimacs.Formula) -> list[str]:
     lines.append(f"c tokens {cost.tokens}, {cost.largest} in the longest sequence")
     lines.append(f"c score bound R {cost.score_bound:.1f}, R / ln L {cost.score_ratio:.1f}")
     lines.append(f"c seconds {spent:.1f}")
-    return lines
+    return cost.satisfiable, lines
 
 
 def _completed(model: list[int], variables: int) -> list[int]:
@@ -40,16 +46,18 @@ def _completed(model: list[int], variables: int) -> list[int]:
 
 
 def solve_command(path: str) -> int:
-    """Decides the DIMACS CNF file at `path`; prints the answer, a verified model, and the cost.
+    """Decides a DIMACS CNF file, "-" for standard input; prints the answer, a verified model, cost.
 
-    Returns 0 when decided, whatever the answer; 2, after one line on stderr, for a file that cannot
-    be read, is no DIMACS CNF, or has more than 24 variables in its clauses.
+    Returns 10 for satisfiable, 20 for unsatisfiable; 2, after one line on stderr, for a file that
+    cannot be read, is no DIMACS CNF, or has more than 24 variables in its clauses.
     """
     try:
-        lines = _lines(dimacs.parse(Path(path).read_text(encoding="utf-8")))
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        satisfiable, lines = _decided(dimacs.parse(dimacs.decode(data)))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        print(f"error: {path}: {reason}", file=sys.stderr)
+        print(f"error: {'standard input' if path == '-' else path}: {reason}", file=sys.stderr)
         return 2
-    print("\n".join(lines))
-    return 0
+    # At once, so that a reader that has gone is met here and not as the process ends.
+    print("\n".join(lines), flush=True)
+    return SATISFIABLE if satisfiable else UNSATISFIABLE

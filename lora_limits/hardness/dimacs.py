@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import NoReturn
 
 from lora_limits.checks import fail
+
+# Python's own int() also takes 1_0 and the digits of other scripts, which no other solver reads.
+INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,19 +26,28 @@ def fail_at(line: int, got: str, expected: str) -> NoReturn:
 
 
 def _header(line: int, words: list[str]) -> tuple[int, int]:
-    if len(words) != 4 or words[:2] != ["p", "cnf"] or not all(w.isdecimal() for w in words[2:]):
+    counts = [word for word in words[2:] if word.isascii() and word.isdecimal()]
+    if len(words) != 4 or words[:2] != ["p", "cnf"] or len(counts) != 2:
         fail_at(line, repr(" ".join(words)), "'p cnf VARIABLES CLAUSES'")
     return int(words[2]), int(words[3])
 
 
 def _literal(line: int, word: str, variables: int) -> int:
-    try:
-        value = int(word)
-    except ValueError:
+    if not INTEGER.fullmatch(word):
         fail_at(line, repr(word), "an integer")
+    value = int(word)
     if abs(value) > variables:
         fail_at(line, f"literal {value}", f"a variable from 1 to {variables}, as declared")
     return value
+
+
+def decode(data: bytes) -> str:
+    """The text of a file's bytes: UTF-8, with or without a byte order mark.
+
+    Other bytes become U+FFFD: in a comment, where older files have them, they do no harm, and in a
+    clause they are no integer.
+    """
+    return data.decode("utf-8-sig", errors="replace")
 
 
 def parse(text: str) -> Formula:
@@ -47,7 +60,9 @@ def parse(text: str) -> Formula:
     clauses = []
     open_clause = []
     number = 0
-    for number, raw in enumerate(text.splitlines(), 1):
+    # Not splitlines: a form feed, among others, does not end a comment.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    for number, raw in enumerate(lines, 1):
         words = raw.split()
         if not words or words[0].startswith("c"):
             continue

@@ -117,7 +117,7 @@ def load(folder: str | Path, lora: LoRA, *, method: Any, rngs: nnx.Rngs) -> Bert
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
         arrays = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         # The libraries' own traceback would say no more than its first line.

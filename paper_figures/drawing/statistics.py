@@ -10,8 +10,12 @@ from scipy import stats
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % t interval; the half-width is 0 for one value."""
+    """Mean and half-width of its 95 % t interval; the half-width is 0 for one value, and both are
+    NaN for none.
+    """
     values = np.asarray(list(values), float)
+    if len(values) == 0:
+        return np.nan, np.nan
     if len(values) < 2:
         return float(values.mean()), 0.0
     return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))

@@ -46,9 +46,18 @@ RC: dict[Any, Any] = {
 }
 
 
+def defaults(more: dict[Any, Any] | None = None) -> None:
+    """Matplotlib's own defaults with the look of all figures and `more` laid over them.
+
+    The user's matplotlibrc is laid aside: the same rows give the same bytes everywhere.
+    """
+    matplotlib.rcdefaults()
+    plt.rcParams.update(RC | (more or {}))
+
+
 def figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, np.ndarray]:
     """A figure of the text width and `height` inches with a grid of axes, always a 2-d array."""
-    plt.rcParams.update(RC)
+    defaults()
     fig, axes = plt.subplots(
         rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **kwargs
     )
@@ -63,6 +72,22 @@ def save(fig: Figure, stem: Path) -> list[Path]:
     fig.savefig(paths[1], metadata={"Software": None})
     plt.close(fig)
     return paths
+
+
+def note(fig: Figure, text: str) -> None:
+    """A line at the foot of a figure, where it is not what it was meant to be."""
+    fig.text(0.005, 0.005, text, fontsize=6, color=COLOURS[1], va="bottom", in_layout=False)
+
+
+def empty(ax: Axes) -> None:
+    """Says in a panel that its points have not been measured yet."""
+    ax.text(0.5, 0.5, "no rows yet", transform=ax.transAxes, fontsize=7, ha="center", va="center")
+
+
+def legend(ax: Axes, **look: Any) -> None:
+    """A legend of the lines that there are; none where there are none."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(**look)
 
 
 def around_one(most: float) -> Normalize:

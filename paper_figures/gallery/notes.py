@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paper_figures.__main__ import HERE, STORED
+from paper_figures.command.finding import HERE, STORED
 
 CONFIGS = HERE.parent / "configs"
 
@@ -88,6 +88,13 @@ def run(told: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     if told["device"]["platform"] != "cpu":
         device = told["device"]["kind"]
     precision = "64 bits" if told["x64"] else "32 bits"
+    # Rows of older versions do not say which fields they depend on.
+    if any("fields" not in row for row in rows):
+        commit += ", of a version whose rows do not say their fields"
+    if len(told.get("runs", [])) > 1:
+        commit += f"; {len(told['runs'])} runs merged"
+    if told.get("missing"):
+        commit += f"; {len(told['missing'])} points missing"
     made = f"Size {told['size']}{otherwise(told)}, {len(rows)} rows, {seeds(told, rows)}{rounds}"
     where = f"{device}, {precision}, jax {told['versions']['jax']}"
     return f"{made}; {where}; {commit}, {told['started'][:10]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from paper_figures.__main__ import HERE, STORED, available, load
+from paper_figures.command.finding import HERE, STORED, available, load
 from paper_figures.drawing.tables import markdown
 from paper_figures.gallery import notes, results
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paper_figures.__main__ import STORED, load
+from paper_figures.command.finding import STORED, load
 from paper_figures.drawing.tables import markdown
 from paper_figures.gallery import limits, speed, training
 from paper_figures.gallery.saying import Line, Rows

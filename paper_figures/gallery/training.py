@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from lora_limits.diagnose import report
@@ -13,12 +11,9 @@ from paper_figures.gallery.saying import Line, Rows, listed, plain, points, span
 LONGEST = 4096
 
 
-def _accuracy(found: dict[str, list[dict[str, Any]]], method: str) -> tuple[float, float]:
+def _accuracy(found: finetune.Runs, method: str) -> tuple[float, float]:
     """Points of accuracy over exact training's, seed by seed: mean and 95 % half-width."""
-    pairs = zip(found[method], found["exact"], strict=True)
-    return batch_and_rank.interval(
-        100 * (own["final"]["accuracy"] - exact["final"]["accuracy"]) for own, exact in pairs
-    )
+    return batch_and_rank.interval(finetune.over_exact(found, method))
 
 
 def long_steps(rows: Rows) -> list[Line]:
@@ -41,7 +36,7 @@ def short_runs(rows: Rows) -> list[Line]:
     for task in finetune.TASKS:
         found = finetune.runs(rows, "short", task)
         told.append(f"{task} {spread(*_accuracy(found, 'polynomial 4'))}")
-        cosines += [min(run["cosine"]) for run in found["polynomial 4"]]
+        cosines += [min(run["cosine"]) for run in found["polynomial 4"].values()]
         count = len(found["polynomial 4"])
         timed = finetune.steps(rows, "short", task)
         slower.append(timed["polynomial 4"]["seconds"] / timed["exact"]["seconds"])

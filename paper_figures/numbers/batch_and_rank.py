@@ -31,9 +31,12 @@ def crossing(exact: dict[str, float], error: dict[str, float]) -> float:
 
 
 def reference(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The norms, rank and batch that most runs share."""
+    """The norms, rank and batch that most runs share; where there are none yet, most other points,
+    and None for what these do not have.
+    """
     runs = [row["point"] for row in rows if row["point"]["kind"] == "run"]
-    values = {name: [point[name] for point in runs] for name in AXES}
+    points = runs or [row["point"] for row in rows]
+    values = {name: [point.get(name) for point in points] for name in AXES}
     return {name: max(dict.fromkeys(each), key=each.count) for name, each in values.items()}
 
 

@@ -114,9 +114,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in part(rows, "features"):
         model = row["model"]
         attention = row["attention"]
-        step = steps[row["model"]]
+        # What has not been timed yet is nan.
+        step = steps.get(model, {"sequences": np.nan, "heads": np.nan, "steps": {}})
         epoch = step["sequences"] / 60
-        seconds = {n: t["seconds"] for n, t in step["steps"].items()}
+        seconds = dict.fromkeys((*ATTENTIONS, "stretched"), np.nan)
+        seconds |= {n: t["seconds"] for n, t in step["steps"].items()}
         norms = [f"{np.median(row[norm]):.1f}" for norm in ("gamma", "score", "kurtosis")]
         cells = [model, attention, *norms, *(needed(row, family) for family in FAMILIES)]
         other = f"{epoch * seconds['stretched']:.0f}" if attention == "softmax" else ""

@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 
+import matplotlib
 import pytest
 
 from lora_limits.cli import main
-from lora_limits.diagnose import dials, loading, report
+from lora_limits.diagnose import adapters, command, dials, loading, picture, report
 from tests.support import ROOT
 
 
@@ -134,3 +135,31 @@ def test_the_kept_diagnosis_says_one_thing_in_every_form():
         f"Of 72 heads, {counts[0]} pay now, {counts[1]} at longer lengths, {counts[2]} never at 10%"
     )
     assert report.table(kept).row_count == 72
+
+
+def test_a_byte_order_mark_is_no_token_and_no_error(tmp_path, monkeypatch):
+    """As some editors put it before a text, and before a config.json."""
+    folder, text = tmp_path / "model", tmp_path / "text"
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8-sig")
+    text.write_text("words", encoding="utf-8-sig")
+    assert loading.check_folder(folder) == CONFIG
+    seen = []
+    monkeypatch.setattr(loading, "load_model", lambda folder: None)
+    monkeypatch.setattr(loading, "load_tokenizer", lambda folder: None)
+    monkeypatch.setattr(loading, "windows", lambda model, tokenizer, words, **_: seen.append(words))
+    monkeypatch.setattr(adapters, "random_adapter", lambda model: None)
+    monkeypatch.setattr(command, "diagnose", lambda *args, **kwargs: {})
+    monkeypatch.setattr(command, "_show", lambda *args: None)
+    assert main(["diagnose", str(folder), "--text", str(text)]) == 0
+    assert seen == ["words"]
+
+
+def test_the_picture_is_the_same_whatever_the_users_matplotlib_says(tmp_path):
+    kept = json.loads((ROOT / "paper_figures" / "data" / "diagnose.json").read_text())
+    plain = picture.save(kept, tmp_path / "plain.png").read_bytes()
+    own = {"axes.grid": True, "text.usetex": True, "figure.dpi": 31, "savefig.bbox": "tight"}
+    with matplotlib.rc_context(own):
+        assert picture.save(kept, tmp_path / "other.png").read_bytes() == plain
+        assert matplotlib.rcParams["text.usetex"]

@@ -9,8 +9,8 @@ import experiments
 import paper_figures
 from experiments.__main__ import main as run
 from experiments.runner import store
-from paper_figures.__main__ import available
 from paper_figures.__main__ import main as draw
+from paper_figures.command.finding import available
 
 MODULE = """
 import numpy as np
@@ -18,9 +18,8 @@ from pydantic import PositiveInt
 
 from experiments.runner.config import Fields
 
-VERSION = 1
 X64 = None
-SHARED = ("factor",)
+POINTS = ("lengths",)
 
 
 class Config(Fields):
@@ -104,7 +103,7 @@ def test_an_experiment_in_a_package_of_ones_own_is_found_by_its_dotted_name(
     assert [row["metrics"]["grown"] for row in store.read("results/roots")] == [3.0, 6.0]
     assert draw(["mine.picture", "--results", "results", "--out", "drawn"]) == 0
     assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"picture.pdf", "picture.png"}
-    for name in ("mine.nothing", "nothing.at.all", "..", "mine.roots"):
+    for name in ("mine.nothing", "nothing.at.all", "...", "mine.roots"):
         capsys.readouterr()
         assert draw([name, "--results", "results"]) == 2
         assert f"['{name}'], expected names among" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from experiments import batch_and_rank, crossing, finetune, outlier_free
 from experiments.__main__ import main
 from experiments.runner import store
-from experiments.runner.config import load
+from experiments.runner.note import load
 from tests.support.tools import refusal
 
 
@@ -68,7 +68,12 @@ def test_flags_change_fields(toy):
         ("--shard 3/2", "--shard: got '3/2', expected I/N with 1 <= I <= N"),
         ("--shard 0/2", "--shard: got '0/2', expected I/N with 1 <= I <= N"),
         ("--shard half", "--shard: got 'half', expected I/N with 1 <= I <= N"),
-        ("--smoke 512", "got toy.toml 512, expected one: python -m experiments configs/NAME.toml"),
+        ("--smoke 512", "512: No such file or directory, expected a config file (--list"),
+        ("--shard \u0663/\u0664", "--shard: got '\u0663/\u0664', expected I/N with 1 <= I <= N"),
+        ("--lengths \u0663", "--lengths: got '\u0663', expected a list of integers"),
+        ("--lengths [1,[2]]", "--lengths: got [1, [2]], expected a list of integers"),
+        ("--out=", "--out: got '', expected the name of a folder"),
+        ("toy.toml other.toml --out x", "--out: got one folder for 3 configs, expected one"),
         ("--out toy.toml", "toy.toml: File exists"),
     ],
 )
@@ -114,7 +119,8 @@ def test_an_unknown_flag_is_refused_with_the_known_ones(toy, capsys):
         ("gamma = 2", "gamma = '2'", "full.gamma: got '2', expected a number"),
         ("gamma = 2", "gamma = 1979-05-27", "full.gamma: got '1979-05-27', expected a number"),
         ("gamma = 2", "gama = 2", "full.gama: got an unknown key, expected one of lengths, gamma,"),
-        ("claim = ", "clam = ", "claim: got nothing, expected a string"),
+        ("claim = ", "clam = ", "clam: got an unknown key, expected one of experiment, claim,"),
+        ("[default]", "[smoke.x]", "got no fields, expected [default] and under it a line a"),
         ("", "[defualt]", "defualt: got an unknown key, expected one of experiment, claim,"),
         ("default = 1,", "default = 'x',", "minutes.default: got 'x', expected a number"),
         ("default = 1,", "", "minutes.default: got nothing, expected a number"),
@@ -141,11 +147,12 @@ def test_a_bad_config_is_refused_in_one_line(toy, capsys, old, new, said):
 def test_a_config_that_cannot_be_read_is_refused(toy, capsys):
     assert (
         refusal(capsys, "none.toml")
-        == "none.toml: No such file or directory, expected a config file"
+        == "none.toml: No such file or directory, expected a config file "
+        "(--list shows those there are)"
     )
     Path("binary.toml").write_bytes(b"\xff\xfe")
     assert refusal(capsys, "binary.toml").startswith("binary.toml: got text that is not TOML")
-    assert refusal(capsys).startswith("got no config file, expected one")
+    assert refusal(capsys).startswith("got no config file, expected at least one")
 
 
 def test_load_gives_the_experiment_and_its_config(toy):

@@ -4,10 +4,9 @@ import fcntl
 import json
 import math
 import os
-import random
+import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from experiments import Refused
 from experiments.__main__ import main
 from experiments.runner import store
-from tests.support import ROOT
+from tests.support import ROOT, toy_experiment
 from tests.support.tools import refusal
 from tests.support.toy_experiment import NOTE
 
@@ -64,28 +63,32 @@ def test_a_sweep_writes_rows_and_a_manifest(toy, capsys):
     assert manifest["runs"] == []
 
 
-def test_the_manifest_keeps_the_runs_before(toy):
-    for seed in "012":
-        main(["toy.toml", "--smoke", "--out", "here", "--seed", seed])
+def test_the_manifest_keeps_the_runs_before_and_rows_name_their_run(toy):
+    for lengths in (["1"], ["1", "2"], ["1", "2", "3"]):
+        main(["toy.toml", "--out", "here", "--lengths", *lengths])
     manifest = json.loads(Path("here/manifest.json").read_text())
-    assert [run["config"]["seed"] for run in [*manifest["runs"], manifest]] == [0, 1, 2]
+    runs = [*manifest["runs"], manifest]
+    assert [run["config"]["lengths"] for run in runs] == [[1], [1, 2], [1, 2, 3]]
+    assert [row["run"] for row in store.read("here")] == [run["run"] for run in runs]
+    assert [len(run.get("planned", ())) for run in runs] == [0, 0, 3]
     assert sorted(path.name for path in Path("here").iterdir()) == ["manifest.json", "rows.jsonl"]
 
 
 def test_failed_points_are_recorded_and_retried_only_on_demand(toy, capsys):
     flags = ["toy.toml", "--out", "out", "--failing", "2", "6"]
     assert main(flags) == 1
-    assert (
-        "6/7] length=6 gamma=1.0: failed, MemoryError: length 6 is too much, "
-        in capsys.readouterr().out
-    )
     failed = [row for row in store.read("out") if row["status"] == "failed"]
     assert [row["point"]["length"] for row in failed] == [2, 6]
     assert failed[0]["error"] == {
         "type": "MemoryError",
         "message": "length 2 is too much\nfor the toy",
     }
-    # `failing` is not SHARED: the same points, which can now be measured.
+    said = capsys.readouterr().out
+    assert "[6/7] length=6 gamma=1.0: failed, MemoryError: length 6 is too much, " in said
+    assert "toy: 2 points failed\n  length=2 gamma=1.0: failed, MemoryError: length 2 is" in said
+    again = "python -m experiments toy.toml --out out --failing 2 6 --retry"
+    assert said.splitlines()[-1] == f"measure them again: {again}"
+    # No number depends on `failing`: the same points, which can now be measured.
     assert main(["toy.toml", "--out", "out"]) == 1
     assert len(lines("out/rows.jsonl")) == 7
     capsys.readouterr()
@@ -95,15 +98,128 @@ def test_failed_points_are_recorded_and_retried_only_on_demand(toy, capsys):
     assert {row["status"] for row in store.read("out")} == {"ok"}
 
 
-def test_rows_that_are_there_are_skipped_and_other_configs_rows_stay(toy, capsys):
+def test_rows_that_are_there_are_skipped_and_a_longer_list_adds_to_them(toy):
     main(["toy.toml", "--out", "out"])
     before = lines("out/rows.jsonl")
     assert main(["toy.toml", "--out", "out"]) == 0
     assert lines("out/rows.jsonl") == before
     main(["toy.toml", "--out", "out", "--lengths", "7", "8", "8"])
-    assert len(lines("out/rows.jsonl")) == 8
-    main(["toy.toml", "--out", "out", "--seed", "1"])
-    assert len(lines("out/rows.jsonl")) == len(store.read("out")) == 15
+    assert len(lines("out/rows.jsonl")) == len(store.read("out")) == 8
+
+
+def test_a_row_carries_every_field_it_depends_on(toy):
+    main(["toy.toml", "--smoke", "--out", "out", "--seed", "3"])
+    (row,) = store.read("out")
+    assert row["fields"] == {"series": "taylor", "seed": 3, "offset": None, "title": ""}
+    assert row["key"] == store.key(row["experiment"], 1, row["fields"], row["point"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "got", "folder"),
+    [
+        (["--seed", "1"], "with seed = 0, expected with seed = 1", "out-seed-1"),
+        (["--title", "a b"], "with title = , expected with title = a b", "out-title-a-b"),
+        (
+            ["--offset=0.5", "--series", "chebyshev"],
+            "with series = taylor, offset = None, expected with series = chebyshev, offset = 0.5",
+            "out-series-chebyshev",
+        ),
+    ],
+)
+def test_a_folder_of_another_plan_is_refused_with_the_command_that_works(
+    toy, capsys, flags, got, folder
+):
+    main(["toy.toml", "--out", "out"])
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    capsys.readouterr()
+    said = refusal(capsys, "toy.toml", "--out", "out", *flags)
+    refused, _, command = said.partition("; try: python -m experiments ")
+    assert refused == f"out: got results {got}"
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+    assert main(shlex.split(command)) == 0
+    assert len(store.read(folder)) == 7
+    capsys.readouterr()
+    # Without its manifest too: the rows say it.
+    Path("out/manifest.json").unlink()
+    assert refusal(capsys, "toy.toml", "--out", "out", *flags).startswith(f"out: got results {got}")
+
+
+def test_a_folder_of_another_version_or_experiment_or_of_old_rows_is_refused(
+    toy, capsys, monkeypatch
+):
+    main(["toy.toml", "--out", "out"])
+    monkeypatch.setattr(toy_experiment, "VERSION", 2)
+    capsys.readouterr()
+    said = refusal(capsys, "toy.toml", "--out", "out")
+    assert said.startswith("out: got results of version 1, expected of version 2; try: ")
+    assert said.endswith("toy.toml --out out-v2")
+    monkeypatch.setattr(toy_experiment, "VERSION", 1)
+    row = json.loads(lines("out/rows.jsonl")[0])
+    for changes, got in (
+        ({"experiment": "scaling"}, "of scaling, expected of tests.support.toy_experiment"),
+        ({"fields": None}, "without the fields they depend on, expected with the fields"),
+    ):
+        Path("other").mkdir(exist_ok=True)
+        foreign = {name: x for name, x in (row | changes).items() if x is not None}
+        Path("other/rows.jsonl").write_text(json.dumps(foreign) + "\n")
+        assert refusal(capsys, "toy.toml", "--out", "other").startswith(f"other: got results {got}")
+        assert len(lines("other/rows.jsonl")) == 1
+
+
+def test_measure_cannot_read_a_field_that_no_key_holds(toy, capsys, monkeypatch):
+    """Else a changed field would find the rows of the old one."""
+    main(["toy.toml", "--out", "out"])
+    real = toy_experiment.measure
+    monkeypatch.setattr(
+        toy_experiment, "measure", lambda p, c: real(p, c) | {"longest": max(c.lengths)}
+    )
+    capsys.readouterr()
+    assert main(["toy.toml", "--out", "other"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "tests.support.toy_experiment: measure reads lengths, which POINTS names; "
+        "take it out of POINTS\n"
+    )
+    assert lines("other/rows.jsonl") == []
+
+
+def test_what_is_read_beside_the_config_is_part_of_the_key(toy, capsys, monkeypatch):
+    monkeypatch.setattr(toy_experiment, "inputs", lambda config: {"text": "ab12"}, raising=False)
+    main(["toy.toml", "--out", "out"])
+    assert store.read("out")[0]["fields"]["text"] == "ab12"
+    monkeypatch.setattr(toy_experiment, "inputs", lambda config: {"text": "cd34"})
+    capsys.readouterr()
+    said = refusal(capsys, "toy.toml", "--out", "out")
+    assert said.startswith("out: got results with text = ab12, expected with text = cd34; try: ")
+
+
+def test_all_that_a_module_may_leave_out_has_a_default(toy, tmp_path, capsys):
+    """And what it may not is named, with what to write."""
+    (tmp_path / "least.py").write_text(
+        "from experiments.runner.config import Fields\n"
+        "class Config(Fields):\n    lengths: tuple[int, ...]\n    factor: float = 2.0\n"
+        "def points(config):\n    return [{'length': n} for n in config.lengths]\n"
+        "def measure(point, config):\n    return {'grown': point['length'] * config.factor}\n"
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "least.py").rename(tmp_path / "mine" / "least.py")
+    Path("least.toml").write_text('experiment = "mine.least"\n[default]\nlengths = [1, 2]\n')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        assert main(["least.toml"]) == 0
+        assert "claim: none" in capsys.readouterr().out
+        (row,) = [row for row in store.read("results/least") if row["point"] == {"length": 2}]
+        assert (row["version"], row["metrics"]) == (1, {"grown": 4.0})
+        # Every field is in the key unless POINTS says otherwise.
+        assert row["fields"] == {"lengths": [1, 2], "factor": 2.0}
+        (tmp_path / "mine" / "less.py").write_text("Config = points = 1\n")
+        Path("less.toml").write_text('experiment = "mine.less"\n[default]\nlengths = [1, 2]\n')
+        assert refusal(capsys, "less.toml").endswith(
+            "which has no measure; expected in it measure(point, config) -> dict, the metrics of "
+            "one point"
+        )
+    for name in ("mine", "mine.least", "mine.less"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(
@@ -167,22 +283,19 @@ def test_two_writers_of_one_file_are_refused(toy, capsys):
 
 
 def test_metrics_that_are_not_json_make_a_failed_row(toy, monkeypatch):
-    from tests.support import toy_experiment
-
     monkeypatch.setattr(
-        toy_experiment, "measure", lambda point, config: {"value": {1, 2}} if config.seed else 3
+        toy_experiment,
+        "measure",
+        lambda point, config: {"value": {1, 2}} if point["length"] == 1 else 3,
     )
-    assert main(["toy.toml", "--smoke", "--out", "out"]) == 1
-    assert main(["toy.toml", "--smoke", "--out", "out", "--seed", "1"]) == 1
+    assert main(["toy.toml", "--lengths", "1", "2", "--out", "out"]) == 1
     assert [row["error"]["type"] for row in store.read("out")] == ["TypeError", "TypeError"]
 
 
 def test_an_interrupted_sweep_says_that_it_can_go_on(toy, capsys):
     assert main(["toy.toml", "--out", "out", "--lengths", "1", "999", "2"]) == 130
-    assert (
-        capsys.readouterr().err
-        == "interrupted: the same command goes on with the points that are left\n"
-    )
+    interrupted = "interrupted: the same command goes on with the points that are left\n"
+    assert capsys.readouterr().err.endswith(interrupted)
     assert [row["point"]["length"] for row in store.read("out")] == [1]
 
 
@@ -194,7 +307,7 @@ def test_a_terminal_gets_a_bar_and_the_failures(toy, capsys, monkeypatch):
     assert "7/7" in printed
     assert "length=7 gamma=1.0" in printed
     assert "length=2 gamma=1.0: failed, MemoryError: length 2 is too much" in printed
-    assert printed.splitlines()[-1].endswith("results: out/rows.jsonl (6 ok, 1 failed)")
+    assert "results: out/rows.jsonl (6 ok, 1 failed)\n" in printed
 
 
 def test_the_key_is_that_of_the_point_the_version_and_what_is_shared():
@@ -232,7 +345,8 @@ SCALING = str(ROOT / "configs" / "scaling.toml")
     ("argv", "status"),
     [
         (["--help"], 0),
-        ([SCALING, "--help"], 0),
+        (["--list"], 0),
+        (["toy.toml", "--help"], 0),
         ([SCALING, "--size", "huge"], 2),
         ([SCALING, "--shard", "3/2"], 2),
         (["toy.toml", "--lengths", "x"], 2),
@@ -282,41 +396,3 @@ def test_an_experiment_sets_the_precision_of_its_run(tmp_path):
     assert manifest["x64"] is True
     assert manifest["device"]["platform"]
     assert [row["metrics"] for row in store.read(tmp_path / "out")] == [{"dtype": "float64"}]
-
-
-def test_a_sweep_killed_twenty_times_ends_like_one_left_alone(toy):
-    lengths = [str(length) for length in range(1, 61)]
-    flags = ["--lengths", *lengths, "--failing", "3", "17", "18", "60", "--pause", "0.02"]
-    assert main(["toy.toml", "--out", "alone", *flags]) == 1
-    command = [
-        sys.executable,
-        "-m",
-        "experiments",
-        str(Path("toy.toml").resolve()),
-        "--out",
-        str(Path("out").resolve()),
-        *flags,
-    ]
-    draw, killed = random.Random(0), 0
-    rows = Path("out/rows.jsonl")
-    for _ in range(20):
-        count = len(lines(rows)) if rows.exists() else 0
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        # A moment by the rows written, which a slow machine does not shift out of the sweep, and
-        # then any time on.
-        more = draw.randrange(3)
-        while (
-            more
-            and process.poll() is None
-            and (not rows.exists() or len(lines(rows)) < count + more)
-        ):
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.03 if more else 0.15))
-        process.kill()
-        killed += process.wait() == -9
-    assert killed > 15  # the others came after the last point
-    assert lines(rows)
-    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode == 1
-    written = [json.loads(line) for line in lines(rows)]
-    assert len({row["key"] for row in written}) == len(written) == 60
-    assert outcomes("out") == outcomes("alone")

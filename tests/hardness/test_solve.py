@@ -1,5 +1,6 @@
 """The solver's command, the formulas it reads, and what it and the deciders refuse."""
 
+import io
 import math
 
 import numpy as np
@@ -83,6 +84,9 @@ def test_refusals_say_what_was_got_and_expected(call, message):
         ("p cnf 2 1\n\n1 3 0\n", "line 3: got literal 3, expected a variable from 1 to 2"),
         ("p cnf 2 1\n1 2\n", "line 2: got the end of the file, expected 0"),
         ("p cnf 2 2\n1 2 0\n", "line 2: got 1 clauses, expected 2"),
+        ("p cnf 10 1\n1_0 0\n", "line 2: got '1_0', expected an integer"),
+        ("p cnf 2 1\n\uff11 0\n", "line 2: got '\uff11', expected an integer"),
+        ("p cnf \uff12 1\n1 0\n", "line 1: got 'p cnf \uff12 1', expected"),
     ],
 )
 def test_dimacs_errors_name_the_line(text, message):
@@ -98,7 +102,7 @@ def test_dimacs_reads_what_solvers_read():
 def test_solve_prints_a_model_that_satisfies(tmp_path, capsys):
     path = tmp_path / "yes.cnf"
     path.write_text("p cnf 4 3\n1 2 0\n-1 2 0\n-2 -3 0\n")
-    assert solve_command(str(path)) == 0
+    assert solve_command(str(path)) == 10
     out = capsys.readouterr().out
     assert "SATISFIABLE" in out
     assert "UNSATISFIABLE" not in out
@@ -113,7 +117,7 @@ def test_solve_prints_a_model_that_satisfies(tmp_path, capsys):
 def test_solve_says_unsatisfiable_and_reports_errors_in_one_line(tmp_path, capsys):
     path = tmp_path / "no.cnf"
     path.write_text("p cnf 1 2\n1 0\n-1 0\n")
-    assert solve_command(str(path)) == 0
+    assert solve_command(str(path)) == 20
     assert "s UNSATISFIABLE" in capsys.readouterr().out
     for name, text in (
         ("bad.cnf", "p cnf 1 1\n1 2 0\n"),
@@ -127,3 +131,28 @@ def test_solve_says_unsatisfiable_and_reports_errors_in_one_line(tmp_path, capsy
         assert captured.out == ""
         assert captured.err.count("\n") == 1
         assert captured.err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfp cnf 1 1\n1 0\n",
+        b"c caf\xe9, \xff\xfe\x00\np cnf 1 1\n1 0\n",
+        b"c a form feed\x0c2 0 and \xe2\x80\xa8 a line separator\np cnf 1 1\n1 0\n",
+        b"p cnf 1 1\r\nc carriage returns\r\n1 0\r\n",
+        b"p cnf 1 1\n+1 0",
+    ],
+)
+def test_bytes_that_other_solvers_read_are_read(data):
+    assert dimacs.parse(dimacs.decode(data)) == dimacs.Formula(1, [[1]])
+
+
+@pytest.mark.parametrize(("clauses", "status"), [("1 1\n1 0", 10), ("1 2\n1 0 -1 0", 20)])
+def test_standard_input_is_a_file_too(clauses, status, monkeypatch, capsys):
+    data = io.TextIOWrapper(io.BytesIO(f"p cnf {clauses}\n".encode()))
+    monkeypatch.setattr("sys.stdin", data)
+    assert solve_command("-") == status
+    assert capsys.readouterr().out.startswith("s SAT" if status == 10 else "s UNSAT")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"p cnf 1 1\n2 0")))
+    assert solve_command("-") == 2
+    assert capsys.readouterr().err.startswith("error: standard input: line 2: got literal 2")

@@ -12,7 +12,8 @@ from experiments.runner.config import Fields
 
 VERSION = 1
 X64 = None
-SHARED = ("seed", "offset")
+POINTS = ("lengths", "gamma")
+PLACES = ("pause", "failing")  # what fails at one time may not at another
 NOTE = """\
 experiment = "tests.support.toy_experiment"
 claim = "none"

@@ -1,0 +1,93 @@
+"""Every figure on part of its rows, as a sweep that was stopped, a shard or a failed point leaves
+them: what there is is drawn, without a warning, and a pair is never made of two seeds.
+"""
+
+import random
+
+import pytest
+
+from paper_figures import finetune, sensitivity
+from paper_figures.command.finding import STORED, available, find, load
+from paper_figures.drawing import style
+
+FIGURES = [name for name in available() if name != "diagnose"]
+
+
+def draw(name, rows, *, render=False):
+    """Draw a figure, and write its table, of these rows alone."""
+    module = find(name)
+    also = {config: load(STORED, config) or [] for config in getattr(module, "ALSO", ())}
+    figure = module.draw(rows, also) if also else module.draw(rows)
+    if render:
+        figure.draw_without_rendering()
+    if hasattr(module, "table"):
+        assert module.table(rows).count("\n") > 1
+    style.plt.close(figure)
+
+
+def parts(rows):
+    """Rows of one coordinate's value alone, and of all its others."""
+    for name in {name for row in rows for name in row["point"]}:
+        values = {repr(row["point"].get(name)) for row in rows}
+        for value in sorted(values)[:5]:
+            yield [row for row in rows if repr(row["point"].get(name)) == value]
+            yield [row for row in rows if repr(row["point"].get(name)) != value]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_of_a_single_row(name):
+    rows = load(STORED, find(name).CONFIG)
+    draw(name, rows[:1])
+    draw(name, rows[-1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_of_any_part_of_its_rows(name):
+    rows = load(STORED, find(name).CONFIG)
+    draws = random.Random(0)
+    tried = [rows[n : n + 1] for n in range(0, len(rows), max(1, len(rows) // 10))]
+    tried += [rows[: len(rows) // 2], rows[:-1], *(rows[n::3] for n in range(3))]
+    tried += list(parts(rows))
+    tried += [[row for row in rows if draws.random() < 0.4] for _ in range(5)]
+    for part in tried:
+        if part:
+            draw(name, part, render=True)
+
+
+def test_accuracies_are_compared_seed_by_seed():
+    """Of runs of unlike seeds there is nothing to compare, however many there are of each."""
+    rows = load(STORED, "finetune")
+    whole = finetune.runs(rows, "short", "digits")
+    assert len(finetune.over_exact(whole, "polynomial 2")) == len(whole["exact"]) == 8
+
+    def kept(row):
+        point = row["point"]
+        own = point["kind"] == "run" and point["method"] == "polynomial 2"
+        return point["kind"] == "run" and (point["seed"] in (0, 1) if own else point["seed"] > 0)
+
+    some = finetune.runs([row for row in rows if kept(row)], "short", "digits")
+    by_seed = finetune.over_exact({n: {1: x[1]} for n, x in whole.items()}, "polynomial 2")
+    assert finetune.over_exact(some, "polynomial 2") == by_seed
+
+
+def test_a_mean_over_methods_is_of_the_seeds_they_share():
+    rows = load(STORED, "sensitivity")
+    task = sensitivity.tasks_of(rows)[0]
+    names = sensitivity.common(rows)
+    seeds = sorted(sensitivity.runs_of(rows, task, "exact"))
+
+    def without(method, seed):
+        gone = {"task": task, "method": method, "seed": seed}
+        return lambda row: not gone.items() <= row["point"].items()
+
+    # Each of the first methods lacks a seed of its own: of as many runs, none is a pair.
+    some = [row for row in rows if without("exact", seeds[0])(row)]
+    for method, seed in zip(names, seeds[1:], strict=False):
+        some = [row for row in some if without(method, seed)(row)]
+    assert sensitivity.common(some) == names
+    shared = set(seeds) - {seeds[0], *seeds[1 : 1 + len(names)]}
+    only = [row for row in rows if row["point"]["task"] != task or row["point"]["seed"] in shared]
+    gains = [sensitivity.gain(part, task) for part in (some, only)]
+    means = [sensitivity.share(part, task)[0] for part in (some, only)]
+    assert means[0] * gains[0] == pytest.approx(means[1] * gains[1])
