@@ -43,7 +43,7 @@ NEVER = [
         if a != b
     ),
 ]
-SHARED_BY_EXPERIMENTS = {"contenders", "problems", "runner", "training"}
+SHARED_BY_EXPERIMENTS = {"attacks", "contenders", "problems", "runner", "training"}
 SHARED_BY_FIGURES = {"command", "drawing", "gallery", "numbers"}
 
 

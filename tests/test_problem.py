@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.problem import project, projections, pull_back, reduced_form, scalars
-from tests.support import problems, reference
+from tests.support import reference
 from tests.support.tools import quick_jit
 
 

@@ -27,9 +27,7 @@ from lora_limits.problem import Adapter, LoRAProblem
 COMPUTED = 3
 
 
-def chances(
-    each: Float[Array, "arrays lq"], sizes: Float[Array, " arrays"]
-) -> Float[Array, " lq"]:
+def chances(each: Float[Array, "arrays lq"], sizes: Float[Array, " arrays"]) -> Float[Array, " lq"]:
     """pi: in proportion to each query's largest share in the bounds, each array beside its size.
 
     No other probabilities make the largest range, max_i r_i / pi_i over the size of its array, less.

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lora_limits as ll
-from tests.support import problems, reference
+from experiments.problems import conditioned as problems
+from experiments.problems import extended
 from tests.support.compiled import BATCH, GRADIENT, batched, polynomial
 from tests.support.tools import later, quick_jit
 
@@ -31,7 +32,7 @@ def errors_and_bounds(series, degree, many):
     parts, normalisers = [], []
     for first in range(0, len(padded), BATCH):
         batch = problems.stack(padded[first : first + BATCH])
-        got, want = batched(series, degree)(batch), reference.extended_gradients(batch)
+        got, want = batched(series, degree)(batch), extended.gradients(batch)
         table = {}
         for name, pair in want.items():
             for half, exact in zip("ab", pair, strict=True):
@@ -217,7 +218,7 @@ def test_rounding_that_adds_up_over_2048_tokens_is_bounded(kind):
     """Equal tokens round alike, so their errors add up and do not cancel."""
     shape = problems.Shape(lq=2048, lk=2048, inputs=(4, 4, 4), width=2, value_width=2, rank=2)
     p = problems.make(11, shape=shape, kind=kind, reach=0.3, dtype=np.float32)
-    got, want = LONG(p), reference.extended_gradients(problems.stack([p]))
+    got, want = LONG(p), extended.gradients(problems.stack([p]))
     assert float(got.normaliser) > 0
     for name, pair in want.items():
         for half, exact in zip("ab", pair, strict=True):
@@ -249,7 +250,7 @@ def test_other_shapes_are_certified_too(shape):
     """Cross-attention with Lq != Lk and three input widths, and the shapes of size one."""
     p = problems.make(12, shape=problems.SHAPES[shape], kind="outlier tokens")
     got = GRADIENT(p, polynomial(3))
-    want = reference.extended_gradients(problems.stack([p]))
+    want = extended.gradients(problems.stack([p]))
     for name, pair in want.items():
         for half, exact in zip("ab", pair, strict=True):
             error = np.abs(np.asarray(getattr(got.gradient[name], half)) - exact[0]).max()

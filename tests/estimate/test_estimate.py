@@ -14,9 +14,10 @@ from scipy.special import stdtrit
 
 import lora_limits as ll
 from experiments.contenders import degrees
+from experiments.problems import conditioned as problems
 from lora_limits.coordinates import frame as frames
 from lora_limits.estimate import intervals, rows
-from tests.support import problems, reference
+from tests.support import reference
 from tests.support.compiled import BLOCK, GRADIENT, polynomial
 from tests.support.tools import arrays, assert_close, quick_jit
 

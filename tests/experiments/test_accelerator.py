@@ -13,9 +13,9 @@ from jax.extend import core
 import lora_limits as ll
 from experiments import accelerator
 from experiments.contenders import baselines, kernels, truth
+from experiments.problems import conditioned as problems
 from lora_limits.gradients import plan
 from paper_figures import accelerator as figure
-from tests.support import problems
 from tests.support.tools import assert_close, quick_jit
 
 SHAPE = problems.Shape(lq=32, lk=32, inputs=(3, 3, 3), width=3, value_width=2, rank=1)

@@ -4,7 +4,7 @@ import pytest
 
 import lora_limits as ll
 from experiments.contenders import methods
-from tests.support import problems
+from experiments.problems import conditioned as problems
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 
 import lora_limits as ll
 from experiments.contenders import degrees
+from experiments.problems import conditioned as problems
 from lora_limits.polynomial import series
-from tests.support import problems
 from tests.support.compiled import UNBOUNDED
 from tests.support.tools import assert_close, quick_jit
 

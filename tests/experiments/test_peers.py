@@ -9,10 +9,10 @@ import pytest
 import lora_limits as ll
 from experiments import peers
 from experiments.contenders import baselines, race, truth
+from experiments.problems import conditioned as problems
 from lora_limits.factors import nystrom, random_features
 from lora_limits.problem import projections
 from paper_figures import peers as figure
-from tests.support import problems
 from tests.support.tools import assert_close, later, quick_jit
 
 SHAPE = problems.Shape(lq=37, lk=37, inputs=(5, 5, 5), width=3, value_width=3, rank=2)

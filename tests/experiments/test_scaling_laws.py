@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.coordinates import sampling
 from lora_limits.gradients import exact
 from lora_limits.instruments.counting import count_operations
 from lora_limits.polynomial import monomials
-from tests.support import problems
 from tests.support.tools import QUICK, later
 
 WIDTH, INPUTS, RANK = 4, 8, 2

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.factors.factor import Factor
 from lora_limits.factors.method import FactorMethod
-from tests.support import problems, reference
+from tests.support import reference
 from tests.support.tools import assert_close, quick_jit
 
 

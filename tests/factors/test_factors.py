@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from experiments.problems import minilm
 from lora_limits.coordinates import frame as frames
 from lora_limits.factors import adapted, factor, kernel, random_features
 from lora_limits.factors.method import coordinates, factorise
 from lora_limits.gradients import chain
 from lora_limits.problem import projections
-from tests.support import dense_attention, problems, reference
+from tests.support import dense_attention, reference
 from tests.support.compiled import GRADIENT
 from tests.support.tools import arrays, assert_close, later, quick_jit
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.coordinates import frame as frames
 from lora_limits.gradients import chain, chain_bounds, exact
 from lora_limits.polynomial import needed
 from lora_limits.problem import projections, pull_back, scalars
-from tests.support import problems
 from tests.support.compiled import UNCERTIFIED
 from tests.support.tools import arrays, assert_close, later, quick_jit
 

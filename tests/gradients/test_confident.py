@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.estimate import coin
 from lora_limits.estimate.betting import mean_bound
 from lora_limits.estimate.rows import Terms
-from tests.support import problems, reference
+from tests.support import reference
 from tests.support.tools import quick_jit
 
 

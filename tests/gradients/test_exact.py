@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.gradients import exact
 from lora_limits.instruments.counting import count_operations
-from tests.support import problems, reference
+from tests.support import reference
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
 EXACT = quick_jit(ll.gradient, static_argnums=1)

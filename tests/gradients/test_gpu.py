@@ -9,9 +9,9 @@ import pytest
 import lora_limits as ll
 from experiments import accelerator
 from experiments.contenders import baselines, kernels
+from experiments.problems import conditioned as problems
 from lora_limits.gradients import plan
 from lora_limits.instruments import timing
-from tests.support import problems
 from tests.support.tools import assert_close
 
 pytestmark = pytest.mark.gpu

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.gradients import fitting, plan, sweeps
-from tests.support import problems, reference
+from tests.support import reference
 from tests.support.compiled import (
     BATCH,
     BLOCK,

@@ -19,9 +19,10 @@ import pytest
 from jax.sharding import AbstractMesh
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.instruments.counting import count_operations
 from lora_limits.polynomial import monomials
-from tests.support import ROOT, problems
+from tests.support import ROOT
 
 TIMEOUT = 240
 WIDTH, RANK = 8, 4

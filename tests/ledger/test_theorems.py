@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.ledger import (
     command,
     corrections,
@@ -25,7 +26,7 @@ from lora_limits.ledger import (
 )
 from lora_limits.polynomial import needed
 from lora_limits.problem import projections
-from tests.support import ROOT, problems
+from tests.support import ROOT
 from tests.support.tools import quick_jit
 
 EXPECTED = """

@@ -23,7 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import lora_limits as ll
-from tests.support import problems
+from experiments.problems import conditioned as problems
 from tests.support.tools import arrays, quick_jit
 
 # more keys than the frame samples, fewer queries; no block divides what a device holds
