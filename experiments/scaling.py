@@ -49,8 +49,8 @@ def points(config: Config) -> list[dict[str, Any]]:
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Seconds, counted operations and temporary bytes of both methods, and the error beside
-    them.
+    """Seconds, counted operations and temporary bytes of both methods; beside them the error and
+    what is certified of it.
     """
     problem = ll.random_problem(
         jax.random.key(config.seed),
@@ -78,8 +78,15 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     times = timing.interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
     for name, time in times.items():
         out[name] |= time
-    result = {"methods": out, "features": certified(problem).rank}
+    told = certified(problem)
+    result = {"methods": out, "features": told.rank, "bound": _bound(told)}
     return result | (_against(fastest(out, exact), out, values) if exact else {})
+
+
+def _bound(told: ll.GradientResult) -> float:
+    """What is certified at that speed: the largest bound of an array over its largest entry."""
+    shares = jax.tree.map(lambda bound, x: bound / abs(x).max(), told.bound, told.gradient)
+    return max(float(share) for share in jax.tree.leaves(shares))
 
 
 def _exact(length: int) -> dict[str, ll.Exact]:

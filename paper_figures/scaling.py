@@ -48,6 +48,8 @@ def _lines(ax: Axes, rows, quantity: str, unit: float, methods) -> None:
                 label = LABELS[method] + (
                     f", $L^{{{fit[0]:.2f} \\pm {fit[1]:.2f}}}$" if fit else ""
                 )
+                if method == "certified" and quantity == "seconds":
+                    label += _promised(rows)
             ax.plot(
                 lengths,
                 np.array(values) * unit,
@@ -63,6 +65,12 @@ def _lines(ax: Axes, rows, quantity: str, unit: float, methods) -> None:
     ax.set_xlabel("tokens $L$")
     style.legend(ax, loc="upper left", handlelength=1.2, labelspacing=0.2, borderaxespad=0.2)
     style.headroom(ax, 0.35)
+
+
+def _promised(rows: list[dict[str, Any]]) -> str:
+    """The bound at that speed, over the largest entry: its range over the rows that hold one."""
+    bounds = [row["metrics"]["bound"] for row in rows if "bound" in row["metrics"]]
+    return f",\n  bound {min(bounds):.1g} to {max(bounds):.1g}" if bounds else ""
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
