@@ -8,7 +8,8 @@ import pytest
 from experiments import batch_and_rank, crossing, finetune, outlier_free
 from experiments.__main__ import main
 from experiments.runner import store
-from experiments.runner.note import load
+from experiments.runner.note import load, override
+from tests.support import ROOT
 from tests.support.tools import refusal
 
 
@@ -183,6 +184,43 @@ def test_load_gives_the_experiment_and_its_config(toy):
 def test_what_the_points_of_an_experiment_cannot_be_made_of_is_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "said"),
+    [
+        ("scaling", "--lengths 1", "--lengths: got 1, expected greater than or equal to 2"),
+        ("certificates", "--shapes [1,4]", "--shapes: got 1, expected greater than or equal"),
+        ("real_heads", "--length 513", "--length: got 513, expected less than or equal to 512"),
+        ("factors", "--lengths 513", "lengths: got 513, expected at most 512, the tokens there"),
+        ("factors", "--inputs none", "inputs: got 'none', expected a file made by"),
+        ("chain_errors", "--degrees -1", "--degrees: got -1, expected greater than or equal to 0"),
+        ("hardness", "--lengths 3", "--lengths: got 3, expected greater than or equal to 4"),
+        ("batch_and_rank", "--length 65", "command line: length of digits: got 65, expected 64"),
+        (
+            "sensitivity",
+            '--lengths {"next_byte":9000}',
+            "command line: length of next_byte: got 9000, expected 4 to 8192",
+        ),
+        ("crossing", "--length 1", "command line: length of which_module: got 1, expected 4"),
+        ("outlier_free", "--timed 9999", "command line: length of next_byte: got 9999"),
+    ],
+)
+def test_a_length_that_no_point_can_have_is_refused_before_any_is_measured(
+    tmp_path, capsys, name, flags, said
+):
+    path = str(ROOT / "configs" / f"{name}.toml")
+    out = str(tmp_path / "out")
+    assert main([path, "--smoke", "--out", out, *flags.split()]) == 2
+    assert capsys.readouterr().err.startswith(said)
+    assert not Path(out).exists()
+
+
+def test_the_shortest_points_that_are_taken_can_be_measured():
+    """Of what is refused below: the gadget of the hardness proof."""
+    sweep = override(load(ROOT / "configs" / "hardness.toml", "smoke"), {"lengths": [4]})
+    point = next(point for point in sweep.experiment.points(sweep.config) if point["n"] == 4)
+    assert sweep.experiment.measure(point, sweep.config)["decisions"] > 0
 
 
 def case(**fields):
