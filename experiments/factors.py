@@ -73,9 +73,9 @@ def points(config: Config) -> list[dict[str, Any]]:
     chosen = _chosen(config)
     most = minilm.tokens(_path(config))
     if max(config.lengths, default=1) > most:
-        longer = "inputs names a file of longer ones"
-        got = f"got {max(config.lengths)}, expected at most {most}, the tokens there are ({longer})"
-        raise Refused(f"lengths: {got}")
+        longer = "--inputs FILE names longer ones, see experiments/data/README.md"
+        got = f"got {max(config.lengths)}, expected at most {most}, the tokens there are"
+        raise Refused(f"lengths: {got}; {longer}")
     # Method before head: a program is compiled once for all heads.
     out: list[dict[str, Any]] = [
         {"kind": "error", "method": method, "layer": layer, "head": head, "length": length}

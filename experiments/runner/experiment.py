@@ -1,4 +1,29 @@
-"""What a module must hold to be an experiment, and how one is found by its name."""
+"""What a module must hold to be an experiment, and how one is found by its name.
+
+A whole one, in experiments/roots.py:
+
+    from experiments.runner.config import Fields
+
+    POINTS = ("lengths",)
+
+
+    class Config(Fields):
+        lengths: tuple[int, ...]
+        factor: float = 2.0
+
+
+    def points(config):
+        return [{"length": n} for n in config.lengths]
+
+
+    def measure(point, config):
+        return {"root": config.factor * point["length"] ** 0.5}
+
+and in configs/roots.toml, where claim, expect, minutes and the fields of other sizes may be added:
+
+    [default]
+    lengths = [1, 4, 16]
+"""
 
 from __future__ import annotations
 
