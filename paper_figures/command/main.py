@@ -100,7 +100,7 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
             unknown.append(name)
         tasks.append(Task(name, module, args.results, args.out or _beside(args.results)))
     if unknown:
-        raise Refused(f"figures: got {unknown}, expected names among {known}")
+        raise Refused(f"figures: got {unknown}, expected results folders or names among {known}")
     return tasks
 
 

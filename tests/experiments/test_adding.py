@@ -135,4 +135,4 @@ def test_an_experiment_in_a_package_of_ones_own_is_found_by_its_dotted_name(
     for name in ("mine.nothing", "nothing.at.all", "...", "mine.roots"):
         capsys.readouterr()
         assert draw([name, "--results", "results"]) == 2
-        assert f"['{name}'], expected names among" in capsys.readouterr().err
+        assert f"['{name}'], expected results folders or names among" in capsys.readouterr().err
