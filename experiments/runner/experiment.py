@@ -77,8 +77,12 @@ class Experiment:
 
     def depends_on(self, config: Fields) -> dict[str, Any]:
         """All that the row of a point depends on beside the point: fields, by name, and inputs."""
-        left_out = {*self.point_fields, *self.places}
-        return config.model_dump(mode="json", exclude=left_out) | self.inputs(config)
+        fields = config.model_dump(mode="json", exclude={*self.point_fields, *self.places})
+        read = self.inputs(config)
+        clash = sorted(read.keys() & fields.keys())
+        if clash:
+            raise Refused(f"{self.name}: inputs names {clash[0]}, expected no field's name")
+        return fields | read
 
     def measured(self, config: Fields) -> Fields:
         """The config as `measure` sees it: without the fields that only make points."""

@@ -9,6 +9,7 @@ from experiments import batch_and_rank, crossing, finetune, outlier_free
 from experiments.__main__ import main
 from experiments.runner import store
 from experiments.runner.note import load, override
+from experiments.runner.note import read as load_note
 from tests.support import ROOT
 from tests.support.tools import refusal
 
@@ -154,6 +155,55 @@ def test_a_config_that_cannot_be_read_is_refused(toy, capsys):
     Path("binary.toml").write_bytes(b"\xff\xfe")
     assert refusal(capsys, "binary.toml").startswith("binary.toml: got text that is not TOML")
     assert refusal(capsys).startswith("got no config file, expected at least one")
+
+
+def test_several_configs_are_run_one_after_the_other(toy, capsys):
+    """One that fails or is refused stops no other, and the last line says how each ended."""
+    note = Path("toy.toml").read_text()
+    for name in ("first", "second", "third"):
+        Path(f"{name}.toml").write_text(note)
+    assert main(["second.toml", "--seed", "9"]) == 0
+    capsys.readouterr()
+    assert main(["first.toml", "second.toml", "third.toml", "--failing", "3"]) == 2
+    printed, said = capsys.readouterr()
+    assert printed.splitlines()[0] == "3 configs: first, second, third"
+    last = "first: points failed, second: refused, third: points failed"
+    assert printed.splitlines()[-1] == last
+    assert "measure them again: python -m experiments third.toml --failing 3 --retry\n" in printed
+    assert said.startswith(
+        "results/second: got results with seed = 9, expected with seed = 0; try:"
+    )
+    assert said.endswith("second.toml --failing 3 --out results/second-seed-0\n")
+    # What is wrong with one is found before any is measured.
+    Path("second.toml").write_text(note.replace("gamma = 2", "gama = 2"))
+    assert main(["third.toml", "second.toml", "--smoke"]) == 2
+    assert not Path("results/third-smoke").exists()
+
+
+def test_the_note_comes_first_and_fields_are_told(toy, capsys):
+    toy('claim = "none"', 'claim = "A root grows as a root."')
+    main(["toy.toml", "--smoke"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == [
+        "toy, smoke size: about 0.1 min on two idle cores",
+        "claim: A root grows as a root.",
+        "expect: nothing",
+    ]
+    assert main(["toy.toml", "--size", "full", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "claim: A root grows" in told
+    assert "  --gamma  a number (only makes points)\n      2.0\n" in told
+    assert "  --pause  a number (where files lie)\n" in told
+    assert "  --offset  a number or null\n      None\n" in told
+
+
+def test_every_config_is_listed_with_its_minutes_and_claim(capsys):
+    assert main(["--list"]) == 0
+    told = capsys.readouterr().out
+    for path in (ROOT / "configs").glob("*.toml"):
+        minutes = load_note(path).minutes
+        each = f"{minutes.smoke:g}, {minutes.default:g}, {minutes.full:g}"
+        assert f"\nconfigs/{path.name:<20}{each}\n" in told
 
 
 def test_load_gives_the_experiment_and_its_config(toy):
