@@ -21,7 +21,7 @@ import lora_limits as ll
 from experiments.contenders import kernels, truth
 from experiments.contenders.kernels import Contender
 from experiments.contenders.truth import Reference
-from experiments.runner.config import Fields
+from experiments.runner.config import Fields, Tokens
 from lora_limits.instruments import timing
 
 VERSION = 1
@@ -40,7 +40,7 @@ class Config(Fields):
     memory or less.
     """
 
-    lengths: tuple[PositiveInt, ...]
+    lengths: tuple[Tokens, ...]
     degrees: tuple[PositiveInt, ...] = (2, 3)
     blocks: tuple[NonNegativeInt, ...] = (0,)
     tiles: tuple[PositiveInt, ...] = (1024, 4096)

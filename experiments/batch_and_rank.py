@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from flax import nnx
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from experiments.runner.config import Fields
 from experiments.training import bases, gradient_noise, tasks
@@ -52,6 +52,11 @@ class Config(Fields):
     sample: PositiveInt = 128
     layers: PositiveInt = 1
     cache: str = Field(default="results/bases", min_length=1)
+
+    @model_validator(mode="after")
+    def _fitting(self):
+        tasks.check_length(self.task, self.length)
+        return self
 
 
 def middle(values: tuple[Any, ...]) -> Any:

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 import lora_limits as ll
 from experiments.problems import families
-from experiments.runner.config import Fields
+from experiments.runner.config import Fields, Tokens
 from lora_limits.instruments.comparing import named
 from lora_limits.instruments.compiling import quick_jit
 
@@ -36,7 +36,7 @@ class Config(Fields):
     """
 
     kinds: tuple[families.Kind, ...]
-    shapes: tuple[tuple[PositiveInt, PositiveInt], ...]
+    shapes: tuple[tuple[Tokens, PositiveInt], ...]
     taylor: tuple[PositiveInt, ...]
     chebyshev: tuple[PositiveInt, ...]
     fitted: tuple[PositiveInt, ...]

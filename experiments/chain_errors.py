@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import lora_limits as ll
-from experiments.runner.config import Fields
+from experiments.runner.config import Fields, Tokens
 from lora_limits.gradients import chain, chain_bounds, exact
 from lora_limits.polynomial import needed
 from lora_limits.problem import NAMES
@@ -35,12 +35,12 @@ class Config(Fields):
     factor.
     """
 
-    length: PositiveInt
+    length: Tokens
     width: PositiveInt
     rank: PositiveInt
-    gammas: tuple[float, ...]
+    gammas: tuple[PositiveFloat, ...]
     series: tuple[Literal["taylor", "chebyshev"], ...]
-    degrees: tuple[int, ...]
+    degrees: tuple[NonNegativeInt, ...]
     ranks: tuple[PositiveInt, ...]
     seed: int = Field(default=0, ge=0)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import optax
 from flax import nnx
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from experiments.runner.config import Fields
 from experiments.training import bases, tasks, watching
@@ -54,6 +54,11 @@ class Config(Fields):
     decay: PositiveFloat = 3.0
     degrees: tuple[PositiveInt, ...] = (2, 4)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fitting(self):
+        tasks.check_length("which_module", self.length)
+        return self
 
 
 def points(config: Config) -> list[dict[str, Any]]:

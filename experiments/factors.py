@@ -71,6 +71,11 @@ class Config(Fields):
 def points(config: Config) -> list[dict[str, Any]]:
     """Errors of one method on one head at one length; then times at one length."""
     chosen = _chosen(config)
+    most = minilm.tokens(_path(config))
+    if max(config.lengths, default=1) > most:
+        longer = "--inputs FILE names longer ones, see experiments/data/README.md"
+        got = f"got {max(config.lengths)}, expected at most {most}, the tokens there are"
+        raise Refused(f"lengths: {got}; {longer}")
     # Method before head: a program is compiled once for all heads.
     out: list[dict[str, Any]] = [
         {"kind": "error", "method": method, "layer": layer, "head": head, "length": length}

@@ -57,6 +57,12 @@ class Case(Fields):
     base_length: PositiveInt | None = None
 
     @model_validator(mode="after")
+    def _fitting(self):
+        for task, length in self.tasks.items():
+            tasks.check_length(task, length)
+        return self
+
+    @model_validator(mode="after")
     def _square(self):
         if self.base_length:
             squares = all(math.isqrt(n) ** 2 == n for n in (*self.tasks.values(), self.base_length))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -56,6 +56,10 @@ POINTS = (
 )
 
 
+# The narrowest gadget has room for a gap of 1.
+Points = Annotated[int, Field(ge=4)]
+
+
 class Config(Fields):
     """lengths: n. strengths: Gamma over the Gamma the gadget needs. instances: for each answer and
     kind of instance.
@@ -66,7 +70,7 @@ class Config(Fields):
     quadrature_lengths: n for the quadrature panel.
     """
 
-    lengths: tuple[PositiveInt, ...]
+    lengths: tuple[Points, ...]
     strengths: tuple[PositiveFloat, ...]
     instances: PositiveInt
     families: tuple[Family, ...]
@@ -76,7 +80,7 @@ class Config(Fields):
     ranks: tuple[PositiveInt, ...]
     spectral_limit: PositiveInt
     library_limit: PositiveInt
-    quadrature_lengths: tuple[PositiveInt, ...]
+    quadrature_lengths: tuple[Points, ...]
     distance: int = Field(default=2, ge=0)
 
 

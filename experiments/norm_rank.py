@@ -15,7 +15,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 import lora_limits as ll
 from experiments.contenders import degrees
-from experiments.runner.config import Fields
+from experiments.runner.config import Fields, Tokens
 from lora_limits.instruments.comparing import frobenius_error
 from lora_limits.instruments.compiling import quick_jit
 
@@ -29,7 +29,7 @@ class Config(Fields):
     conventions.
     """
 
-    length: PositiveInt
+    length: Tokens
     width: PositiveInt = 8
     rank: PositiveInt = 4
     gammas: tuple[PositiveFloat, ...]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 import lora_limits as ll
 from experiments.contenders.methods import errors_by_method, exact_methods, fastest, gradient_alone
@@ -66,6 +66,12 @@ class Config(Fields):
     repeats: PositiveInt = 9
     max_seconds: PositiveFloat = 30.0
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fitting(self):
+        for length in (self.length, self.timed):
+            tasks.check_length("next_byte", length)
+        return self
 
 
 def points(config: Config) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from experiments.contenders import baselines, race, skinny, truth
 from experiments.contenders.methods import fastest
 from experiments.contenders.race import Contender, Limits
 from experiments.contenders.truth import Reference
-from experiments.runner.config import Fields
+from experiments.runner.config import Fields, Tokens
 from lora_limits.gradients.cost import exact_operations, polynomial_operations
 from lora_limits.instruments.compiling import quick_jit
 
@@ -43,13 +43,13 @@ class Config(Fields):
 
     grid: tuple[PositiveInt, ...]
     grid_degrees: tuple[PositiveInt, ...] = (2, 3, 4)
-    lengths: tuple[PositiveInt, ...]
-    exact_lengths: tuple[PositiveInt, ...]
+    lengths: tuple[Tokens, ...]
+    exact_lengths: tuple[Tokens, ...]
     degrees: tuple[PositiveInt, ...] = (2, 3)
-    long: tuple[PositiveInt, ...]
+    long: tuple[Tokens, ...]
     long_degree: PositiveInt = 3
     compile_degrees: tuple[PositiveInt, ...] = (2, 3, 4, 5)
-    compile_length: PositiveInt = 4096
+    compile_length: Tokens = 4096
     width: PositiveInt = 8
     rank: PositiveInt = 4
     gamma: PositiveFloat = 1.0

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 import lora_limits as ll
 from experiments.contenders import degrees
@@ -28,8 +28,8 @@ class Config(Fields):
     Frobenius errors.
     """
 
-    length: PositiveInt = 512
-    most: PositiveInt = 8
+    length: int = Field(default=minilm.TOKENS, ge=2, le=minilm.TOKENS)
+    most: int = Field(default=EMBEDDED, ge=1, le=EMBEDDED)
     rank: PositiveInt = 4
     tolerances: tuple[PositiveFloat, ...] = (0.1, 0.01)
     highest: PositiveInt = 24

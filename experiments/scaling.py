@@ -12,7 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 import lora_limits as ll
 from experiments.contenders.methods import BLOCKS, compiled, exact_methods, fastest
-from experiments.runner.config import Fields
+from experiments.runner.config import Fields, Tokens
 from lora_limits.instruments import timing
 from lora_limits.instruments.comparing import frobenius_error
 
@@ -26,8 +26,8 @@ class Config(Fields):
     1/width.
     """
 
-    exact_lengths: tuple[PositiveInt, ...]
-    lengths: tuple[PositiveInt, ...]
+    exact_lengths: tuple[Tokens, ...]
+    lengths: tuple[Tokens, ...]
     cases: tuple[Literal["partial", "full"], ...] = ("partial", "full")
     width: PositiveInt = 8
     rank: PositiveInt = 4

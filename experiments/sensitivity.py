@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from experiments.runner.config import Fields
 from experiments.training import bases, gradient_noise, tasks
@@ -43,6 +43,12 @@ class Config(Fields):
     sample: PositiveInt = 64
     layers: PositiveInt = 1
     cache: str = Field(default="results/bases", min_length=1)
+
+    @model_validator(mode="after")
+    def _fitting(self):
+        for task, length in self.lengths.items():
+            tasks.check_length(task, length)
+        return self
 
 
 def points(config: Config) -> list[dict[str, Any]]:

@@ -53,6 +53,11 @@ def heads(path: Path = PATH) -> tuple[tuple[int, int], ...]:
     )
 
 
+def tokens(path: Path = PATH) -> int:
+    """How many tokens the inputs have."""
+    return len(load(path)["tokens"])
+
+
 def score_range(layer: int, head: int, *, path: Path = PATH) -> float:
     """max |beta q . (k - mean k)| of a head over its first 512 tokens, by the unrounded model.
     Raises as `problem`.
@@ -72,9 +77,9 @@ def inputs(
     """
     place = _place(layer, head, path)
     arrays = load(path)
-    tokens = len(arrays["tokens"])
-    if not 1 <= length <= tokens:
-        raise ValueError(f"length: got {length}, expected 1 to {tokens}")
+    most = tokens(path)
+    if not 1 <= length <= most:
+        raise ValueError(f"length: got {length}, expected 1 to {most}")
     x = arrays[f"layer{layer}_x"][:length].astype(np.float64)
     weights = {
         name: np.vstack(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments import Refused
 
@@ -23,6 +23,8 @@ WORDS = {
     dict: ("a table", "tables"),
     type(None): ("null", "nulls"),
 }
+# Length of a sequence: of a single token softmax is constant, and every gradient zero.
+Tokens = Annotated[int, Field(ge=2)]
 
 
 class Fields(BaseModel):

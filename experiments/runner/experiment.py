@@ -1,4 +1,29 @@
-"""What a module must hold to be an experiment, and how one is found by its name."""
+"""What a module must hold to be an experiment, and how one is found by its name.
+
+A whole one, in experiments/roots.py:
+
+    from experiments.runner.config import Fields
+
+    POINTS = ("lengths",)
+
+
+    class Config(Fields):
+        lengths: tuple[int, ...]
+        factor: float = 2.0
+
+
+    def points(config):
+        return [{"length": n} for n in config.lengths]
+
+
+    def measure(point, config):
+        return {"root": config.factor * point["length"] ** 0.5}
+
+and in configs/roots.toml, where claim, expect, minutes and the fields of other sizes may be added:
+
+    [default]
+    lengths = [1, 4, 16]
+"""
 
 from __future__ import annotations
 
@@ -52,8 +77,12 @@ class Experiment:
 
     def depends_on(self, config: Fields) -> dict[str, Any]:
         """All that the row of a point depends on beside the point: fields, by name, and inputs."""
-        left_out = {*self.point_fields, *self.places}
-        return config.model_dump(mode="json", exclude=left_out) | self.inputs(config)
+        fields = config.model_dump(mode="json", exclude={*self.point_fields, *self.places})
+        read = self.inputs(config)
+        clash = sorted(read.keys() & fields.keys())
+        if clash:
+            raise Refused(f"{self.name}: inputs names {clash[0]}, expected no field's name")
+        return fields | read
 
     def measured(self, config: Fields) -> Fields:
         """The config as `measure` sees it: without the fields that only make points."""

@@ -88,9 +88,12 @@ def elsewhere(argv: Sequence[str], folder: Path, theirs: Point, own: Point) -> s
     return command(_less(argv, "--out"), "--out", f"{folder}-{suffix}")
 
 
-def unsharded(argv: Sequence[str]) -> list[str]:
-    """The command line for all that is left of a sweep, which one shard had a part of."""
-    return _less(argv, "--shard")
+def the_rest(argv: Sequence[str], folder: Path, *, retry: bool) -> str:
+    """The command for all that is left of the sweep in a folder, of which one shard had a part, and
+    which may lie elsewhere now.
+    """
+    again = ["--retry"] if retry and "--retry" not in argv else []
+    return command(_less(_less(argv, "--shard"), "--out"), "--out", str(folder), *again)
 
 
 def _less(argv: Sequence[str], flag: str) -> list[str]:

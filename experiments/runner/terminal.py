@@ -5,7 +5,6 @@ when nobody reads what it prints.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import sys
@@ -60,7 +59,7 @@ def _open_nowhere() -> Any:
     return open(os.devnull, "w", encoding="utf-8")
 
 
-class Unbroken(io.TextIOBase):
+class Unbroken:
     """A stream whose reader may leave, or whose disk may fill: what is said then goes nowhere."""
 
     def __init__(self, stream: Any):
@@ -81,12 +80,6 @@ class Unbroken(io.TextIOBase):
             self._stream.flush()
         except OSError:
             self._leave()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
 
     def _leave(self) -> None:
         # The descriptor too, for what is left in the buffer is flushed as the process ends.

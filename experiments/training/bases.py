@@ -30,7 +30,7 @@ NUMBERS = {"exact": 0, "polynomial": 1, "skeleton": 1}  # behind each method's n
 def check_name(name: str) -> None:
     """Raises ValueError unless `read_method` can read the name."""
     kind, *numbers = name.split()
-    if NUMBERS.get(kind) != len(numbers) or not all(n.isdecimal() for n in numbers):
+    if NUMBERS.get(kind) != len(numbers) or not all(n.isascii() and n.isdecimal() for n in numbers):
         raise ValueError(f"got {name!r}, expected 'exact', 'polynomial DEGREE' or 'skeleton RANK'")
 
 

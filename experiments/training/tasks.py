@@ -26,6 +26,8 @@ from lora_limits.training.batches import Data
 NAMES = ("digits", "prose_or_code", "which_module", "next_byte")
 PARTS = ("source", "target")
 GREYS = 17
+# Tokens of a window: what polynomials in blocks need, and what both parts of every text have.
+SHORTEST, LONGEST = 4, 8192
 MOST = 4096  # windows of one class to train on, a quarter of that to test
 
 
@@ -36,6 +38,15 @@ class Task(NamedTuple):
     classes: int | None
     train: Data
     test: Data
+
+
+def check_length(name: str, length: int) -> None:
+    """Raises ValueError for a length at which a task cannot be loaded."""
+    if name == "digits":
+        _pixels(length)
+    elif not SHORTEST <= length <= LONGEST:
+        expected = f"{SHORTEST} to {LONGEST}, for the texts are no longer"
+        raise ValueError(f"length of {name}: got {length}, expected {expected}")
 
 
 @functools.cache
@@ -70,14 +81,20 @@ def inputs(names: Iterable[str]) -> dict[str, Any]:
     return {"text": text.fingerprint()} if set(names) - {"digits"} else {}
 
 
+def _pixels(length: int) -> int:
+    """Along a side, for each pixel of an image. Raises ValueError unless the length is 64 n^2."""
+    factor = round((length / 64) ** 0.5)
+    if factor < 1 or 64 * factor**2 != length:
+        raise ValueError(f"length of digits: got {length}, expected 64 n^2")
+    return factor
+
+
 def _digits(length: int, part: str) -> Task:
     # Here, for they take longer to import than the other tasks take to load.
     from scipy.ndimage import zoom
     from sklearn.datasets import load_digits
 
-    factor = round((length / 64) ** 0.5)
-    if factor < 1 or 64 * factor**2 != length:
-        raise ValueError(f"length of digits: got {length}, expected 64 n^2")
+    factor = _pixels(length)
     bunch: Any = load_digits()
     images: Any = np.asarray(bunch.images)
     if factor > 1:

@@ -35,12 +35,12 @@ def keep(folder: Path, *, force: bool) -> str:
     runs = _runs(folder, found)
     told = manifest(found, runs)
     before = results.load(path) if path.is_file() else None
-    if before:
-        print(f"{path}: {_words(before)}")
-    print(f"{'replaced by' if before else path}: {_words(found)}")
+    print(f"{path}: {_words(before) if before else 'nothing yet'}")
+    print(f"{folder}: {_words(found)}")
     objections = _objections(found, runs, before)
     if objections and not force:
-        raise Refused(f"--keep: got {folder} with {objections[0]}; --force keeps it all the same")
+        told = "; ".join(objections)
+        raise Refused(f"--keep: got {folder} with {told}; --force keeps it all the same")
     STORED.mkdir(exist_ok=True)
     rows = [*found.rows, *found.failed]
     lines = [json.dumps(store.encode(row), allow_nan=False) + "\n" for row in rows]

@@ -100,7 +100,7 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
             unknown.append(name)
         tasks.append(Task(name, module, args.results, args.out or _beside(args.results)))
     if unknown:
-        raise Refused(f"figures: got {unknown}, expected names among {known}")
+        raise Refused(f"figures: got {unknown}, expected results folders or names among {known}")
     return tasks
 
 
@@ -157,9 +157,8 @@ def _tell(name: str, found: Results) -> None:
             if shown:
                 print(f"  {label}: {'; '.join([*shown, *more])}", file=sys.stderr)
         if told.get("argv"):
-            again = ["--retry"] if found.failed and "--retry" not in told["argv"] else []
-            command = telling.command(telling.unsharded(told["argv"]), *again)
-            print(f"  the rest: {command}", file=sys.stderr)
+            rest = telling.the_rest(told["argv"], found.path, retry=bool(found.failed))
+            print(f"  the rest: {rest}", file=sys.stderr)
     if found.others:
         print(
             f"{name}: {found.others} rows of points that the last run did not ask for are left out",
@@ -173,10 +172,10 @@ def _nothing(task: Task, found: Results | None) -> str:
     """What is missing, and the command that makes it."""
     config = task.module.CONFIG
     if found is not None and found.failed:
-        argv = telling.unsharded((found.manifest or {}).get("argv", [f"configs/{config}.toml"]))
-        again = [] if "--retry" in argv else ["--retry"]
+        argv = (found.manifest or {}).get("argv", [f"configs/{config}.toml"])
+        again = telling.the_rest(argv, found.path, retry=True)
         point = f"{found.path}: all {len(found.failed)} points failed"
-        return f"{task.name}: {point}; measure them again: {telling.command(argv, *again)}"
+        return f"{task.name}: {point}; measure them again: {again}"
     others = finding.other_folders(task.where, config) if task.where != STORED else []
     if others:
         draw_it = f"python -m paper_figures {others[0]}"

@@ -85,6 +85,8 @@ def run(told: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     commit = f"commit {told['commit'][:8]}" if told["commit"] else "commit not recorded"
     commit += " with changes" if told["commit"] and told["dirty"] else ""
     device = f"{told['cpus']} CPU cores"
+    if told.get("processor"):
+        device += f" of {told['processor']}"
     if told["device"]["platform"] != "cpu":
         device = told["device"]["kind"]
     precision = "64 bits" if told["x64"] else "32 bits"

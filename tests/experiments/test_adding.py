@@ -2,12 +2,14 @@
 
 import importlib
 import sys
+import textwrap
 
 import pytest
 
 import experiments
 import paper_figures
 from experiments.__main__ import main as run
+from experiments.runner import experiment as example
 from experiments.runner import store
 from paper_figures.__main__ import main as draw
 from paper_figures.command.finding import available
@@ -90,6 +92,33 @@ def test_an_experiment_beside_the_others_is_its_module_its_toml_and_its_figure(
     assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"roots.pdf", "roots.png"}
 
 
+def test_the_example_is_run_changed_and_drawn(tmp_path, monkeypatch, capsys, fresh):
+    """As its docstring has it, and no more: its module, the two lines of its TOML; and a figure."""
+    module, note = example.__doc__.partition("roots.py:\n")[2].split("\nand in configs/roots.toml")
+    module, note = textwrap.dedent(module), textwrap.dedent(note.partition(":\n")[2])
+    for package, text in ((experiments, module), (paper_figures, FIGURE.replace("grown", "root"))):
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / "roots.py").write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roots.toml").write_text(note)
+    assert run(["roots.toml"]) == 0
+    # Another field goes elsewhere, by the command that the refusal says.
+    assert run(["roots.toml", "--factor", "3"]) == 2
+    command = capsys.readouterr().err.partition("python -m experiments ")[2]
+    assert run(command.split()) == 0
+    # A longer list keeps the rows there are.
+    assert run(["roots.toml", "--lengths", "1", "4", "16", "64"]) == 0
+    assert "3 of 4 points are there already" in capsys.readouterr().out
+    other = "results/roots-factor-3.0"
+    assert [row["metrics"]["root"] for row in store.read(other)] == [3.0, 6.0, 12.0]
+    assert draw(["results/roots"]) == draw([other]) == 0
+    assert (tmp_path / other / "roots.png").is_file()
+    found = store.read("results/roots")
+    assert [row["metrics"]["root"] for row in found] == [2.0, 4.0, 8.0, 16.0]
+
+
 def test_an_experiment_in_a_package_of_ones_own_is_found_by_its_dotted_name(
     tmp_path, monkeypatch, capsys, fresh
 ):
@@ -106,4 +135,4 @@ def test_an_experiment_in_a_package_of_ones_own_is_found_by_its_dotted_name(
     for name in ("mine.nothing", "nothing.at.all", "...", "mine.roots"):
         capsys.readouterr()
         assert draw([name, "--results", "results"]) == 2
-        assert f"['{name}'], expected names among" in capsys.readouterr().err
+        assert f"['{name}'], expected results folders or names among" in capsys.readouterr().err

@@ -8,7 +8,9 @@ import pytest
 from experiments import batch_and_rank, crossing, finetune, outlier_free
 from experiments.__main__ import main
 from experiments.runner import store
-from experiments.runner.note import load
+from experiments.runner.note import load, override
+from experiments.runner.note import read as load_note
+from tests.support import ROOT
 from tests.support.tools import refusal
 
 
@@ -155,6 +157,55 @@ def test_a_config_that_cannot_be_read_is_refused(toy, capsys):
     assert refusal(capsys).startswith("got no config file, expected at least one")
 
 
+def test_several_configs_are_run_one_after_the_other(toy, capsys):
+    """One that fails or is refused stops no other, and the last line says how each ended."""
+    note = Path("toy.toml").read_text()
+    for name in ("first", "second", "third"):
+        Path(f"{name}.toml").write_text(note)
+    assert main(["second.toml", "--seed", "9"]) == 0
+    capsys.readouterr()
+    assert main(["first.toml", "second.toml", "third.toml", "--failing", "3"]) == 2
+    printed, said = capsys.readouterr()
+    assert printed.splitlines()[0] == "3 configs: first, second, third"
+    last = "first: points failed, second: refused, third: points failed"
+    assert printed.splitlines()[-1] == last
+    assert "measure them again: python -m experiments third.toml --failing 3 --retry\n" in printed
+    assert said.startswith(
+        "results/second: got results with seed = 9, expected with seed = 0; try:"
+    )
+    assert said.endswith("second.toml --failing 3 --out results/second-seed-0\n")
+    # What is wrong with one is found before any is measured.
+    Path("second.toml").write_text(note.replace("gamma = 2", "gama = 2"))
+    assert main(["third.toml", "second.toml", "--smoke"]) == 2
+    assert not Path("results/third-smoke").exists()
+
+
+def test_the_note_comes_first_and_fields_are_told(toy, capsys):
+    toy('claim = "none"', 'claim = "A root grows as a root."')
+    main(["toy.toml", "--smoke"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == [
+        "toy, smoke size: about 0.1 min on two idle cores",
+        "claim: A root grows as a root.",
+        "expect: nothing",
+    ]
+    assert main(["toy.toml", "--size", "full", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "claim: A root grows" in told
+    assert "  --gamma  a number (only makes points)\n      2.0\n" in told
+    assert "  --pause  a number (where files lie)\n" in told
+    assert "  --offset  a number or null\n      None\n" in told
+
+
+def test_every_config_is_listed_with_its_minutes_and_claim(capsys):
+    assert main(["--list"]) == 0
+    told = capsys.readouterr().out
+    for path in (ROOT / "configs").glob("*.toml"):
+        minutes = load_note(path).minutes
+        each = f"{minutes.smoke:g}, {minutes.default:g}, {minutes.full:g}"
+        assert f"\nconfigs/{path.name:<20}{each}\n" in told
+
+
 def test_load_gives_the_experiment_and_its_config(toy):
     sweep = load("toy.toml", "full")
     assert sweep.config.model_dump()["gamma"] == 2.0
@@ -183,6 +234,47 @@ def test_load_gives_the_experiment_and_its_config(toy):
 def test_what_the_points_of_an_experiment_cannot_be_made_of_is_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "said"),
+    [
+        ("scaling", "--lengths 1", "--lengths: got 1, expected greater than or equal to 2"),
+        ("certificates", "--shapes [1,4]", "--shapes: got 1, expected greater than or equal"),
+        ("real_heads", "--length 513", "--length: got 513, expected less than or equal to 512"),
+        (
+            "factors",
+            "--lengths 513",
+            "lengths: got 513, expected at most 512, the tokens there are; --in",
+        ),
+        ("factors", "--inputs none", "inputs: got 'none', expected a file made by"),
+        ("chain_errors", "--degrees -1", "--degrees: got -1, expected greater than or equal to 0"),
+        ("hardness", "--lengths 3", "--lengths: got 3, expected greater than or equal to 4"),
+        ("batch_and_rank", "--length 65", "command line: length of digits: got 65, expected 64"),
+        (
+            "sensitivity",
+            '--lengths {"next_byte":9000}',
+            "command line: length of next_byte: got 9000, expected 4 to 8192",
+        ),
+        ("crossing", "--length 1", "command line: length of which_module: got 1, expected 4"),
+        ("outlier_free", "--timed 9999", "command line: length of next_byte: got 9999"),
+    ],
+)
+def test_a_length_that_no_point_can_have_is_refused_before_any_is_measured(
+    tmp_path, capsys, name, flags, said
+):
+    path = str(ROOT / "configs" / f"{name}.toml")
+    out = str(tmp_path / "out")
+    assert main([path, "--smoke", "--out", out, *flags.split()]) == 2
+    assert capsys.readouterr().err.startswith(said)
+    assert not Path(out).exists()
+
+
+def test_the_shortest_points_that_are_taken_can_be_measured():
+    """Of what is refused below: the gadget of the hardness proof."""
+    sweep = override(load(ROOT / "configs" / "hardness.toml", "smoke"), {"lengths": [4]})
+    point = next(point for point in sweep.experiment.points(sweep.config) if point["n"] == 4)
+    assert sweep.experiment.measure(point, sweep.config)["decisions"] > 0
 
 
 def case(**fields):

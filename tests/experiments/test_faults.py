@@ -102,11 +102,26 @@ def test_a_sweep_ended_thirty_times_ends_like_one_left_alone(toy, number):
 
 def test_a_signal_is_heeded_in_the_middle_of_a_computation(toy):
     """Which may not come back to the interpreter for minutes."""
-    with start("--smoke", "--out", "out", "--pause", "60") as process:
-        while not Path("out/rows.jsonl").exists():
+    Path("mine").mkdir()
+    Path("mine/long.py").write_text(
+        "import hashlib\n"
+        "from experiments.runner.config import Fields as Config\n"
+        "X64 = None\n"
+        "def points(config):\n    return [{}]\n"
+        "def measure(point, config):\n"
+        "    return {'x': hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9).hex()}\n"
+    )
+    toy("tests.support.toy_experiment", "mine.long")
+    Path("toy.toml").write_text(Path("toy.toml").read_text().partition("lengths")[0])
+    with start("--out", "out") as process:
+        while not Path("out/manifest.json").exists():
             time.sleep(0.01)
+        time.sleep(0.3)  # to be in it
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 130
+        try:
+            assert process.wait(timeout=10) == 130
+        finally:
+            process.kill()
 
 
 def limited():

@@ -191,6 +191,9 @@ def test_what_is_read_beside_the_config_is_part_of_the_key(toy, capsys, monkeypa
     capsys.readouterr()
     said = refusal(capsys, "toy.toml", "--out", "out")
     assert said.startswith("out: got results with text = ab12, expected with text = cd34; try: ")
+    monkeypatch.setattr(toy_experiment, "inputs", lambda config: {"title": "ab12"})
+    said = refusal(capsys, "toy.toml", "--out", "out")
+    assert said.endswith("toy_experiment: inputs names title, expected no field's name")
 
 
 def test_all_that_a_module_may_leave_out_has_a_default(toy, tmp_path, capsys):
