@@ -108,23 +108,26 @@ def attention(
     if pattern.is_local and given.tokens.query_document is not None and not given.packed:
         expected = "query_segment_ids alone, of self-attention, beside is_causal or a window"
         fail("key_value_segment_ids", "another array than query_segment_ids", expected)
-    out = _attention(method, pattern, given, q, k, v, scale)
+    scale = 1 / np.sqrt(q.shape[-1]) if scale is None else scale
+    out = _attention(method, pattern, given.answered, given.tokens, q, k, v, scale)
     return out if batched else out[0]
 
 
-def _attention(method: Method, pattern: Pattern, given: padding.Padding, q, k, v, scale):
-    """`attention` of checked arrays."""
+# One program where nobody else compiles: its parts alone would be hundreds.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _attention(
+    method: Method, pattern: Pattern, answered: bool, tokens: Tokens, q, k, v, scale
+) -> jax.Array:
+    """`attention` of checked arrays. answered: as in Padding."""
     (b, t, n, h), key_heads = q.shape, k.shape[2]
     # Half precision is computed in float32: features are products of many coordinates.
     dtype = q.dtype if jnp.finfo(q.dtype).bits >= 32 else jnp.float32
-    scale = 1 / np.sqrt(h) if scale is None else scale
-    tokens = given.tokens
     if pattern.is_causal:
         k, v = (_as_long_as(x, t) for x in (k, v))
         tokens = tokens._replace(key=_as_long_as(tokens.key, t))
     # Padding may hold anything, NaN too: zeros in its place.
     there = tokens.query[:, :, None, None]
-    readable = there | (jnp.abs(q) <= PLAUSIBLE) if given.answered else there
+    readable = there | (jnp.abs(q) <= PLAUSIBLE) if answered else there
     x = jnp.where(readable, q, 0).astype(dtype) * jnp.asarray(scale, dtype)
     y, z = (jnp.where(tokens.key[:, :, None, None], a, 0).astype(dtype) for a in (k, v))
     x, y, z, tokens = collectives.varying_alike((x, y, z, tokens))
@@ -133,7 +136,7 @@ def _attention(method: Method, pattern: Pattern, given: padding.Padding, q, k, v
     over_heads = jax.vmap(one, in_axes=(None, 1, 1, 1), out_axes=1)
     out = jax.vmap(over_heads)(tokens, x.reshape(b, t, key_heads, pattern.group, h), y, z)
     out = out.reshape(b, t, n, v.shape[-1])
-    kept = there | jnp.isfinite(out) if given.answered else there
+    kept = there | jnp.isfinite(out) if answered else there
     return jnp.where(kept, out, 0).astype(q.dtype)
 
 
