@@ -13,7 +13,7 @@ from jaxtyping import Array, Shaped
 from lora_limits.checks import check_integer, fail
 from lora_limits.coordinates import collectives
 from lora_limits.method import Method
-from lora_limits.nn import heads, padding
+from lora_limits.nn import explicit, heads, padding
 from lora_limits.nn.padding import Masks
 from lora_limits.nn.visibility import Pattern, Tokens, sees_any
 
@@ -103,13 +103,16 @@ def attention(
     )
     given = padding.read(masks, q, k)
     pattern = Pattern(
-        q.shape[2] // k.shape[2], bool(is_causal), _window(local_window_size), given.packed
+        is_causal=bool(is_causal), window=_window(local_window_size), packed=given.packed
     )
     if pattern.is_local and given.tokens.query_document is not None and not given.packed:
         expected = "query_segment_ids alone, of self-attention, beside is_causal or a window"
         fail("key_value_segment_ids", "another array than query_segment_ids", expected)
-    scale = 1 / np.sqrt(q.shape[-1]) if scale is None else scale
-    out = _attention(method, pattern, given.answered, given.tokens, q, k, v, scale)
+    # Half precision is computed in float32: features are products of many coordinates.
+    dtype = q.dtype if jnp.finfo(q.dtype).bits >= 32 else jnp.float32
+    scale = jnp.asarray(1 / np.sqrt(q.shape[-1]) if scale is None else scale, dtype)
+    attend = functools.partial(_attention, method, pattern, given.answered)
+    out = explicit.by_device(attend, given.tokens, q, k, v, scale)
     return out if batched else out[0]
 
 
@@ -120,16 +123,16 @@ def _attention(
 ) -> jax.Array:
     """`attention` of checked arrays. answered: as in Padding."""
     (b, t, n, h), key_heads = q.shape, k.shape[2]
-    # Half precision is computed in float32: features are products of many coordinates.
-    dtype = q.dtype if jnp.finfo(q.dtype).bits >= 32 else jnp.float32
+    # A device may hold some heads of queries and the only one of keys.
+    pattern = pattern._replace(group=n // key_heads)
     if pattern.is_causal:
         k, v = (_as_long_as(x, t) for x in (k, v))
         tokens = tokens._replace(key=_as_long_as(tokens.key, t))
     # Padding may hold anything, NaN too: zeros in its place.
     there = tokens.query[:, :, None, None]
     readable = there | (jnp.abs(q) <= PLAUSIBLE) if answered else there
-    x = jnp.where(readable, q, 0).astype(dtype) * jnp.asarray(scale, dtype)
-    y, z = (jnp.where(tokens.key[:, :, None, None], a, 0).astype(dtype) for a in (k, v))
+    x = jnp.where(readable, q, 0).astype(scale.dtype) * scale
+    y, z = (jnp.where(tokens.key[:, :, None, None], a, 0).astype(scale.dtype) for a in (k, v))
     x, y, z, tokens = collectives.varying_alike((x, y, z, tokens))
     # Queries that share a key head go together, as one group of the last but one axis.
     one = functools.partial(_head, method, pattern)

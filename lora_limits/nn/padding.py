@@ -61,7 +61,8 @@ def read(masks: Masks, query: Shaped[Array, "b t n h"], key: Shaped[Array, "b s 
 
 def _or_all(exists: Any, x: Shaped[Array, "b l n h"]) -> Bool[Array, "b l"]:
     """`exists`, or ones where nothing was given, laid out over devices as x is."""
-    return jnp.ones_like(x[:, :, 0, 0], bool) if exists is None else exists
+    # Made from x, not sliced from it: heads may be split over devices.
+    return ~jnp.zeros_like(x, bool).any((2, 3)) if exists is None else exists
 
 
 def _both(one: Any, other: Any) -> Any:
