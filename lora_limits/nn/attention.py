@@ -83,7 +83,8 @@ def attention(
     Raises ValueError for shapes or dtypes that do not fit together, for Chain, for causal factors
     and series other than "taylor": they are fitted to all scores, the future's included; for masks
     of pairs, a bias and a residual, which no factored form has; TypeError for forward-mode
-    derivatives of Polynomial and factors.
+    derivatives of Polynomial and factors, the outer one of jax.hessian (jacfwd of jacrev) too:
+    jacrev of jacrev is none.
     """
     if bias is not None:
         fail("bias", "one", "none: it is no function of queries and keys; add coordinates to them")
@@ -112,7 +113,17 @@ def attention(
     dtype = q.dtype if jnp.finfo(q.dtype).bits >= 32 else jnp.float32
     scale = jnp.asarray(1 / np.sqrt(q.shape[-1]) if scale is None else scale, dtype)
     attend = functools.partial(_attention, method, pattern, given.answered)
-    out = explicit.by_device(attend, given.tokens, q, k, v, scale)
+    try:
+        out = explicit.by_device(attend, given.tokens, q, k, v, scale)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        # JAX would name a function that nobody has heard of.
+        remedy = "reverse-mode ones (grad, vjp, jacrev), or Exact"
+        raise TypeError(
+            f"derivative of {method!r}: got a forward-mode one (jvp, jacfwd, hessian), "
+            f"expected {remedy}"
+        ) from error
     return out if batched else out[0]
 
 

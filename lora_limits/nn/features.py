@@ -41,10 +41,11 @@ def evaluate(m: Float[Array, "k c"], parts: list[Float[Array, "_ n"]]) -> Float[
 
 
 def normalised(u: Float[Array, "c n"]) -> Float[Array, "c-1 n"]:
-    """u[1:] / u[0], NaN where the normaliser u[0] is not positive."""
+    """u[1:] / u[0], NaN where the normaliser u[0] is not positive, 0 where there was nothing to sum."""
     good = u[:1] > 0
+    nothing = (u == 0).all(0, keepdims=True)
     safe = jnp.where(good, u[:1], 1)
-    return jnp.where(good, u[1:] / safe, jnp.nan)
+    return jnp.where(good | nothing, u[1:] / safe, jnp.nan)
 
 
 def cotangent(
