@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lora_limits.gradients.solve import gradient, loss
     from lora_limits.method import GradientResult, Method
     from lora_limits.nn.attention import attention
+    from lora_limits.nn.attention_fn import AttentionFn
     from lora_limits.norms import NormReport, norm_report
     from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
     from lora_limits.synthetic import random_problem
@@ -69,6 +70,7 @@ _HOMES = {
     "gradients.solve": ("gradient", "loss"),
     "method": ("GradientResult", "Method"),
     "nn.attention": ("attention",),
+    "nn.attention_fn": ("AttentionFn",),
     "norms": ("NormReport", "norm_report"),
     "problem": ("Adapter", "AttentionWeights", "LoRAProblem"),
     "synthetic": ("random_problem",),
@@ -78,6 +80,7 @@ _HOME = {name: f"lora_limits.{module}" for module, names in _HOMES.items() for n
 __all__ = [
     "AdaptedMonomials",
     "Adapter",
+    "AttentionFn",
     "AttentionWeights",
     "Chain",
     "Estimate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -60,8 +60,13 @@ class Sampling(NamedTuple):
 class Method:
     """A way to compute the gradient: a frozen dataclass with a `solve` of its own.
 
-    Frozen and hashable, so that it can be a static argument of jit.
+    Frozen and hashable. To JAX it is a pytree without leaves, so that jit compiles once for each
+    method whether or not it is named among the static arguments.
     """
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        jax.tree_util.register_static(cls)
 
     def solve(self, problem: LoRAProblem, sampling: Sampling | None = None) -> GradientResult:
         """The gradient of a checked problem.

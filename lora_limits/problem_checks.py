@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lora_limits.checks import fail
+from lora_limits.checks import check_number, fail
 
 NAMES = ("query", "key", "value")
 
@@ -28,17 +28,30 @@ def check_static(problem: Any) -> None:
         if not hasattr(value, "dtype") or np.ndim(value) != 2:
             got = f"shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
             fail(name, got, "a 2-d array (vmap over a batch of problems)")
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            fail(name, f"dtype {value.dtype}", "a floating dtype")
-        if value.dtype != problem.x_query.dtype:
-            fail(name, f"dtype {value.dtype}", f"{problem.x_query.dtype}, the dtype of x_query")
+        _check_dtype(name, value, problem.x_query)
     # From here on every array is known to be a matrix.
     _check_inputs(problem)
     for name, adapter in problem.adapters.items():
         _check_adapter(name, adapter, *getattr(problem.weights, name).shape)
     for name in ("scale", "beta"):
-        if np.ndim(getattr(problem, name)) != 0:
-            fail(name, f"shape {np.shape(getattr(problem, name))}", "a scalar")
+        value = getattr(problem, name)
+        if np.ndim(value) != 0:
+            fail(name, f"shape {np.shape(value)}", "a scalar")
+        if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+            check_number(name, value)
+
+
+def _check_dtype(name: str, value: Any, first: Any) -> None:
+    """Raises ValueError unless an array can be computed with, and beside the first one."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        fail(name, f"dtype {value.dtype}", "a floating dtype")
+    # What NumPy holds in double precision JAX will hold in the one that it is set to.
+    dtype, wanted = (jax.dtypes.canonicalize_dtype(x.dtype) for x in (value, first))
+    if jnp.finfo(dtype).bits < 32:
+        remedy = "float32 or float64, in which gradients are computed: convert with .astype"
+        fail(name, f"dtype {dtype}", remedy)
+    if dtype != wanted:
+        fail(name, f"dtype {dtype}", f"{wanted}, the dtype of x_query")
 
 
 def _arrays(problem: Any) -> dict[str, Any]:

@@ -29,6 +29,13 @@ def refusals():
     nan[0, 0] = np.nan
     yield "unknown name", {"adapters": {"output": a}}, r"adapters: got \['output'\]"
     yield "no adapter", {"adapters": {}}, "at least one of"
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), p)
+    yield (
+        "half precision",
+        {n: getattr(half, n) for n in ("x_query", "x_key", "x_value", "target", "weights")},
+        "x_query: got dtype bfloat16, expected float32 or float64",
+    )
+    yield "a string for a number", {"scale": "2"}, "scale: got '2', expected a finite number"
     yield "list for an array", {"x_query": [[1.0]]}, "x_query: got list, expected a 2-d array"
     yield "batch", {"target": p.target[None]}, r"target: got shape \(1, 11, 3\)"
     yield (
@@ -67,7 +74,7 @@ def refusals():
     yield "rank 0", {"adapters": {"query": ll.Adapter(a.a[:0], a.b[:, :0])}}, "rank at least 1"
     yield "vector scale", {"scale": np.ones(2)}, r"scale: got shape \(2,\), expected a scalar"
     yield "NaN", {"x_key": nan}, "x_key: got NaN or infinite entries"
-    yield "infinite scale", {"scale": float("inf")}, "scale: got NaN or infinite"
+    yield "infinite scale", {"scale": float("inf")}, "scale: got inf, expected a finite number"
     yield "beta 0", {"beta": 0.0}, "beta: got 0.0, expected an inverse temperature above 0"
     yield "beta < 0", {"beta": -1.0}, "beta: got -1.0"
 
@@ -154,3 +161,51 @@ def test_a_problem_passes_through_jit_unchanged():
     assert isinstance(out, ll.LoRAProblem)
     for x, y in zip(jax.tree.leaves(out), jax.tree.leaves(p), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    p = problems.make(4)
+    for scale in (2, np.int64(2), np.float32(2.0), jnp.float32(2.0)):
+        assert float(scalars(rebuilt(p, scale=scale))[0]) == 2.0
+
+
+def test_double_precision_of_numpy_is_what_jax_makes_of_it():
+    """With x64 off JAX holds single precision: arrays of both libraries then fit together."""
+    p = problems.make(5)
+    with jax.enable_x64(False):
+        mixed = rebuilt(
+            p, target=jnp.asarray(p.target), adapters=jax.tree.map(jnp.asarray, p.adapters)
+        )
+        assert mixed.dtype == np.float32
+        for method in (ll.Exact(), ll.Polynomial(1)):
+            gradient = jax.tree.leaves(ll.gradient(mixed, method).gradient)
+            assert {x.dtype for x in gradient} == {np.dtype(np.float32)}
+
+
+def test_a_method_is_static_without_being_named_so():
+    """jit compiles once for each, as for a static argument, and methods pass through pytrees."""
+    p = problems.make(6)
+    run = jax.jit(ll.gradient)
+    for degree in (0, np.int64(1), jnp.int32(1)):
+        assert run(p, ll.Polynomial(degree)).rank == ll.gradient(p, ll.Polynomial(int(degree))).rank
+    assert run._cache_size() == 2
+    assert jax.tree.leaves([ll.Exact(), ll.Skeleton(2)]) == []
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 2.0, np.float64(2.0), "2", None, np.ones(2)])
+def test_what_is_no_integer_is_refused(value):
+    with pytest.raises(ValueError, match=r"Polynomial degree: got .*, expected an integer"):
+        ll.Polynomial(value)
+
+
+def test_rows_must_be_known_while_tracing():
+    p = problems.make(7)
+    solve = jax.jit(lambda p, n: ll.gradient(p, ll.Polynomial(1), rows=n, key=jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"rows: got .*, expected an integer of at least 2"):
+        solve(p, 4)
+
+
+@pytest.mark.parametrize("tolerance", [True, "1", float("nan"), 0, -1.0, np.inf])
+def test_a_tolerance_is_a_number_above_zero(tolerance):
+    with pytest.raises(ValueError, match=r"tolerance: got .*, expected a number above 0"):
+        ll.choose(problems.make(8), tolerance)

@@ -1,5 +1,5 @@
 """The only words that devices exchange: sums, maxima and minima over the mesh axes along which
-tokens are split.
+tokens are split; and what jax.shard_map wants to be told of arrays that differ between devices.
 
 axis: the mesh axis, or axes, that a shard_map has made manual; None on one device, where everything
 is the identity.
@@ -49,3 +49,28 @@ def _together(collective: Callable[..., jax.Array], tree: Any, axis: Axis) -> An
         out.append(flat[first : first + x.size].reshape(x.shape))
         first += x.size
     return jax.tree.unflatten(structure, out)
+
+
+def varying(tree: Any) -> frozenset[str]:
+    """The mesh axes along which, to jax.shard_map's knowledge, some array of a pytree varies."""
+    axes: frozenset[str] = frozenset()
+    for leaf in jax.tree.leaves(tree):
+        kind: Any = jax.typeof(leaf)
+        manual = getattr(kind, "manual_axis_type", None)
+        axes |= kind.vma if manual is None else manual.varying
+    return axes
+
+
+def as_varying(tree: T, axes: frozenset[str]) -> T:
+    """The same arrays, said to vary along `axes` too. Their gradients are summed over these."""
+
+    def mark(x):
+        missing = tuple(sorted(axes - varying(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(mark, tree)
+
+
+def varying_alike(tree: T) -> T:
+    """The same arrays, each said to vary along every axis that any of them varies along."""
+    return as_varying(tree, varying(tree))

@@ -79,18 +79,24 @@ class Frame(NamedTuple):
         q: Float[Array, "m d"],
         k: Float[Array, "n d"],
         exists: Bool[Array, " n"] | None = None,
+        asked: Bool[Array, " m"] | None = None,
     ) -> tuple[Float[Array, "m d_and_1"], Float[Array, "n d_and_1"]]:
         """(x, y) with f = softmax(x y^T): the last column of x is 1 and that of y is log w_j <= 0.
 
-        q, k: centred. exists: which keys there are, all of them if None.
+        q, k: centred. exists, asked: which keys and which queries there are, all of them if None; a
+        query that is not there is a row of zeros, its last column included.
         """
         x, y = self.x(q), self.y(k)
+        one = jnp.ones_like(x[:, :1])
+        if asked is not None:
+            x = jnp.where(asked[:, None], x, 0)
+            one = asked[:, None].astype(x.dtype)
         log_w = jnp.maximum(self.log_weights(k), NOWHERE)
         if exists is not None:
             y = jnp.where(exists[:, None], y, 0)
             log_w = jnp.where(exists, log_w, NOWHERE)
         return (
-            jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1),
+            jnp.concatenate([x, one], 1),
             jnp.concatenate([y, log_w[:, None]], 1),
         )
 
@@ -259,14 +265,17 @@ def of_rows(
     q: Float[Array, "m d"],
     k: Float[Array, "n d"],
     v: Float[Array, "n dv"],
+    asked: Bool[Array, " m"],
     exists: Bool[Array, " n"],
     centred: bool = True,
 ) -> Frame:
-    """The frame of rows whose scores are q k^T (beta = 1), of the keys that `exists` says there are.
+    """The frame of rows whose scores are q k^T (beta = 1).
 
-    Rows are their own inputs. O(L d^2) time.
+    Of the queries that `asked` and the keys that `exists` says there are; others are finite. Rows
+    are their own inputs. O(L d^2) time.
     """
-    nu = q.mean(0) if centred else jnp.zeros_like(q[0])
+    queries = asked.astype(q.dtype)
+    nu = dot(queries, q) / jnp.maximum(queries.sum(), 1) if centred else jnp.zeros_like(q[0])
     log_w = dot(k, nu)
     shift = jnp.max(log_w, where=exists, initial=float(jnp.finfo(q.dtype).min))
     w = jnp.where(exists, jnp.exp(jnp.where(exists, log_w - shift, 0)), 0)
@@ -275,7 +284,7 @@ def of_rows(
     k_mean = dot(shares, k)
     mu = k_mean if centred else jnp.zeros_like(k[0])
     v_mean = dot(shares, v)
-    x = q - nu[None]
+    x = jnp.where(asked[:, None], q - nu[None], 0)
     y = k - mu[None]
     n, n_inverse = balance(dot(x.T, x), dot((y * w[:, None]).T, y))
     one = jnp.ones((), q.dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lora_limits.coordinates import collectives
 from lora_limits.linalg import widened
 
 Carry = TypeVar("Carry")
@@ -34,7 +35,28 @@ def sweep(
         fresh = first + jnp.arange(size, dtype=jnp.int32) >= i * size
         return body(carry, first, fresh), None
 
-    return jax.lax.scan(step, start, jnp.arange(blocks, dtype=jnp.int32))[0]
+    return scan(step, start, jnp.arange(blocks, dtype=jnp.int32))[0]
+
+
+def scan(
+    body: Callable[[Carry, Any], tuple[Carry, Any]], start: Carry, xs: Any, **options: Any
+) -> tuple[Carry, Any]:
+    """jax.lax.scan, of which the first carry may be the same on every device of a shard_map.
+
+    The checks of jax.shard_map want it to be said to vary where the next ones do.
+    """
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        x = jax.tree.map(lambda x: x[0], xs)
+        leaves, structure = jax.tree.flatten(start)
+        # One part of the carry may vary because another does.
+        for _ in range(len(leaves)):
+            there = jax.tree.leaves(jax.eval_shape(body, start, x)[0])
+            following = [collectives.varying(leaf) for leaf in there]
+            if following == [collectives.varying(leaf) for leaf in leaves]:
+                break
+            leaves = [collectives.as_varying(*pair) for pair in zip(leaves, following, strict=True)]
+            start = jax.tree.unflatten(structure, leaves)
+    return jax.lax.scan(body, start, xs, **options)
 
 
 def rows(

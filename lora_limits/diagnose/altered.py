@@ -18,23 +18,34 @@ from lora_limits.problem import LoRAProblem
 
 
 def _frozen(problem: LoRAProblem) -> LoRAProblem:
-    """The head with adapters that add nothing."""
+    """The head with adapters that add nothing.
+
+    Never inside a jit: of zeros that are constants of a program XLA's CPU compiler (jax 0.10.2)
+    makes NaN, where dense attention of 4096 tokens or more is in it too.
+    """
     return dataclasses.replace(problem, adapters=jax.tree.map(jnp.zeros_like, problem.adapters))
 
 
-@jax.jit
 def cooled(problem: LoRAProblem, factor: jax.Array) -> LoRAProblem:
     """The head with Q and K scaled by `factor`, that is beta by its square, and the same noise."""
-    frozen = _frozen(problem)
+    return _cooled(problem, _frozen(problem), factor)
+
+
+@jax.jit
+def _cooled(problem: LoRAProblem, frozen: LoRAProblem, factor: jax.Array) -> LoRAProblem:
     other = dataclasses.replace(frozen, beta=problem.beta * factor**2)
     # c = output - target, of one target: the difference is that of the outputs.
     moved = dense_terms(other)["c"] - dense_terms(frozen)["c"]
     return dataclasses.replace(problem, beta=other.beta, target=problem.target + moved)
 
 
-@jax.jit
 def _noise_of_target(problem: LoRAProblem) -> Float[Array, "lq dv"]:
-    return -dense_terms(_frozen(problem))["c"]
+    return -_residual(_frozen(problem))
+
+
+@jax.jit
+def _residual(problem: LoRAProblem) -> Float[Array, "lq dv"]:
+    return dense_terms(problem)["c"]
 
 
 def laid_end_to_end(problems: Sequence[LoRAProblem]) -> LoRAProblem:

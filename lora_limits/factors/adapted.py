@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lora_limits.checks import check_integer
+from lora_limits.checks import set_integers
 from lora_limits.factors.factor import Factor
 from lora_limits.factors.method import FactorMethod
 from lora_limits.linalg import dot
@@ -31,13 +31,12 @@ class AdaptedMonomials(FactorMethod):
     degree: int = 8
 
     def __post_init__(self):
-        check_integer("AdaptedMonomials rank", self.rank, 1)
-        check_integer("AdaptedMonomials degree", self.degree, 1)
+        set_integers(self, rank=1, degree=1)
 
     def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, None]:
         """As FactorMethod.factor; it does not know where it errs."""
         w = jnp.exp(y[:, -1:])
-        on_queries = dot(x[:, :-1].T, x[:, :-1]) / x.shape[0]
+        on_queries = dot(x[:, :-1].T, x[:, :-1]) / jnp.maximum(x[:, -1].sum(), 1)
         on_keys = dot(y[:, :-1].T, w * y[:, :-1]) / w.sum()
         size, axes = jnp.linalg.eigh((on_queries + on_keys) / 2)
         # the longest axis first
@@ -68,6 +67,7 @@ def largest_terms(size: jax.Array, rank: int, degree: int) -> tuple[jax.Array, j
     makes a term no smaller while l_i <= a_i.
     """
     d = size.shape[0]
+    least = float(jnp.finfo(size.dtype).min)
     log_l = jnp.log(jnp.maximum(size, jnp.finfo(size.dtype).tiny))
     index = jnp.full((1, degree), d, jnp.int32)
     value = jnp.zeros(1, size.dtype)
@@ -78,7 +78,7 @@ def largest_terms(size: jax.Array, rank: int, degree: int) -> tuple[jax.Array, j
         along = jnp.arange(d, dtype=jnp.int32)
         times = jnp.where(along[None] == last[:, None], run[:, None], 0) + 1
         grown = value[:, None] + log_l[None] - jnp.log(times.astype(size.dtype))
-        grown = jnp.where(along[None] >= last[:, None], grown, -jnp.inf).reshape(-1)
+        grown = jnp.where(along[None] >= last[:, None], grown, least).reshape(-1)
         value, chosen = jax.lax.top_k(grown, min(rank, grown.shape[0]))
         parent = chosen // d
         last = chosen % d

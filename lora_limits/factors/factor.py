@@ -107,10 +107,17 @@ def apply_transposed(factor: Factor, z: Float[Array, "lq n"]) -> Float[Array, "l
     return out
 
 
-def normalise(factor: Factor) -> tuple[Factor, Float[Array, " lq"]]:
-    """(the factor with rows that sum to 1, the row sums that it had)."""
-    ones = jnp.ones((factor.right.shape[0], 1), factor.right.dtype)
+def normalise(
+    factor: Factor, asked: Bool[Array, " lq"] | None = None
+) -> tuple[Factor, Float[Array, " lq"]]:
+    """(the factor with rows that sum to 1, the row sums that it had).
+
+    Rows that are not asked for are left as they are, and said to sum to 1.
+    """
+    ones = jnp.ones_like(factor.right, shape=(factor.right.shape[0], 1))
     total = apply(factor, ones)[:, 0]
+    if asked is not None:
+        total = jnp.where(asked, total, 1)
     return scale_rows(factor, 1 / total), total
 
 

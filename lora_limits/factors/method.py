@@ -31,8 +31,9 @@ class FactorMethod(Method):
     ) -> tuple[Factor, Float[Array, " lq"] | None]:
         """(f~, where to look for errors) with f = softmax(x y^T).
 
-        x, y: as `Frame.product` makes them, x with a last column of ones, y with log-weights. Rows
-        of f~ need not sum to 1 yet. The second is how large the error of each query may be, as far
+        x, y: as `Frame.product` makes them, x with a last column of ones, y with log-weights; a row
+        of zeros in x is a query that is not there, and may get any row of finite numbers. Rows of
+        f~ need not sum to 1 yet. The second is how large the error of each query may be, as far
         as the method knows, or None.
         """
         raise NotImplementedError
@@ -81,7 +82,8 @@ def factorise(
 ) -> tuple[Factor, Float[Array, " lq"] | None, Float[Array, ""]]:
     """(f~ with rows that sum to 1, where to look for errors, the smallest row sum it had)."""
     factor, indicator = method.factor(*xy)
-    factor, total = normalise(factor)
+    # Rows of queries that are not there are nobody's concern.
+    factor, total = normalise(factor, xy[0][:, -1] > 0)
     return factor, indicator, total.min()
 
 

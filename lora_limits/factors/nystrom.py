@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.checks import check_integer
+from lora_limits.checks import set_integers
 from lora_limits.coordinates.frame import NOWHERE
 from lora_limits.factors.factor import Factor
 from lora_limits.factors.method import FactorMethod
@@ -26,17 +26,24 @@ class Nystrom(FactorMethod):
     rank: int
 
     def __post_init__(self):
-        check_integer("Nystrom rank", self.rank, 1)
+        set_integers(self, rank=1)
 
     def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, None]:
         """As FactorMethod.factor; it does not know where it errs."""
         few = min(self.rank, x.shape[0], y.shape[0])
-        x_few = segment_means(x, few)
+        x_few = _query_landmarks(x, few)
         y_few = _key_landmarks(y, few)
         left = jax.nn.softmax(dot(x, y_few.T), axis=1)
         middle = jax.nn.softmax(dot(x_few, y_few.T), axis=1)
         right = jax.nn.softmax(dot(x_few, y.T), axis=1)
         return Factor(left, dot(pseudo_inverse(middle), right).T), None
+
+
+def _query_landmarks(x: Float[Array, "n d_and_1"], count: int) -> Float[Array, "count d_and_1"]:
+    """Means of segments of the queries that are there; where none is, the centre of all of them."""
+    means = segment_means(x, count)
+    share = means[:, -1:]
+    return jnp.where(share > 0, means / jnp.where(share > 0, share, 1), 0).at[:, -1].set(1)
 
 
 def _key_landmarks(y: Float[Array, "n d_and_1"], count: int) -> Float[Array, "count d_and_1"]:

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lora_limits.checks import check_integer
+from lora_limits.checks import set_integers
 from lora_limits.factors.factor import Factor
 from lora_limits.factors.method import FactorMethod
 from lora_limits.linalg import dot
@@ -26,7 +26,7 @@ class RandomFeatures(FactorMethod):
     seed: int = 0
 
     def __post_init__(self):
-        check_integer("RandomFeatures rank", self.rank, 1)
+        set_integers(self, rank=1)
 
     def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, None]:
         """As FactorMethod.factor. The largest exponents are divided out: they cancel in the rows."""

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lora_limits.coordinates.frame import NOWHERE
+from lora_limits.coordinates.sweep import scan
 from lora_limits.factors.factor import take
 from lora_limits.linalg import dot
 
@@ -64,7 +65,7 @@ def tree(points: Float[Array, "n d"], leaf: int) -> Int[Array, "leaves size"]:
     order = jnp.where(order < n, order, n)
     if not levels:
         return order
-    return jax.lax.scan(halve, order, jnp.arange(levels, dtype=jnp.int32))[0]
+    return scan(halve, order, jnp.arange(levels, dtype=jnp.int32))[0]
 
 
 class Found(NamedTuple):

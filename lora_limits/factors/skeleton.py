@@ -6,9 +6,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from lora_limits.checks import check_integer
+from lora_limits.checks import set_integers
+from lora_limits.coordinates.frame import NOWHERE
+from lora_limits.coordinates.sweep import scan
 from lora_limits.factors.factor import Factor
 from lora_limits.factors.method import FactorMethod
 from lora_limits.linalg import dot, pseudo_inverse
@@ -29,12 +31,13 @@ class Skeleton(FactorMethod):
     rank: int
 
     def __post_init__(self):
-        check_integer("Skeleton rank", self.rank, 1)
+        set_integers(self, rank=1)
 
     def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, None]:
         """As FactorMethod.factor; it does not know where it errs."""
-        keys = farthest_points(y[:, :-1], min(self.rank, y.shape[0]))
-        queries = farthest_points(x[:, :-1], min(QUERIES * self.rank, x.shape[0]))
+        keys = farthest_points(y[:, :-1], y[:, -1] > NOWHERE, min(self.rank, y.shape[0]))
+        few = min(QUERIES * self.rank, x.shape[0])
+        queries = farthest_points(x[:, :-1], x[:, -1] > 0, few)
         s = dot(x, y[keys].T)
         # rows are normalised in the end
         left = jnp.exp(s - s.max(1, keepdims=True))
@@ -42,9 +45,16 @@ class Skeleton(FactorMethod):
         return Factor(left, dot(pseudo_inverse(rows[:, keys]), rows).T), None
 
 
-def farthest_points(points: Float[Array, "n d"], count: int) -> Int[Array, " count"]:
-    """Indices, each the farthest from those before it, the first the longest. O(n d count)."""
+def farthest_points(
+    points: Float[Array, "n d"], exists: Bool[Array, " n"], count: int
+) -> Int[Array, " count"]:
+    """Indices, each the farthest from those before it, the first the longest. O(n d count).
+
+    Of the points that exist, again and again if there are fewer than `count`.
+    """
     square = (points**2).sum(1)
+    limits = jnp.finfo(square.dtype)
+    far = jnp.where(exists, float(limits.max), float(limits.min))
 
     def step(carry, _):
         nearest, last = carry
@@ -52,5 +62,5 @@ def farthest_points(points: Float[Array, "n d"], count: int) -> Int[Array, " cou
         nearest = jnp.minimum(nearest, from_last)
         return (nearest, jnp.argmax(nearest)), last
 
-    start = (jnp.full_like(square, jnp.inf), jnp.argmax(square))
-    return jax.lax.scan(step, start, length=count)[1]
+    start = (far, jnp.argmax(jnp.where(exists, square, -1)))
+    return scan(step, start, jnp.arange(count, dtype=jnp.int32))[1]

@@ -22,7 +22,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lora_limits.checks import check_integer
+from lora_limits.checks import set_integers
 from lora_limits.coordinates.sweep import rows, sweep
 from lora_limits.factors.factor import Entries, Factor, Rows, apply, drop_rows, take
 from lora_limits.factors.method import FactorMethod
@@ -52,8 +52,7 @@ class SparseLowRank(FactorMethod):
     seed: int = 0
 
     def __post_init__(self):
-        check_integer("SparseLowRank entries", self.entries, 1)
-        check_integer("SparseLowRank rank", self.rank, 1)
+        set_integers(self, entries=1, rank=1)
 
     def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, jax.Array]:
         """As FactorMethod.factor. It errs by the misfit on the sampled keys; 0 where repaired."""
@@ -66,7 +65,7 @@ class SparseLowRank(FactorMethod):
         cap = _by_query(lq, like, found.cap)
         shift = _by_query(lq, like, found.score.max(-1))
         # columns: rows spread over like queries, capped, each over its sum of exp(s)
-        exists = (like < lq).astype(x.dtype)
+        exists = take(x[:, -1], like)
         picked = like[systematic(seeds[0], exists, min(SAMPLES * rank, lq))[0]]
         s = dot(x[picked], y.T)
         capped = jnp.minimum(s, cap[picked][:, None])
@@ -185,7 +184,9 @@ def _repair(
     Rows whose sum is not positive come first.
     """
     total = apply(factor, jnp.ones_like(y[:, :1]))[:, 0]
-    bad = jnp.where(total > 0, misfit / jnp.where(total > 0, total, 1), jnp.inf)
+    hopeless = float(jnp.finfo(total.dtype).max)
+    bad = jnp.where(total > 0, misfit / jnp.where(total > 0, total, 1), hopeless)
+    bad = jnp.where(x[:, -1] > 0, bad, 0)
     worst = jax.lax.top_k(bad, max(min(REPAIRED, x.shape[0] // 16), 1))[1]
     kept = drop_rows(factor, jnp.zeros(total.shape, bool).at[worst].set(True))
     exact = Rows(worst, jax.nn.softmax(dot(x[worst], y.T), axis=1))

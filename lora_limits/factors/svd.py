@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lora_limits.checks import check_integer
+from lora_limits.checks import set_integers
 from lora_limits.factors.factor import Factor
 from lora_limits.factors.method import FactorMethod
 from lora_limits.linalg import dot
@@ -24,10 +24,11 @@ class Svd(FactorMethod):
     rank: int
 
     def __post_init__(self):
-        check_integer("Svd rank", self.rank, 1)
+        set_integers(self, rank=1)
 
     def factor(self, x: jax.Array, y: jax.Array) -> tuple[Factor, None]:
         """As FactorMethod.factor, with rows that do not quite sum to 1."""
-        u, s, vt = jnp.linalg.svd(jax.nn.softmax(dot(x, y.T), axis=1), full_matrices=False)
+        f = jax.nn.softmax(dot(x, y.T), axis=1) * x[:, -1:]
+        u, s, vt = jnp.linalg.svd(f, full_matrices=False)
         rank = min(self.rank, s.shape[0])
         return Factor(u[:, :rank] * s[None, :rank], vt[:rank].T), None

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.checks import check_integer, fail
+from lora_limits.checks import fail, set_integers
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import row_range
 from lora_limits.coordinates.sampling import sample_rows
@@ -58,7 +58,7 @@ class Chain(Method):
     series: str = "taylor"
 
     def __post_init__(self):
-        check_integer("Chain degree", self.degree, 0)
+        set_integers(self, degree=0)
         if self.series not in polynomial.SERIES:
             fail("Chain series", repr(self.series), f"one of {list(polynomial.SERIES)}")
 

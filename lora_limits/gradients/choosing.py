@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lora_limits.certificate.bound import arrays_of
-from lora_limits.checks import fail
+from lora_limits.checks import check_number, fail
 from lora_limits.gradients.cost import affordable, exact_method
 from lora_limits.gradients.exact_rounding import rounding
 from lora_limits.gradients.guessing import guess
@@ -73,8 +70,9 @@ def choose(
     Raises ValueError for a tolerance that is not a positive number, where the rounding of the exact
     gradient itself may exceed it, and as `gradient`.
     """
-    if not (isinstance(tolerance, int | float | np.floating) and 0 < float(tolerance) < math.inf):
-        fail("tolerance", repr(tolerance), "a number above 0")
+    wanted = "a number above 0"
+    if not check_number("tolerance", tolerance, wanted) > 0:
+        fail("tolerance", repr(tolerance), wanted)
     check_static(problem)
     check_values(problem)
     problem = as_jax(problem)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lora_limits.certificate import bound, floors
 from lora_limits.certificate.row_bounds import Setup
 from lora_limits.certificate.terms import Grounds
-from lora_limits.checks import check_integer, fail
+from lora_limits.checks import fail, set_integers
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.estimate.intervals import error_estimate
 from lora_limits.gradients import confidence, exact, fitting, plan, sweeps
@@ -35,7 +35,7 @@ class Exact(Method):
 
     def __post_init__(self):
         if self.block_size is not None:
-            check_integer("Exact block_size", self.block_size, 1)
+            set_integers(self, block_size=1)
 
     def solve(self, problem: LoRAProblem, sampling: Sampling | None = None) -> GradientResult:
         """As Method.solve; it has no error to estimate."""
@@ -65,9 +65,9 @@ class Polynomial(Method):
     block_size: int | None = None
 
     def __post_init__(self):
-        check_integer("Polynomial degree", self.degree, 0)
+        set_integers(self, degree=0)
         if self.block_size is not None:
-            check_integer("Polynomial block_size", self.block_size, 1)
+            set_integers(self, block_size=1)
         if self.series not in SERIES:
             fail("Polynomial series", repr(self.series), f"one of {list(SERIES)}")
 

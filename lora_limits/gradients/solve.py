@@ -41,8 +41,7 @@ def gradient(
         fail("method", repr(method), "Exact, Polynomial, Chain or a factor (Svd, Skeleton, ...)")
     sampling = None
     if rows is not None and key is not None:
-        check_integer("rows", rows, 2)
-        sampling = Sampling(rows, key, delta)
+        sampling = Sampling(check_integer("rows", rows, 2), key, delta)
     return method.solve(as_jax(problem), sampling)
 
 

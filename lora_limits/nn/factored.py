@@ -24,34 +24,39 @@ def head(
     q: Float[Array, "n d"],
     k: Float[Array, "s d"],
     v: Float[Array, "s dv"],
+    asked: Bool[Array, " n"],
     exists: Bool[Array, " s"],
 ) -> Float[Array, "n dv"]:
     """f~ V for scores q k^T. NaN where a row sum of the factor is not positive.
 
+    asked, exists: which queries and which keys there are; 0 for queries that are not there.
+
     O(L rank d d_value) time beside that of the factor, O(L (rank + d) + rank d d_value) memory,
     derivative included.
     """
-    return _forward(method, q, k, v, exists)[0]
+    return _forward(method, q, k, v, asked, exists)[0]
 
 
-def _forward(method, q, k, v, exists):
-    frame = frames.of_rows(q, k, v, exists)
-    xy = frame.product(q - frame.nu[None], k - frame.mu[None], exists)
+def _forward(method, q, k, v, asked, exists):
+    frame = frames.of_rows(q, k, v, asked, exists)
+    xy = frame.product(q - frame.nu[None], k - frame.mu[None], exists, asked)
     f, _, smallest = factorise(xy, method)
     out = jnp.where(smallest > 0, apply(f, v), jnp.nan)
-    return out, (f, q, k, v, out)
+    out = jnp.where(asked[:, None], out, 0)
+    return out, (f, q, k, v, asked, out)
 
 
 def _backward(method, kept, g):
     del method
-    f, q, k, v, out = kept
+    f, q, k, v, asked, out = kept
+    g = jnp.where(asked[:, None], g, 0)
     c = with_rho(g, out)
     h = with_ones(v)
     # p~ 1 = 0: centred keys give the same, with less cancellation.
     dq = kernel(f, c, h, k - k.mean(0, keepdims=True))
     dk = kernel_transposed(f, c, h, q)
     dv = apply_transposed(f, g)
-    return dq, dk, dv, None
+    return dq, dk, dv, None, None
 
 
 head.defvjp(_forward, _backward)

@@ -6,13 +6,13 @@ Arrays lie tokens last: c numbers of n tokens are (c, n).
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from lora_limits.linalg import dot
 from lora_limits.polynomial import evaluation
 
 
-def split(x: Float[Array, "c n"], size: int) -> Float[Array, "blocks c size"]:
+def split(x: Shaped[Array, "c n"], size: int) -> Shaped[Array, "blocks c size"]:
     """The tokens in blocks of `size`, zeros behind the last one."""
     blocks = -(-x.shape[1] // size)
     missing = blocks * size - x.shape[1]
@@ -41,10 +41,11 @@ def evaluate(m: Float[Array, "k c"], parts: list[Float[Array, "_ n"]]) -> Float[
 
 
 def normalised(u: Float[Array, "c n"]) -> Float[Array, "c-1 n"]:
-    """u[1:] / u[0], NaN where the normaliser u[0] is not positive."""
+    """u[1:] / u[0], NaN where the normaliser u[0] is not positive, 0 where there was nothing to sum."""
     good = u[:1] > 0
+    nothing = (u == 0).all(0, keepdims=True)
     safe = jnp.where(good, u[:1], 1)
-    return jnp.where(good, u[1:] / safe, jnp.nan)
+    return jnp.where(good | nothing, u[1:] / safe, jnp.nan)
 
 
 def cotangent(
@@ -59,6 +60,21 @@ def cotangent(
     gout = jnp.where(good | (gout == 0), gout, jnp.nan)
     rho = (gout * jnp.where(good, out, 0)).sum(0, keepdims=True)
     return jnp.concatenate([-rho, gout]) / jnp.where(good, normaliser[None], 1)
+
+
+def asked_for(
+    gout: Float[Array, "dv n"],
+    x: Float[Array, "d n"],
+    out: Float[Array, "dv n"],
+    normaliser: Float[Array, " n"],
+) -> tuple[Float[Array, "d n"], Float[Array, "dv n"], Float[Array, " n"]]:
+    """(x, out, normaliser) with something harmless in the tokens whose outputs are not asked for.
+
+    Their features meet cotangents of 0, which must give 0 however large they are.
+    """
+    asked = (gout != 0).any(0)
+    x, out = (jnp.where(asked[None], z, 0) for z in (x, out))
+    return x, out, jnp.where(asked, normaliser, 1)
 
 
 def slopes(

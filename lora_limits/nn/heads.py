@@ -10,103 +10,106 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from lora_limits.checks import fail
 from lora_limits.factors.method import FactorMethod
 from lora_limits.gradients.methods import Exact, Polynomial
-from lora_limits.linalg import dot
-from lora_limits.nn import factored, polynomial_causal, polynomial_full
+from lora_limits.nn import exact, factored, polynomial_causal, polynomial_full
+from lora_limits.nn.visibility import Pattern, Tokens, runs
 from lora_limits.polynomial import monomials
 
-LOG_ENTRIES = 20  # log2 of the entries of a block's largest array
-LOG_BLOCKS = (7, 9)  # log2 of the fewest and the most tokens to a block
+LOG_ENTRIES = 20  # log2 of the entries of a block's largest array, on a CPU
+LOG_BLOCKS = (7, 9)  # log2 of the fewest and the most tokens to a block, on a CPU
+ENTRIES = 2**25  # of a block's largest array on an accelerator, which must be filled
+MOST_CAUSAL = 2048  # tokens to a causal block there: its own scores are computed exactly
+FEW = 128  # keys before which a polynomial of odd degree is not relied upon
 
 
 @functools.singledispatch
-def attend(method: Any, group: int, q, k, v, exists) -> jax.Array:
+def attend(method: Any, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
     """Outputs (n, Hv) of queries q (n, H) that read keys k (S, H) and values v (S, Hv).
 
-    exists: (S,) booleans, which keys there are. group: queries to a token where attention is
-    causal, side by side in q; 0 where it is not.
+    Queries that see no key may get anything but an error.
     Raises ValueError for methods that have no attention (Chain), and for what a method cannot do.
     """
     expected = "Exact, Polynomial or a factor (Skeleton, SparseLowRank, ...)"
     fail("method", repr(method), expected)
 
 
-@attend.register
-def _(method: Exact, group: int, q, k, v, exists) -> jax.Array:
-    return exact(method.block_size or q.shape[0], group, q, k, v, exists)
+def head(method: Any, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
+    """`attend`, but that a window is a band of f, which every method computes exactly."""
+    if pattern.window is None or attend.dispatch(type(method)) is attend.dispatch(object):
+        return attend(method, pattern, tokens, q, k, v)
+    return exact.band(pattern, tokens, q, k, v)
 
 
 @attend.register
-def _(method: FactorMethod, group: int, q, k, v, exists) -> jax.Array:
-    if group:
+def _(method: Exact, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
+    return exact.attend(method.block_size or q.shape[0], pattern, tokens, q, k, v)
+
+
+@attend.register
+def _(method: FactorMethod, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
+    if pattern.is_causal:
         expected = "Exact or Polynomial: a factor looks ahead"
         fail("method of causal attention", repr(method), expected)
-    return cast(jax.Array, factored.head(method, q, k, v, exists))
+    if tokens.query_document is not None:
+        fail("method of packed documents", repr(method), "Exact, or a causal Polynomial")
+    exists = jnp.repeat(tokens.query, pattern.group)
+    return cast(jax.Array, factored.head(method, q, k, v, exists, tokens.key))
 
 
 @attend.register
-def _(method: Polynomial, group: int, q, k, v, exists) -> jax.Array:
-    if group and method.series != "taylor":
+def _(method: Polynomial, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
+    if pattern.is_causal and method.series != "taylor":
         expected = "'taylor', which does not look ahead"
         fail("series of a causal Polynomial", repr(method.series), expected)
+    if tokens.query_document is not None and not (pattern.is_causal and pattern.packed):
+        expected = "Exact, or is_causal with the same segment ids for queries and keys"
+        fail("method of packed documents", repr(method), expected)
+    block = method.block_size or block_size(q, v, method.degree, pattern)
     # block_size counts queries, which a causal group has several of to a token.
-    block = method.block_size or _block_size(q.shape[1], v.shape[1], method.degree)
-    keys = -(-block // group) if group else block
+    keys = -(-block // pattern.group) if pattern.is_causal else block
     # Keys that fit in one block are cheaper exactly.
     if k.shape[0] <= keys:
-        return exact(block, group, q, k, v, exists)
-    if not group:
-        return polynomial_full.head(method, block, q, k, v, exists)
-    # Features lie tokens last, models tokens first.
-    out: Any = polynomial_causal.attend(keys, method.degree, q.T, k.T, exists.astype(q.dtype), v.T)
-    return out.T
+        return exact.attend(block, pattern, tokens, q, k, v)
+    if not pattern.is_causal:
+        return polynomial_full.head(method, block, pattern, tokens, q, k, v)
+    out = polynomial_causal.head(method.degree, keys, tokens, q, k, v)
+    if method.degree % 2 == 0 or (keys >= FEW and tokens.query_document is None):
+        return out
+    return _first_exactly(block, out, pattern, tokens, q, k, v)
 
 
-def _block_size(width: int, value_width: int, degree: int) -> int:
-    """Tokens to a block: a power of two whose largest array has about 2^20 entries."""
-    entries = max(monomials.count(width, degree), width * (1 + value_width))
-    fitting = (2**LOG_ENTRIES // entries).bit_length() - 1
-    fewest, most = LOG_BLOCKS
-    return 2 ** min(max(fitting, fewest), most)
+def _first_exactly(block: int, out, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
+    """out, with the first FEW rows of every document computed exactly.
 
-
-def exact(
-    block: int,
-    group: int,
-    q: Float[Array, "n h"],
-    k: Float[Array, "s h"],
-    v: Float[Array, "s hv"],
-    exists: Bool[Array, " s"],
-) -> Float[Array, "n hv"]:
-    """Softmax attention, `block` queries at a time, each block recomputed on the way back.
-
-    group as in `attend`. O(n S (H + Hv)) time, O(block S) memory, derivative included.
+    A polynomial of odd degree is negative somewhere, and so may its sum over few keys be.
     """
-    n = q.shape[0]
-    size = min(block, n)
-    blocks = -(-n // size)
+    group = pattern.group
+    if tokens.query_document is None:
+        few = min(FEW, k.shape[0])
+        tokens = Tokens(tokens.query[:few], tokens.key[:few])
+        first = exact.attend(block, pattern, tokens, q[: few * group], k[:few], v[:few])
+        return jnp.concatenate([first, out[few * group :]])
+    near = exact.band(pattern._replace(window=(FEW - 1, 0)), tokens, q, k, v)
+    at = jnp.arange(k.shape[0], dtype=jnp.int32) - runs(tokens.query_document)[0]
+    return jnp.where(jnp.repeat(at < FEW, group)[:, None], near, out)
 
-    def rows(tile):
-        q, i = tile
-        allowed = exists[None]
-        if group:
-            allowed = allowed & (i[:, None] // group >= jnp.arange(k.shape[0])[None])
-        s = jnp.where(allowed, dot(q, k.T), -jnp.inf)
-        # Finite for a query that sees no key: -inf less -inf would be NaN.
-        least = float(jnp.finfo(s.dtype).min)
-        # The largest score cancels in the output, so its derivative is not wanted.
-        top = jax.lax.stop_gradient(jnp.max(s, axis=1, keepdims=True, initial=least))
-        e = jnp.exp(s - top)
-        total = e.sum(1, keepdims=True)
-        return dot(e, v) / jnp.where(total > 0, total, 1)
 
-    if blocks == 1:
-        return rows((q, jnp.arange(n)))
-    padded = jnp.pad(q, ((0, blocks * size - n), (0, 0))).reshape(blocks, size, -1)
-    index = jnp.arange(blocks * size).reshape(blocks, size)
-    out = jax.lax.map(jax.checkpoint(rows, prevent_cse=False), (padded, index))
-    return out.reshape(blocks * size, -1)[:n]
+def block_size(q: jax.Array, v: jax.Array, degree: int, pattern: Pattern) -> int:
+    """Queries to a block.
+
+    On a CPU a power of two whose largest array has about 2^20 entries, to stay in cache; on an
+    accelerator the largest equal parts of the input of at most 2^25 entries.
+    """
+    width, value_width = q.shape[1], v.shape[1]
+    entries = max(monomials.count(width, degree), width * (1 + value_width))
+    if jax.default_backend() == "cpu":
+        fitting = (2**LOG_ENTRIES // entries).bit_length() - 1
+        fewest, most = LOG_BLOCKS
+        return 2 ** min(max(fitting, fewest), most)
+    fitting = max(ENTRIES // entries, 2 ** LOG_BLOCKS[0])
+    if pattern.is_causal:
+        fitting = min(fitting, MOST_CAUSAL)
+    return -(-q.shape[0] // -(-q.shape[0] // fitting))

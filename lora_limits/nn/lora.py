@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lora_limits.checks import check_integer, fail
+from lora_limits.checks import check_integer, check_number, fail, set_integers
 from lora_limits.linalg import dot
 from lora_limits.nn.attention import attention
 from lora_limits.problem import NAMES
@@ -38,11 +38,10 @@ class LoRA:
     adapt: tuple[str, ...] = ("query", "value")
 
     def __post_init__(self):
-        check_integer("rank", self.rank, 1)
+        set_integers(self, rank=1)
         if self.scaling not in SCALINGS:
             fail("scaling", repr(self.scaling), f"one of {list(SCALINGS)}")
-        if not math.isfinite(self.alpha):
-            fail("alpha", repr(self.alpha), "a finite number")
+        object.__setattr__(self, "alpha", check_number("LoRA alpha", self.alpha))
         if not isinstance(self.adapt, tuple) or not self.adapt or set(self.adapt) - set(NAMES):
             fail("adapt", repr(self.adapt), f"a tuple of names among {list(NAMES)}")
 
@@ -56,7 +55,7 @@ class Projection(nnx.Module):
     """x W + bias, and s (x B) A where it is adapted: (..., d_model) -> (..., d), never forming B A.
 
     kernel (d_model, d) and bias (d,) are nnx.Param; a (r, d), Gaussian, and b (d_model, r), zero,
-    are nnx.LoRAParam.
+    are nnx.LoRAParam. Returns the dtype of x, computed in that of x or the kernel, the wider one.
     """
 
     def __init__(
@@ -77,18 +76,23 @@ class Projection(nnx.Module):
             self.b = nnx.LoRAParam(jnp.zeros((d_model, lora.rank), jnp.float32))
 
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d"]:
-        y = dot(x, self.kernel[...])
+        dtype = _wider(x, self.kernel[...])
+        wide = x.astype(dtype)
+        y = dot(wide, self.kernel[...].astype(dtype))
         if self.a is not None and self.b is not None:
             # Through r columns: B A would be as large as W.
-            update = dot(dot(x, self.b[...]), self.a[...])
-            y = y + jnp.asarray(self.scale, y.dtype) * update
-        return y if self.bias is None else y + _along_last(self.bias[...], y)
+            update = dot(dot(wide, self.b[...].astype(dtype)), self.a[...].astype(dtype))
+            y = y + jnp.asarray(self.scale, dtype) * update
+        if self.bias is not None:
+            y = y + _along_last(self.bias[...].astype(dtype), y)
+        return y.astype(x.dtype)
 
 
 class Norm(nnx.Module):
-    """gain (x - mean x) / sd x + shift over the last axis, in the dtype of x.
+    """gain (x - mean x) / sd x + shift over the last axis.
 
-    flax.nnx's own norm refuses float64 under strict promotion.
+    Returns the dtype of x, computed in that of x or the gain, the wider one. flax.nnx's own norm
+    refuses float64 under strict promotion.
     """
 
     def __init__(self, width: int, *, epsilon: float = 1e-6):
@@ -97,8 +101,17 @@ class Norm(nnx.Module):
         self.shift = nnx.Param(jnp.zeros(width, jnp.float32))
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        y = to_unit_size(x - x.mean(-1, keepdims=True), self.epsilon)
-        return y * _along_last(self.gain[...], x) + _along_last(self.shift[...], x)
+        dtype = _wider(x, self.gain[...])
+        wide = x.astype(dtype)
+        y = to_unit_size(wide - wide.mean(-1, keepdims=True), self.epsilon)
+        gain = _along_last(self.gain[...].astype(dtype), wide)
+        shift = _along_last(self.shift[...].astype(dtype), wide)
+        return (y * gain + shift).astype(x.dtype)
+
+
+def _wider(x: jax.Array, parameter: jax.Array) -> Any:
+    """The dtype of more bits of the two."""
+    return max(x.dtype, parameter.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 def _along_last(vector: Float[Array, " width"], x: jax.Array) -> jax.Array:
@@ -123,7 +136,8 @@ class LoRAAttention(nnx.Module):
     hashable function (query, key, value, is_causal); static, so that a jitted function of the split
     module recompiles for a new method and never for one it has seen. softmax_1: exp(s_j) /
     (1 + sum exp(s)), a key and value of zeros that every query sees. normalised: every query and
-    key of a head is scaled to root mean square 1, so that no score passes sqrt(width).
+    key of a head is scaled to root mean square 1, so that no score passes sqrt(width). Returns the
+    dtype that it is given.
     Filters: nnx.LoRAParam holds the adapters, nnx.Param everything. Time and memory: those of the
     method.
     Raises ValueError for sizes below 1, and as LoRA and ll.attention do.
@@ -143,10 +157,9 @@ class LoRAAttention(nnx.Module):
         bias: bool = False,
         rngs: nnx.Rngs,
     ):
-        for name, size in (("d_model", d_model), ("heads", heads), ("width", width)):
-            check_integer(name, size, 1)
-        self.heads = heads
-        self.width = width
+        d_model = check_integer("d_model", d_model, 1)
+        self.heads = heads = check_integer("heads", heads, 1)
+        self.width = width = check_integer("width", width, 1)
         self.adapt = lora.adapt
         self.method = method
         self.is_causal = is_causal

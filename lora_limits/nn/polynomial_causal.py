@@ -11,19 +11,25 @@ Backward, with g_i = [-<gout_i, out_i>, gout_i] / D_i, M_{<b} is built again, in
 then from the last block to the first T_{>b} = sum_{i in blocks after b} psi(x_i) g_i, for dy and
 dv. What is kept for the way back is the inputs, D and the output. Nothing is centred or fitted:
 centres would be made of tokens yet to come.
+
+Documents are runs of tokens. One that a block shares with the block before is the last there and
+the first here, so that M need only hold the keys of one: it starts anew where a document does.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from lora_limits.coordinates.sweep import scan
 from lora_limits.linalg import dot
 from lora_limits.nn.features import (
+    asked_for,
     cotangent,
     evaluate,
     join,
@@ -33,17 +39,45 @@ from lora_limits.nn.features import (
     split,
     with_ones,
 )
+from lora_limits.nn.visibility import Tokens
 from lora_limits.polynomial import evaluation, monomials, series
 
 
-def _diagonal(
-    x: Float[Array, "d gn"], y: Float[Array, "d n"], w: Float[Array, "1 n"]
-) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
+class _Tile(NamedTuple):
+    """A block of tokens, or all of them: what the scans run over."""
+
+    x: Float[Array, "*blocks d gn"]
+    y: Float[Array, "*blocks d n"]
+    w: Float[Array, "*blocks 1 n"]
+    one_v: Float[Array, "*blocks dv_and_1 n"]
+    document: Int[Array, "*blocks 1 n"]
+
+    @property
+    def of_queries(self) -> Int[Array, "1 gn"]:
+        """The document of each query."""
+        return jnp.repeat(self.document, self.x.shape[1] // self.y.shape[1], axis=1)
+
+
+class _Sum(NamedTuple):
+    """Features summed over tokens of one document, on one side of a block."""
+
+    total: Float[Array, "k c"]
+    document: Int[Array, ""]
+
+    def plus(self, more: Float[Array, "k c"], document: Int[Array, ""]) -> _Sum:
+        """With `more` of a document, the same one or another that takes its place."""
+        kept = jnp.where(document == self.document, self.total, 0)
+        return _Sum(kept + more, document)
+
+
+def _diagonal(tile: _Tile) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
     """(exp(x_i . y_j - m_i) w_j for j <= i, else 0; exp(-m_i)), m_i >= 0 the largest exponent."""
+    x, y = tile.x, tile.y
     group = x.shape[1] // y.shape[1]
     token = np.arange(x.shape[1]) // group
     not_later = token[:, None] >= np.arange(y.shape[1])[None]
-    allowed = jnp.asarray(not_later) & (w > 0)
+    same = tile.document == tile.of_queries.T
+    allowed = jnp.asarray(not_later) & same & (tile.w > 0)
     s = dot(x.T, y)
     top = jnp.max(s, axis=1, keepdims=True, where=allowed, initial=0.0)
     # Later tokens are masked before exp too, so that none of them can overflow.
@@ -59,82 +93,113 @@ def attend(
     y: Float[Array, "d t"],
     w: Float[Array, " t"],
     v: Float[Array, "dv t"],
+    document: Int[Array, " t"],
 ) -> Float[Array, "dv gt"]:
-    """Outputs of the queries x, `block` tokens to a block.
+    """Outputs of the queries x, `block` tokens to a block. document: runs, numbered upwards.
 
     O(T G (k (1 + d_value) + block (d + d_value))) time, O(k (1 + d_value) + G block (k + block))
     memory besides inputs and outputs. NaN where the normaliser is not positive. The derivative in w
     is taken to be 0.
     """
-    return _forward(block, degree, x, y, w, v)[0]
+    return _forward(block, degree, x, y, w, v, document)[0]
 
 
-def _tiles(block, x, y, w, v):
-    """The blocks of (x, y, w, [1, v]), what both scans run over."""
+def _tiles(block, x, y, w, v, document) -> _Tile:
+    """The blocks of all tokens."""
     group = x.shape[1] // y.shape[1]
     size = min(block, y.shape[1])
-    return split(x, size * group), split(y, size), split(w[None], size), split(with_ones(v), size)
+    rows = (y, w[None], with_ones(v), document[None])
+    return _Tile(split(x, size * group), *(split(z, size) for z in rows))
 
 
-def _forward(block, degree, x, y, w, v):
+def _add_keys(before: _Sum, tile: _Tile, degree: int) -> _Sum:
+    """M of the document that goes on behind this block."""
+    last = tile.document[0, -1]
+    z = tile.one_v * jnp.where(tile.document == last, tile.w, 0)
+    return before.plus(monomials.products(monomials.by_degree(tile.y, degree), z), last)
+
+
+def _nothing(c, columns: int, document: Int[Array, ""]) -> _Sum:
+    return _Sum(jnp.zeros((c.shape[0], columns), c.dtype), document)
+
+
+def _forward(block, degree, x, y, w, v, document):
     width = y.shape[0]
     columns = 1 + v.shape[0]
     c = monomials.coefficients(series.taylor(degree, x.dtype), width)
 
-    def visit(m, tile):
-        x, y, w, one_v = tile
-        near, shrink = _diagonal(x, y, w)
+    def visit(before, tile):
+        near, shrink = _diagonal(tile)
         # Both parts of u are scaled by exp(-m_i), which cancels in the output.
-        before = evaluate(c * m, monomials.by_degree(x, degree)) * shrink
-        u = before + dot(one_v, near.T)
-        m = m + monomials.products(monomials.by_degree(y, degree), one_v * w)
-        return m, jnp.concatenate([u[:1], normalised(u)])
+        shrink = jnp.where(tile.of_queries == before.document, shrink, 0)
+        far = evaluate(c * before.total, monomials.by_degree(tile.x, degree)) * shrink
+        u = far + dot(tile.one_v, near.T)
+        return _add_keys(before, tile, degree), jnp.concatenate([u[:1], normalised(u)])
 
-    start = jnp.zeros((c.shape[0], columns), x.dtype)
-    both = jax.lax.scan(visit, start, _tiles(block, x, y, w, v))[1]
+    start = _nothing(c, columns, document[0])
+    both = scan(visit, start, _tiles(block, x, y, w, v, document))[1]
     both = join(both, x.shape[1])
     normaliser, out = both[0], both[1:]
-    return out, (x, y, w, v, normaliser, out)
+    return out, (x, y, w, v, document, normaliser, out)
 
 
 def _backward(block, degree, kept, gout):
-    x, y, w, v, normaliser, out = kept
+    x, y, w, v, document, normaliser, out = kept
+    x, out, normaliser = asked_for(gout, x, out, normaliser)
     width = y.shape[0]
     columns = 1 + v.shape[0]
     group = x.shape[1] // y.shape[1]
     c = monomials.coefficients(series.taylor(degree, x.dtype), width)
-    tiles = _tiles(block, x, y, w, v)
-    start = jnp.zeros((c.shape[0], columns), x.dtype)
+    tiles = _tiles(block, x, y, w, v, document)
 
-    def before(m, tile):
-        (x, y, w, one_v), g = tile
-        near, shrink = _diagonal(x, y, w)
+    def earlier_keys(before, this):
+        tile, g = this
+        near, shrink = _diagonal(tile)
         # D was kept scaled by exp(-m_i), so g is right for the diagonal and too large beyond it.
-        far = g * shrink
-        p = near * dot(g.T, one_v)
-        lifted = evaluation.make(c * m, columns, width, degree)
-        dx = slopes(lifted, x, monomials.by_degree(x, lower(degree) - 1), far)[1]
-        dx = dx + dot(y, p.T)
-        m = m + monomials.products(monomials.by_degree(y, degree), one_v * w)
-        near_dy = dot(x, p)
-        near_dv = dot(g[1:], near)
-        return m, (dx, far, jnp.concatenate([near_dy, near_dv]))
+        far = g * jnp.where(tile.of_queries == before.document, shrink, 0)
+        p = near * dot(g.T, tile.one_v)
+        lifted = evaluation.make(c * before.total, columns, width, degree)
+        parts = monomials.by_degree(tile.x, lower(degree) - 1)
+        dx = slopes(lifted, tile.x, parts, far)[1] + dot(tile.y, p.T)
+        near_keys = jnp.concatenate([dot(tile.x, p), dot(g[1:], near)])
+        return _add_keys(before, tile, degree), (dx, far, near_keys)
 
-    def after(total, tile):
-        (x, y, w, one_v), far = tile
-        back = evaluation.make(c * total, columns, width, degree)
-        u, dy = slopes(back, y, monomials.by_degree(y, lower(degree) - 1), one_v * w)
-        dv = u[1:] * w
-        total = total + monomials.products(monomials.by_degree(x, degree), far)
-        return total, jnp.concatenate([dy, dv])
+    def later_queries(after, this):
+        tile, far = this
+        back = evaluation.make(c * after.total, columns, width, degree)
+        w = jnp.where(tile.document == after.document, tile.w, 0)
+        parts = monomials.by_degree(tile.y, lower(degree) - 1)
+        u, dy = slopes(back, tile.y, parts, tile.one_v * w)
+        more = monomials.products(monomials.by_degree(tile.x, degree), far)
+        # Of the queries here, those of the first document alone see keys of earlier blocks.
+        return after.plus(more, tile.document[0, 0]), jnp.concatenate([dy, u[1:] * w])
 
-    queries_a_block = tiles[1].shape[2] * group
-    g = split(cotangent(gout, out, normaliser), queries_a_block)
-    dx, far, near_keys = jax.lax.scan(before, start, (tiles, g))[1]
-    far_keys = jax.lax.scan(after, start, (tiles, far), reverse=True)[1]
+    g = split(cotangent(gout, out, normaliser), tiles.y.shape[2] * group)
+    start = _nothing(c, columns, document[0])
+    dx, far, near_keys = scan(earlier_keys, start, (tiles, g))[1]
+    end = _nothing(c, columns, document[-1])
+    far_keys = scan(later_queries, end, (tiles, far), reverse=True)[1]
     keys = join(near_keys + far_keys, y.shape[1])
     dy, dv = keys[:width], keys[width:]
-    return join(dx, x.shape[1]), dy, jnp.zeros_like(w), dv
+    return join(dx, x.shape[1]), dy, jnp.zeros_like(w), dv, None
 
 
 attend.defvjp(_forward, _backward)
+
+
+def head(
+    degree: int,
+    block: int,
+    tokens: Tokens,
+    q: Float[Array, "n d"],
+    k: Float[Array, "t d"],
+    v: Float[Array, "t dv"],
+) -> Float[Array, "n dv"]:
+    """Outputs of one key head, `block` tokens to a block, by Taylor's polynomial."""
+    document = tokens.query_document
+    if document is None:
+        document = jnp.zeros_like(tokens.key, jnp.int32)
+    # Features lie tokens last, models tokens first.
+    exists = tokens.key.astype(q.dtype)
+    out: Any = attend(block, degree, q.T, k.T, exists, v.T, document)
+    return out.T

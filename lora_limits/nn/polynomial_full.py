@@ -25,9 +25,11 @@ from jaxtyping import Array, Bool, Float
 
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.sampling import sample_rows
+from lora_limits.coordinates.sweep import scan
 from lora_limits.gradients.methods import Polynomial
 from lora_limits.linalg import dot
 from lora_limits.nn.features import (
+    asked_for,
     cotangent,
     evaluate,
     join,
@@ -37,6 +39,7 @@ from lora_limits.nn.features import (
     split,
     with_ones,
 )
+from lora_limits.nn.visibility import Pattern, Tokens
 from lora_limits.polynomial import evaluation, monomials, series
 
 QUERIES = 64  # sampled, for the scores that a series is fitted to
@@ -78,7 +81,7 @@ def _forward(block, c, x, y, w, v):
     start = jnp.zeros((monomials.count(width, degree), z.shape[0]), x.dtype)
     by_key = min(block, y.shape[1])
     tiles = (split(y, by_key), split(z, by_key))
-    m = jax.lax.scan(add_keys, start, tiles)[0]
+    m = scan(add_keys, start, tiles)[0]
     m = m * monomials.coefficients(c, width)
 
     by_query = min(block, x.shape[1])
@@ -92,6 +95,7 @@ def _backward(block, kept, gout):
     degree = c.shape[0] - 1
     width = y.shape[0]
     columns = m.shape[1]
+    x, out, normaliser = asked_for(gout, x, out, normaliser)
     lifted = evaluation.make(m, columns, width, degree)
 
     def queries(total, tile):
@@ -112,7 +116,7 @@ def _backward(block, kept, gout):
     by_query = min(block, x.shape[1])
     g = cotangent(gout, out, normaliser)
     tiles = (split(x, by_query), split(g, by_query))
-    total, dx = jax.lax.scan(queries, jnp.zeros_like(m), tiles)
+    total, dx = scan(queries, jnp.zeros_like(m), tiles)
     # dy, dw and dv, from C T
     back = evaluation.make(total * monomials.coefficients(c, width), columns, width, degree)
     by_key = min(block, y.shape[1])
@@ -126,21 +130,30 @@ attend.defvjp(_forward, _backward)
 
 
 def coefficients(
-    method: Polynomial, x: Float[Array, "d n"], y: Float[Array, "d s"], w: Float[Array, " s"]
+    method: Polynomial,
+    x: Float[Array, "d n"],
+    y: Float[Array, "d s"],
+    asked: Bool[Array, " n"],
+    w: Float[Array, " s"],
 ) -> Float[Array, " g_and_1"]:
-    """Coefficients of P on the range of the scores, |s| <= max |x_i| max |y_j|."""
+    """Coefficients of P on the range of the scores, |s| <= max |x_i| max |y_j|.
+
+    Of the queries that `asked` says there are, and the keys that have a weight.
+    """
     if method.series == "taylor":
         return series.taylor(method.degree, x.dtype)
-    # Padding has weight 0 and must not stretch the range.
+    # Padding must not stretch the range.
+    longest_query = jnp.where(asked, (x**2).sum(0), 0).max()
     longest_key = jnp.where(w > 0, (y**2).sum(0), 0).max()
-    longest = jnp.sqrt((x**2).sum(0).max() * longest_key)
+    longest = jnp.sqrt(longest_query * longest_key)
     # Rounding must not put a score outside of the range.
     rounding = 64 * float(jnp.finfo(x.dtype).eps)
     radius = jnp.maximum(longest * (1 + rounding), LEAST_RADIUS)
 
     scores = dot(sample_rows(x.T, QUERIES), sample_rows(y.T).T)
     scores = jnp.clip(scores, -radius, radius)
-    weights = jnp.broadcast_to(sample_rows(w[:, None]).T, scores.shape)
+    of_query = sample_rows(asked.astype(x.dtype)[:, None], QUERIES)
+    weights = of_query * sample_rows(w[:, None]).T
     # Weights that are all 0 would be divided by their sum.
     weights = weights + float(jnp.finfo(x.dtype).tiny)
     sample = (scores.reshape(-1), weights.reshape(-1))
@@ -150,19 +163,21 @@ def coefficients(
 def head(
     method: Polynomial,
     block: int,
+    pattern: Pattern,
+    tokens: Tokens,
     q: Float[Array, "n d"],
     k: Float[Array, "s d"],
     v: Float[Array, "s dv"],
-    exists: Bool[Array, " s"],
 ) -> Float[Array, "n dv"]:
     """Outputs of one key head. Its centres and its series are constants to the derivative."""
     hold = jax.lax.stop_gradient
-    frame = frames.of_rows(hold(q), hold(k), hold(v), exists, method.centred)
+    asked = jnp.repeat(tokens.query, pattern.group)
+    frame = frames.of_rows(hold(q), hold(k), hold(v), asked, tokens.key, method.centred)
     k = k - frame.mu[None]
     x = dot(frame.to_x, (q - frame.nu[None]).T)
     y = dot(frame.to_y, k.T)
-    w = frame.weights(k, exists)
-    c = coefficients(method, hold(x), hold(y), hold(w))
+    w = frame.weights(k, tokens.key)
+    c = coefficients(method, hold(x), hold(y), asked, hold(w))
     # Rows of f~ sum to 1: the mean of the values passes unchanged, and errors scale with the rest.
     out: Any = attend(block, c, x, y, w, (v - frame.v_mean[None]).T)
     return out.T + frame.v_mean[None]

@@ -12,6 +12,7 @@ from lora_limits.diagnose.activations import NAMES, Layer
 from lora_limits.diagnose.adapters import Projection, join
 from lora_limits.instruments.comparing import softmax
 from lora_limits.problem import projections
+from tests.support.tools import later
 
 LENGTH, D_MODEL, HEADS, GROUPS, WIDTH, RANK = 24, 10, 4, 2, 3, 2
 
@@ -208,6 +209,31 @@ def test_windows_laid_end_to_end_are_one_text_with_their_own_noise():
     # they are
     both = np.concatenate([p.target for p in problems])
     np.testing.assert_allclose(long.target, both, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [4096, *later(8192)])
+def test_adapters_that_add_nothing_are_no_constants_of_a_program(tokens):
+    """XLA's CPU compiler makes NaN of them at these lengths: the frozen head's own target is the
+    same again, to rounding.
+    """
+    rng = np.random.default_rng(0)
+    x = np.asarray(rng.normal(size=(tokens, 384)), np.float32)
+    w = np.asarray(rng.normal(size=(384, 4)) / 20, np.float32)
+    a = np.asarray(rng.normal(size=(2, 4)), np.float32)
+    adapter = ll.Adapter(a, np.asarray(rng.normal(size=(384, 2)) / 20, np.float32))
+    problem = ll.LoRAProblem(
+        x,
+        x,
+        x,
+        x[:, :4],
+        weights=ll.AttentionWeights(w, w, w),
+        adapters={"query": adapter, "value": adapter},
+        scale=1.0,
+        beta=0.5,
+    )
+    cool = altered.cooled(problem, np.float32(1.0))
+    np.testing.assert_allclose(cool.target, problem.target, atol=1e-5)
+    assert np.isfinite(altered._noise_of_target(problem)).all()
 
 
 def test_the_norm_needed_is_where_the_error_crosses_the_tolerance():

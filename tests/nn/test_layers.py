@@ -10,7 +10,7 @@ from flax import nnx
 
 import lora_limits as ll
 from lora_limits.nn import per_layer
-from lora_limits.nn.lora import LoRA, LoRAAttention
+from lora_limits.nn.lora import LoRA, LoRAAttention, Norm
 from lora_limits.training import loop
 from tests.support.plain_transformer import attend, average, logits, make, tokens
 from tests.support.tools import quick_jit
@@ -195,6 +195,19 @@ def test_the_method_chosen_is_the_first_within_the_tolerance():
         ) == (method,)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_layers_return_the_dtype_that_they_are_given(dtype):
+    """Computed in no less than that of the parameters, here single precision."""
+    rngs = nnx.Rngs(3)
+    module = LoRAAttention(5, 2, 3, FULL, method=ll.Polynomial(2), bias=True, rngs=rngs)
+    x = normal(1, 4, 5)
+    want = module(x)
+    for y, of_wide in ((module(x.astype(dtype)), want), (Norm(5)(x.astype(dtype)), Norm(5)(x))):
+        assert y.dtype == dtype
+        tolerance = 8 * float(jnp.finfo(dtype).eps) + 1e-6
+        np.testing.assert_allclose(y.astype(jnp.float64), of_wide, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -203,6 +216,7 @@ def test_the_method_chosen_is_the_first_within_the_tolerance():
         (lambda: LoRA(adapt=("output",)), r"adapt: got \('output',\), expected"),
         (lambda: LoRA(adapt=["query"]), r"adapt: got \['query'\], expected a tuple"),
         (lambda: LoRA(alpha=float("nan")), "alpha: got nan, expected"),
+        (lambda: LoRA(alpha="16"), "alpha: got '16', expected a finite number"),
         (
             lambda: LoRAAttention(4, 0, 2, FULL, method=ll.Exact(), rngs=nnx.Rngs(0)),
             "heads: got 0, expected",
