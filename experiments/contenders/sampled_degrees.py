@@ -175,7 +175,9 @@ def _look(problem: ll.LoRAProblem, drawn: Draw | None, key: jax.Array, *, highes
 def _errors(
     problem: ll.LoRAProblem, frame: Frame, at: Queries, moments, *, noise: float, whole: bool
 ):
-    """{array: (relative errors, their standard errors)} and the least normaliser, by degree."""
+    """{array: (relative errors, their standard errors)} and the least normaliser, by degree; and the
+    root mean square of the centred scores.
+    """
     exact, powers = moments
     truth = _parts(problem, frame, at, sampled_moments.row(exact, exact))
     sizes = {name: _square(parts, at.weights, noise, whole) for name, parts in truth.items()}
@@ -187,18 +189,31 @@ def _errors(
         squares = {name: _square(x, at.weights, noise, whole) for name, x in gaps.items()}
         return {name: _relative(squares[name], sizes[name]) for name in squares}
 
-    return jax.lax.map(of_degree, (plain, prime)), plain.total.min(1) / frame.total
+    # sum_j w_j s_ij^2 / sum_j w_j, over all queries
+    squares = 2 * powers.total[2] / powers.total[0]
+    score = jnp.sqrt((at.weights * squares).sum() / at.weights.sum())
+    return jax.lax.map(of_degree, (plain, prime)), plain.total.min(1) / frame.total, score
 
 
 class Scan(NamedTuple):
     """Errors of every degree 0 .. highest. errors, spread: {array: (degrees,)}, the relative
     Frobenius error and its standard error; normaliser: the smallest row sum met at each degree, over
-    that of degree 0: not positive, and the degree is not to be used.
+    that of degree 0: not positive, and the degree is not to be used. score: the root mean square of
+    the centred scores, keys by their weights.
     """
 
     errors: dict[str, np.ndarray]
     spread: dict[str, np.ndarray]
     normaliser: np.ndarray
+    score: float
+
+    def worst(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the largest error over the arrays at each degree, the standard error of that one)."""
+        errors = np.stack(list(self.errors.values()))
+        spread = np.stack(list(self.spread.values()))
+        first = errors.argmax(0)
+        at = np.arange(errors.shape[1])
+        return errors[first, at], spread[first, at]
 
 
 def scan(
@@ -215,7 +230,7 @@ def scan(
     Expected over a target whose mean is problem.target and whose noise has standard deviation
     `noise`; noise = 0 is the problem as it is. rows: queries drawn, with `key`. Where there are no
     more tokens than that, or with `alike`, which is for tokens that repeat, every (kind of) query is
-    looked at and the standard errors are 0. In double precision.
+    looked at and the standard errors are 0. highest is at least 2. In double precision.
     O(rows L highest d_model d_value) time, nothing L x L.
     """
     problem = as_jax(problem)
@@ -227,11 +242,14 @@ def scan(
         whole = Draw(np.arange(length, dtype=np.int32), np.ones(length))
     key = jax.random.key(0) if key is None else key
     looked = _look(problem, whole, key, highest=highest, rows=rows)
-    errors, normaliser = _program()(problem, *looked, noise=float(noise), whole=whole is not None)
+    errors, normaliser, score = _program()(
+        problem, *looked, noise=float(noise), whole=whole is not None
+    )
     return Scan(
         {name: np.asarray(value) for name, (value, _) in errors.items()},
         {name: np.asarray(spread) for name, (_, spread) in errors.items()},
         np.asarray(normaliser),
+        float(score),
     )
 
 

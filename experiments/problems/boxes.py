@@ -9,6 +9,7 @@ boundary and all that is measured on it are drawn from these. A family of one's 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -83,7 +84,7 @@ def problem(
 def _gadget(
     rng: np.random.Generator, adapted: ll.LoRAProblem, length: int, gamma: float
 ) -> ll.LoRAProblem:
-    """Hamming's gadget on random points of {0,1}^(d/2), all of its d columns used: half of the
+    """Hamming's gadget on random points of {0,1}^floor(d/2), all of its d columns used: half of the
     queries live, half of the keys real, the rest pads.
 
     The pads weigh as much as the real keys of a usual query do: where the decider, which raises
@@ -91,13 +92,13 @@ def _gadget(
     which most do once 2^(d/2) is below L. beta = 2/d is the gadget's own.
     """
     width = adapted.weights.query.shape[1]
-    if width % 2 or length < gadgets.LEAST_TOKENS or length & (length - 1):
-        fail(
-            "gadget", f"width {width}, length {length}", "an even width and a power of two from 64"
-        )
+    if width < 2 or length < gadgets.LEAST_TOKENS or length & (length - 1):
+        fail("gadget", f"width {width}, length {length}", "two columns and a power of two from 64")
     bits = width // 2
     a, b = rng.integers(0, 2, (2, length // 2, bits))
     gadget = gadgets.hamming_gadget(a, b, distance=0, gap=1)
+    # the column that is left over at an odd width carries pads too
+    gadget = dataclasses.replace(gadget, pad_width=width - bits)
     beta0 = gamma**2 / bits
     # sum_j exp(beta0 x_i . y_j) is n cosh(beta0)^bits on average over the points
     raised = math.log(length / 2) + bits * math.log(math.cosh(beta0)) - beta0 * gadget.level

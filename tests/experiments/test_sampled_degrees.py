@@ -151,8 +151,8 @@ def test_other_families_and_gadgets_that_do_not_fit_are_refused():
     shape = {"rank": 1, "gamma": 1.0}
     with pytest.raises(ValueError, match="family: got 'noise', expected one of uniform, "):
         boxes.problem("noise", 0, length=64, width=4, **shape)
-    with pytest.raises(ValueError, match="gadget: got width 5, length 64, expected an even width"):
-        boxes.problem("gadget", 0, length=64, width=5, **shape)
+    with pytest.raises(ValueError, match="gadget: got width 4, length 96, expected two columns"):
+        boxes.problem("gadget", 0, length=96, width=4, **shape)
 
 
 @pytest.mark.slow
