@@ -7,6 +7,8 @@ accuracy   one problem of a family: relative errors of every degree, per array, 
            (contenders/sampled_degrees.py), and the degree and k* that each tolerance needs
 time       one (L, d): seconds of every degree that may win and of every exact contender, by turns;
            neither depends on the numbers in a problem, so cells of one (L, d) share them
+stream     tokens in a file, read chunk by chunk: seconds of one degree, its error from sampled
+           queries, and what the exact gradient would take, extrapolated
 counted    beyond what runs: the degree that the bound R asks for, and its exponent log k* / log L
 """
 
@@ -14,17 +16,21 @@ from __future__ import annotations
 
 import functools
 import math
+import tempfile
+import time
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from pydantic import PositiveFloat, PositiveInt
 
-from experiments.contenders import race, sampled_degrees
+import lora_limits as ll
+from experiments.contenders import degree_times, sampled_degrees
 from experiments.contenders.needed_degrees import needed
-from experiments.problems import boxes
+from experiments.problems import boxes, token_files
 from experiments.runner.config import Fields
-from lora_limits.instruments.timing import interleaved, temporary_bytes
+from lora_limits.instruments.timing import median_time
 from lora_limits.polynomial.needed import degree_needed, width_exponent
 
 VERSION = 2
@@ -32,8 +38,8 @@ SHARED = ("rank", "rows", "repeats", "max_seconds", "most_degree")
 X64 = True
 HIGHEST = 32  # no degree above it is measured
 MOST_EXPONENT = 1.6  # nor one whose features are more than L to this power
-MAX_BYTES = 6e9  # an exact contender that asks for more is not run
-IN_THE_RACE = 1.5  # times as slow as the fastest in the first round, and it is not run again
+STREAM_ROWS = 64  # queries drawn for the error of a stream
+PILOT = 8192  # tokens of the exact gradient that a stream's is extrapolated from
 
 Family = Literal["uniform", "gaussian", "outliers", "gadget"]
 
@@ -43,7 +49,8 @@ class Config(Fields):
 
     long_lengths x long_gammas x long_families: the same at width ceil(log2 L), one seed. R =
     gamma^2 bounds the scores. rows: queries drawn. timed: lengths of the "time" points, at the
-    timed_width and at ceil(log2 L); degrees to most_degree whose k is at most 2 L.
+    timed_width and at ceil(log2 L); degrees to most_degree whose k is at most 2 L. streamed: lengths
+    of the "stream" points.
     """
 
     lengths: tuple[PositiveInt, ...]
@@ -61,6 +68,10 @@ class Config(Fields):
     most_degree: PositiveInt = 10
     repeats: PositiveInt = 5
     max_seconds: PositiveFloat = 10.0
+    streamed: tuple[PositiveInt, ...] = ()
+    streamed_width: PositiveInt = 8
+    streamed_gamma: PositiveFloat = 0.7
+    streamed_degree: PositiveInt = 5
     counted_exponents: tuple[PositiveInt, ...] = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
     counted_ratios: tuple[PositiveFloat, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
 
@@ -84,6 +95,16 @@ def points(config: Config) -> list[dict[str, Any]]:
     for n in config.timed:
         widths = {"fixed": config.timed_width, "growing": _growing(n)}
         out += [{"kind": "time", "slice": s, "length": n, "width": d} for s, d in widths.items()]
+    out += [
+        {
+            "kind": "stream",
+            "length": n,
+            "width": config.streamed_width,
+            "gamma": config.streamed_gamma,
+            "degree": config.streamed_degree,
+        }
+        for n in config.streamed
+    ]
     return out + [
         {"kind": "counted", "slice": s, "log2_length": e, "width": d or e, "ratio": r}
         for s, d in (("fixed", config.timed_width), ("growing", 0))
@@ -106,7 +127,7 @@ def _cell(kind: str, family: str, n: int, width: int, gamma: float, seed: int) -
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """The metrics of a point of any kind."""
-    kinds = {"accuracy": _accuracy, "time": _time, "counted": _counted}
+    kinds = {"accuracy": _accuracy, "time": _time, "stream": _stream, "counted": _counted}
     return kinds[point["kind"]](point, config)
 
 
@@ -164,32 +185,47 @@ def _short(x: Any) -> float:
 
 
 def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """float32 seconds, as training is: {"exact": {...}, "degrees": {g: {...}}}, and what was left
-    out of the race after its first round.
-    """
+    """float32 seconds, as training is, of the degrees that may win and of the exact gradients."""
     length, width = point["length"], point["width"]
     problem = boxes.problem("uniform", 0, length=length, width=width, rank=config.rank, gamma=1.0)
     problem = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
-    calls = {}
-    for name, contender in race.exact_contenders(length, tuned=True).items():
-        program = jax.jit(contender.parts["gradient"]).lower(problem).compile()
-        if (temporary_bytes(program) or 0) <= MAX_BYTES:
-            calls[name] = functools.partial(program, problem)
-    first = interleaved(calls, repeats=1, max_seconds=1.0)
-    least = min(x["seconds"] for x in first.values())
-    exact = [name for name in calls if first[name]["seconds"] <= IN_THE_RACE * least]
+    # with more features than twice the tokens none can win
     degrees = [g for g in range(1, config.most_degree + 1) if math.comb(width + g, g) <= 2 * length]
-    racing = {name: calls[name] for name in exact}
-    for g in degrees:
-        gradient = race.polynomial(g, width).parts["gradient"]
-        racing[str(g)] = functools.partial(jax.jit(gradient), problem)
-    times = interleaved(racing, repeats=config.repeats, max_seconds=config.max_seconds)
-    best = min(exact, key=lambda name: times[name]["seconds"])
+    return degree_times.times(
+        problem, degrees, repeats=config.repeats, max_seconds=config.max_seconds
+    )
+
+
+def _stream(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """In double precision. What an exact gradient takes is that of PILOT tokens, times (L / PILOT)^2."""
+    length, width, degree = point["length"], point["width"], point["degree"]
+    named = {"rank": config.rank, "gamma": point["gamma"]}
+    method = ll.Polynomial(degree)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tokens.npy")
+        token_files.write(path, 0, length=length, width=width)
+        start = time.perf_counter()
+        result = ll.streamed_gradient(token_files.chunks(path, 0, **named), method)
+        jax.block_until_ready(result.gradient)
+        seconds = time.perf_counter() - start
+        problem = token_files.whole(path, 0, **named)
+    scan = sampled_degrees.scan(problem, highest=degree, rows=STREAM_ROWS)
+    worst, spread = scan.worst()
+    tokens = min(PILOT, length)
+    pilot = boxes.problem("uniform", 0, length=tokens, width=width, **named)
+    exact = jax.jit(lambda p: ll.gradient(p, ll.Exact(1024)).gradient)
+    took = median_time(exact, pilot, repeats=config.repeats, max_seconds=config.max_seconds)
+    bound = point["gamma"] ** 2
     return {
-        "best": best,
-        "exact": {name: times[name] for name in exact},
-        "degrees": {str(g): times[str(g)] for g in degrees},
-        "left_out": {n: x["seconds"] for n, x in first.items() if n not in exact},
+        "score_ratio": bound / math.log(length),
+        "features": result.rank,
+        "exponent": math.log(result.rank or 1) / math.log(length),
+        "seconds": seconds,
+        "error": _short(worst[degree]),
+        "spread": _short(spread[degree]),
+        "arrays": {name: _short(errors[degree]) for name, errors in scan.errors.items()},
+        "exact_seconds": took["seconds"] * (length / tokens) ** 2,
+        "file_bytes": 4 * length * width,
     }
 
 
