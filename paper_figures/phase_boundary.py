@@ -83,10 +83,12 @@ def _axes(ax: Axes, cells: boundary.Points) -> None:
     powers = sorted({round(math.log2(p["length"])) for p in cells}) or [9, 16]
     ax.set_xlim(powers[0] - 0.5, powers[-1] + 0.5)
     ax.set_ylim(*HEIGHTS)
-    ax.set_xticks(powers[:: max(1, len(powers) // 6)])
+    ax.set_xticks([t for t in powers if t % 2 == 0] if len(powers) > 4 else powers)
     ax.set_xlabel(r"$\log_2 L$")
     ticks = range(HEIGHTS[0], HEIGHTS[1] + 1, 2)
     ax.set_yticks(list(ticks), [_power(t) for t in ticks])
+    if not ax.get_subplotspec().is_last_col():  # pyright: ignore
+        return
     right = ax.secondary_yaxis("right", functions=(_half, _twice))
     right.set_yticks([t / 2 for t in ticks], [_power(t // 2) for t in ticks])
     right.set_ylabel(r"$\Gamma/\sqrt{\ln L}$", fontsize=7)
@@ -162,7 +164,9 @@ def _picks(ax: Axes, cells: boundary.Points, times: boundary.Clock | None, toler
     image = ax.pcolormesh(
         x, y, z, cmap=ListedColormap(PICKS), norm=norm, shading="nearest", rasterized=True
     )
-    bar = ax.figure.colorbar(image, ax=ax, pad=0.18, aspect=14)
+    if not ax.get_subplotspec().is_last_col():  # pyright: ignore
+        return
+    bar = ax.figure.colorbar(image, ax=ax, pad=0.22, aspect=14)
     names = ["exact", *(f"{g}" for g in range(1, len(PICKS) - 1)), f"{len(PICKS) - 1}+"]
     bar.set_ticks(list(range(len(PICKS))), labels=names)
     bar.ax.set_title("degree", fontsize=7)
@@ -182,12 +186,13 @@ def _law(ax: Axes, laws: dict[str, boundary.Law | None]) -> None:
         ax.plot(x, y, ".", markersize=1.5, color=colour, alpha=0.5, rasterized=True)
         ax.plot([], [], ".", markersize=4, color=colour, label=text)
     ax.plot([0, 2], [0, 2], color="black", linewidth=0.7)
-    ax.set_xlim(0.2, 1.7)
-    ax.set_ylim(0.2, 1.7)
+    ax.set_xlim(0.1, 1.8)
+    ax.set_ylim(0.1, 2.7)
     ax.set_xlabel(r"$\log k^\star / \log L$ predicted")
     ax.set_ylabel("measured")
     if any(laws.values()):
-        ax.legend(loc="upper left", handlelength=0.8, labelspacing=0.1, borderaxespad=0)
+        look: dict[str, Any] = {"handlelength": 0.5, "labelspacing": 0.1, "handletextpad": 0.3}
+        ax.legend(loc="upper left", borderaxespad=0, **look)
 
 
 def _continued(ax: Axes, rows: boundary.Points, law: boundary.Law | None) -> None:
@@ -207,12 +212,13 @@ def _continued(ax: Axes, rows: boundary.Points, law: boundary.Law | None) -> Non
     ax.set_xlabel(r"$\log_2 L$")
     ax.set_ylabel(r"$\log k^\star / \log L$")
     ax.set_yscale("log", base=2)
+    ax.set_ylim(0.12, 5)
     ax.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     keys = [
         Line2D([], [], color="black", label="uniform, by the law"),
         Line2D([], [], **COUNTED, label="worst case, by the bound"),
     ]
-    ax.legend(handles=keys, loc="upper right", handlelength=1.6, labelspacing=0.1)
+    ax.legend(handles=keys, loc="lower right", handlelength=1.6, labelspacing=0.1)
 
 
 def _keys(fig: Figure) -> None:

@@ -89,7 +89,10 @@ def _gadget(
 
     The pads weigh as much as the real keys of a usual query do: where the decider, which raises
     them step by step, reads its answer. Scores reach gamma^2 wherever a query meets its own point,
-    which most do once 2^(d/2) is below L. beta = 2/d is the gadget's own.
+    which most do once 2^(d/2) is below L. beta = 2/d is the gadget's own. It is the worst case for
+    polynomials, which see nothing but the scores; with only 2^(d/2) different points f has no
+    higher rank, and other factors, or merged tokens, may find it easy. Hardness for every algorithm
+    asks for points in a dimension of many times log2 L.
     """
     width = adapted.weights.query.shape[1]
     if width < 2 or length < gadgets.LEAST_TOKENS or length & (length - 1):

@@ -193,3 +193,20 @@ def chain(rows: Rows) -> list[Line]:
                     ratios["gradients" if "." in name else "terms"].append(bound / error)
     told = [f"{span(values)} times the error of {name}" for name, values in ratios.items()]
     return [("bounds of Lemmas 3.3 to 3.7 as corrected, polynomial factors", listed(told))]
+
+
+def levels(rows: Rows) -> list[Line]:
+    """Ranks beside the chain's widths, at the longest length."""
+    found = points(rows, kind="family", family="uniform")
+    longest = max(p["length"] for p in found)
+    told = []
+    for p in sorted((p for p in found if p["length"] == longest), key=lambda p: p["gamma"]):
+        ranks, widths = p["ranks"]["1/L"], p["widths"]["1/L"]
+        width = "none" if widths["p"] is None else f"{widths['p']:,}"
+        told.append(f"{ranks['p']} (chain {width}) at {plain(p['gamma'] ** 2 / np.log(longest))}")
+    what = f"rank of p at error 1/L, uniform, d = log2 L, L = {longest}, by R / ln L"
+    heads = [p["ranks"]["1/L"]["p"] / p["tokens"] for p in points(rows, kind="head")]
+    lines = [(what, listed(told))]
+    if heads:
+        lines.append(("rank of p over L at error 1/L, real heads", span(heads)))
+    return lines

@@ -23,6 +23,7 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
     ("phase_boundary", limits.boundary_speed),
     ("phase_boundary", limits.law),
     ("phase_boundary", limits.counted),
+    ("levels", limits.levels),
     ("rates", speed.rates),
     ("norm_rank", limits.norms),
     ("chain_errors", limits.chain),
