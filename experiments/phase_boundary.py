@@ -1,182 +1,260 @@
 """Theorems 3.1 and 4.1 as a map: where over (Gamma, L) a polynomial gradient is cheaper than the
 exact one.
+
+Kinds of points:
+
+accuracy   one problem of a family: relative errors of every degree, per array, from sampled queries
+           (contenders/sampled_degrees.py), and the degree and k* that each tolerance needs
+time       one (L, d): seconds of every degree that may win and of every exact contender, by turns;
+           neither depends on the numbers in a problem, so cells of one (L, d) share them
+stream     tokens in a file, read chunk by chunk: seconds of one degree, its error from sampled
+           queries, and what the exact gradient would take, extrapolated
+counted    beyond what runs: the degree that the bound R asks for, and its exponent log k* / log L
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import tempfile
+import time
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 import lora_limits as ll
-from experiments.contenders import degrees
-from experiments.contenders.methods import exact_methods, fastest, gradient_alone
+from experiments.contenders import degree_times, sampled_degrees
+from experiments.contenders.needed_degrees import needed
+from experiments.problems import boxes, token_files
 from experiments.runner.config import Fields
-from lora_limits.gradients.exact import dense_terms
-from lora_limits.instruments.compiling import quick_jit
-from lora_limits.instruments.timing import interleaved
+from lora_limits.instruments.timing import median_time
 from lora_limits.polynomial.needed import degree_needed, width_exponent
 
-VERSION = 1
-POINTS = ("lengths", "gammas", "slices", "width", "counted_exponents", "counted_ratios")
+VERSION = 2
+POINTS = (
+    "lengths",
+    "gammas",
+    "families",
+    "seeds",
+    "widths",
+    "long_lengths",
+    "long_gammas",
+    "long_families",
+    "timed",
+    "timed_width",
+    "streamed",
+    "streamed_width",
+    "streamed_gamma",
+    "streamed_degree",
+    "counted_exponents",
+    "counted_ratios",
+)
 X64 = True
+HIGHEST = 32  # no degree above it is measured
+MOST_EXPONENT = 1.6  # nor one whose features are more than L to this power
+STREAM_ROWS = 64  # queries drawn for the error of a stream
+PILOT = 8192  # tokens of the exact gradient that a stream's is extrapolated from
+
+Family = Literal["uniform", "gaussian", "outliers", "gadget"]
 
 
 class Config(Fields):
-    """lengths x gammas, at a fixed width and at width ceil(log2 L); beta = 1/width, tolerance
-    L^-power (relative).
+    """lengths x gammas x families x seeds, at every fixed width and at width ceil(log2 L).
 
-    certified_lengths: where the certificate is run as well. most_work: tokens times features beyond
-    which an approximation is not timed.
+    long_lengths x long_gammas x long_families: the same at width ceil(log2 L), one seed. R =
+    gamma^2 bounds the scores. rows: queries drawn. timed: lengths of the "time" points, at the
+    timed_width and at ceil(log2 L); degrees to most_degree whose k is at most 2 L. streamed: lengths
+    of the "stream" points.
     """
 
     lengths: tuple[PositiveInt, ...]
     gammas: tuple[PositiveFloat, ...]
-    slices: tuple[Literal["fixed", "growing"], ...] = ("fixed", "growing")
-    width: PositiveInt = 4
-    rank: PositiveInt = 2
-    power: PositiveFloat = 1.0
-    seed: int = 0
+    families: tuple[Family, ...]
+    seeds: tuple[int, ...]
+    widths: tuple[PositiveInt, ...] = (8,)
+    long_lengths: tuple[PositiveInt, ...] = ()
+    long_gammas: tuple[PositiveFloat, ...] = ()
+    long_families: tuple[Family, ...] = ()
+    rank: PositiveInt = 4
+    rows: PositiveInt = 128
+    timed: tuple[PositiveInt, ...]
+    timed_width: PositiveInt = 8
+    most_degree: PositiveInt = 10
     repeats: PositiveInt = 5
-    max_seconds: PositiveFloat = 2.0
-    svd_length: int = Field(default=1024, ge=0)
-    certified_lengths: tuple[PositiveInt, ...]
-    most_work: PositiveFloat = 4e7
-    counted_exponents: tuple[PositiveInt, ...] = (10, 16, 24, 32, 48, 64)
-    counted_ratios: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0, 2.0)
+    max_seconds: PositiveFloat = 10.0
+    streamed: tuple[PositiveInt, ...] = ()
+    streamed_width: PositiveInt = 8
+    streamed_gamma: PositiveFloat = 0.7
+    streamed_degree: PositiveInt = 5
+    counted_exponents: tuple[PositiveInt, ...] = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+    counted_ratios: tuple[PositiveFloat, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
 
 
-def _width(config: Config, kind: str, length: int) -> int:
-    return config.width if kind == "fixed" else math.ceil(math.log2(length))
+def _growing(length: int) -> int:
+    return math.ceil(math.log2(length))
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """Measured points, then those that are only counted."""
-    out = [
-        {"kind": "measured", "slice": s, "length": n, "width": _width(config, s, n), "gamma": g}
-        for s in config.slices
-        for n in config.lengths
-        for g in config.gammas
-    ]
+    """Accuracy, a whole map of one seed after another; then times; then those that are counted."""
+    slices = [("fixed", width) for width in config.widths] + [("growing", 0)]
+    out: list[dict[str, Any]] = []
+    for seed in config.seeds:
+        for kind, width in slices:
+            for n in config.lengths:
+                for family in config.families:
+                    out += [_cell(kind, family, n, width, g, seed) for g in config.gammas]
+    for n in config.long_lengths:
+        for family in config.long_families:
+            out += [_cell("growing", family, n, 0, g, config.seeds[0]) for g in config.long_gammas]
+    for n in config.timed:
+        widths = {"fixed": config.timed_width, "growing": _growing(n)}
+        out += [{"kind": "time", "slice": s, "length": n, "width": d} for s, d in widths.items()]
     out += [
         {
-            "kind": "counted",
-            "slice": s,
-            "log2_length": e,
-            "width": _width(config, s, 2**e),
-            "ratio": r,
+            "kind": "stream",
+            "length": n,
+            "width": config.streamed_width,
+            "gamma": config.streamed_gamma,
+            "degree": config.streamed_degree,
         }
-        for s in config.slices
+        for n in config.streamed
+    ]
+    return out + [
+        {"kind": "counted", "slice": s, "log2_length": e, "width": d or e, "ratio": r}
+        for s, d in (("fixed", config.timed_width), ("growing", 0))
         for r in config.counted_ratios
         for e in config.counted_exponents
     ]
-    return out
+
+
+def _cell(kind: str, family: str, n: int, width: int, gamma: float, seed: int) -> dict[str, Any]:
+    return {
+        "kind": "accuracy",
+        "slice": kind,
+        "family": family,
+        "length": n,
+        "width": width or _growing(n),
+        "gamma": gamma,
+        "seed": seed,
+    }
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """A measured point: degrees and features needed, times, ranks. A counted one: the exponent log
-    k* / log L.
-    """
-    return _counted(point, config) if point["kind"] == "counted" else _measured(point, config)
+    """The metrics of a point of any kind."""
+    kinds = {"accuracy": _accuracy, "time": _time, "stream": _stream, "counted": _counted}
+    return kinds[point["kind"]](point, config)
+
+
+def tolerances(length: int) -> dict[str, float]:
+    """Theorem 3.1 asks for 1 / poly(L); training is content with a percent."""
+    return {"1/L": 1 / length, "1%": 0.01}
+
+
+def highest(length: int, width: int) -> int:
+    """The last degree that is measured."""
+    most = MOST_EXPONENT * math.log(length)
+    enough = (g for g in range(4, HIGHEST) if width_exponent(width, g, 1.0) >= most)
+    return next(enough, HIGHEST)
+
+
+def _accuracy(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    family, length, width = point["family"], point["length"], point["width"]
+    problem = boxes.problem(
+        family,
+        point["seed"],
+        length=length,
+        width=width,
+        rank=min(config.rank, width),
+        gamma=point["gamma"],
+    )
+    scan = sampled_degrees.scan(
+        problem,
+        highest=highest(length, width),
+        rows=config.rows,
+        noise=boxes.noise(family),
+        key=jax.random.key(point["seed"]),
+        alike=family == boxes.GADGET,
+    )
+    worst, spread = scan.worst()
+    bound = point["gamma"] ** 2
+    out: dict[str, Any] = {
+        "score_bound": bound,
+        "score_ratio": bound / math.log(length),
+        "gamma_ratio": point["gamma"] / math.sqrt(math.log(length)),
+        "score_rms": scan.score,
+        "errors": [_short(x) for x in worst],
+        "spread": [_short(x) for x in spread],
+        "normaliser": _short(scan.normaliser[1:].min()),
+    }
+    for name, tolerance in tolerances(length).items():
+        need = functools.partial(needed, tolerance=tolerance, width=width, length=length)
+        arrays = {array: need(list(errors))["degree"] for array, errors in scan.errors.items()}
+        out[name] = need(list(worst)) | {"arrays": arrays}
+    return out
+
+
+def _short(x: Any) -> float:
+    """Three digits: what is below is noise of the draws, and there are many rows."""
+    return float(f"{float(x):.3g}")
+
+
+def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """float32 seconds, as training is, of the degrees that may win and of the exact gradients."""
+    length, width = point["length"], point["width"]
+    problem = boxes.problem("uniform", 0, length=length, width=width, rank=config.rank, gamma=1.0)
+    problem = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
+    # with more features than twice the tokens none can win
+    degrees = [g for g in range(1, config.most_degree + 1) if math.comb(width + g, g) <= 2 * length]
+    return degree_times.times(
+        problem, degrees, repeats=config.repeats, max_seconds=config.max_seconds
+    )
+
+
+def _stream(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """In double precision. What an exact gradient takes is that of PILOT tokens, times (L / PILOT)^2."""
+    length, width, degree = point["length"], point["width"], point["degree"]
+    named = {"rank": config.rank, "gamma": point["gamma"]}
+    method = ll.Polynomial(degree)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tokens.npy")
+        token_files.write(path, 0, length=length, width=width)
+        start = time.perf_counter()
+        result = ll.streamed_gradient(token_files.chunks(path, 0, **named), method)
+        jax.block_until_ready(result.gradient)
+        seconds = time.perf_counter() - start
+        problem = token_files.whole(path, 0, **named)
+    scan = sampled_degrees.scan(problem, highest=degree, rows=STREAM_ROWS)
+    worst, spread = scan.worst()
+    tokens = min(PILOT, length)
+    pilot = boxes.problem("uniform", 0, length=tokens, width=width, **named)
+    exact = jax.jit(lambda p: ll.gradient(p, ll.Exact(1024)).gradient)
+    took = median_time(exact, pilot, repeats=config.repeats, max_seconds=config.max_seconds)
+    bound = point["gamma"] ** 2
+    return {
+        "score_ratio": bound / math.log(length),
+        "features": result.rank,
+        "exponent": math.log(result.rank or 1) / math.log(length),
+        "seconds": seconds,
+        "error": _short(worst[degree]),
+        "spread": _short(spread[degree]),
+        "arrays": {name: _short(errors[degree]) for name, errors in scan.errors.items()},
+        "exact_seconds": took["seconds"] * (length / tokens) ** 2,
+        "file_bytes": 4 * length * width,
+    }
 
 
 def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    """By the bound alone: Chebyshev's remainder on [-R, R], at tolerance 1/L."""
     log_length = point["log2_length"] * math.log(2)
     gamma = point["ratio"] * math.sqrt(log_length)
-    tolerance = math.exp(-config.power * log_length)
+    tolerance = math.exp(-log_length)
     # The normaliser has an error as well: (1 + T) / (1 - T) - 1 = 2 T / (1 - T).
     degree = degree_needed(gamma**2, tolerance / (2 + tolerance))  # 2 T / (1 - T) <= tolerance
     return {
         "gamma": gamma,
         "degree": degree,
         "exponent": width_exponent(point["width"], degree, log_length),
-    }
-
-
-def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    make = functools.partial(
-        ll.random_problem, length=point["length"], width=point["width"], rank=config.rank
-    )
-    problem = quick_jit(make)(jax.random.key(config.seed), gamma=point["gamma"])
-    # Quick compilation pays only while the L x L work is small
-    jit = quick_jit if point["length"] <= 1024 else jax.jit
-    run = jit(ll.gradient, static_argnames="method")
-    # Theorem 3.1 asks for 1/poly(L).
-    tolerance = float(point["length"]) ** -config.power
-    exact = run(problem, method=ll.Exact(min(1024, point["length"]))).gradient
-    scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact, tolerance)
-    degree = degrees.first_below(scan, "max_error", tolerance)
-    report = quick_jit(ll.norm_report)(problem)
-    out: dict[str, Any] = {
-        "tolerance": tolerance,
-        "gamma_ratio": float(report.gamma_ratio),
-        "score_bound": float(report.score_bound),
-        "degree": degree,
-        "features": None,
-        "exponent": None,
-    }
-    if degree is not None:
-        out["features"] = math.comb(point["width"] + degree, degree)
-        out["exponent"] = math.log(out["features"]) / math.log(point["length"])
-    if point["length"] <= config.svd_length:
-        # The rank that any factor of f would need, a polynomial or not.
-        values = np.linalg.svd(np.asarray(dense_terms(problem)["f"]), compute_uv=False)
-        out["svd_rank"] = int((values > tolerance * values[0]).sum())
-    if degree is not None:
-        top = max(float(np.abs(x).max()) for x in jax.tree.leaves(exact))
-        if point["length"] in config.certified_lengths:
-            out |= _certified(problem, degree, tolerance * top, config)
-        out |= _timed(problem, degree, config)
-    return out
-
-
-def _fits(problem: Any, degree: int, config: Config) -> bool:
-    length = problem.x_query.shape[0]
-    width = problem.weights.query.shape[1]
-    k = math.comb(width + degree, degree)
-    # With more features than twice the tokens none can win.
-    return k <= 2 * length and k * length <= config.most_work
-
-
-def _certified(problem: Any, degree: int, tolerance: float, config: Config) -> dict[str, Any]:
-    """The first degree, from the measured one on, whose certificate meets the tolerance; None where
-    none was run.
-    """
-    run = quick_jit(ll.gradient, static_argnames="method")
-    # Two degrees more are tried, as a guarantee costs something.
-    for g in range(degree, degree + 3):
-        if not _fits(problem, g, config):
-            break
-        bound = run(problem, method=ll.Polynomial(g)).bound
-        if all(float(b) <= tolerance for b in jax.tree.leaves(bound)):
-            k = math.comb(problem.weights.query.shape[1] + g, g)
-            return {"certified_degree": g, "certified_features": k}
-    return {"certified_degree": None, "certified_features": None}
-
-
-def _timed(problem: Any, degree: int, config: Config) -> dict[str, Any]:
-    """float32 times of the gradient at the measured degree and of the best exact one, in one
-    run.
-    """
-    if not _fits(problem, degree, config):
-        return {"seconds": None, "exact_seconds": None, "speed_up": None}
-    # Times are in float32, as training is; degrees and errors are in float64.
-    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
-    exact = exact_methods(problem.x_query.shape[0], (1024,), dense_up_to=2048)
-    methods: dict[str, ll.Method] = {"polynomial": ll.Polynomial(degree), **exact}
-    run = jax.jit(gradient_alone, static_argnames="method")
-    calls = {n: functools.partial(run, single, method=method) for n, method in methods.items()}
-    times = interleaved(calls, repeats=config.repeats, max_seconds=config.max_seconds)
-    ours = times["polynomial"]
-    best = times[fastest(times, exact)]["seconds"]
-    return {
-        "seconds": ours["seconds"],
-        "spread": ours["spread"],
-        "exact_seconds": best,
-        "speed_up": best / ours["seconds"],
     }

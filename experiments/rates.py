@@ -5,8 +5,13 @@ Panels of points:
 
 operations   read off the jaxpr (Theorem F.1): Lemma 3.1 as written, the dense gradient, the chain, the fast gradient
 counted      d = log2 L, R = Gamma^2 = kappa^2 ln L, tolerance 1/L: g from Chebyshev's remainder, k = binom(d + g, g)
-measured     the same where it runs: the smallest g and the smallest rank of f whose gradients are within 1/L
+measured     the same where it runs, from sampled queries: k* of uniform inputs at Gamma = kappa sqrt(ln L), d = log2 L,
+             for the adapters of Theorem 3.1 (query, value) and for those of Theorem A.1 (key as well)
 rank         operations and errors of the fast gradient and of the exact one against r
+
+Relative errors do not change when all tokens are multiplied by Gamma and all weights divided by it.
+That makes max |X_K| and max |Q W_K^T| equal to Gamma too, so what is measured lies inside of the
+hypotheses of Theorem A.1 as it does of those of Theorem 3.1.
 """
 
 from __future__ import annotations
@@ -22,22 +27,28 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 import lora_limits as ll
+from experiments.contenders import needed_degrees, sampled_degrees
+from experiments.problems import boxes
 from experiments.runner.config import Fields
 from lora_limits.gradients import exact
 from lora_limits.instruments.comparing import max_error
 from lora_limits.instruments.counting import count_operations
 from lora_limits.polynomial import needed
 
-VERSION = 1
+VERSION = 2
 X64 = True
-POINTS = ("lengths", "kappas", "counted", "measured_kappas", "measured", "ranks")
+POINTS = ("lengths", "kappas", "counted", "measured_kappas", "measured", "measured_seeds", "ranks")
+ADAPTATIONS = {"partial": ("query", "value"), "full": ("query", "key", "value")}
+HIGHEST = 12  # no degree above it is measured
+SEEDS_TO = 16  # log2 of the length to which every seed is measured
 ALGORITHMS = ("literal", "dense", "chain", "fast")
 
 
 class Config(Fields):
     """lengths: log2 L of the operation counts, at `width` and `degree`. kappas: Gamma / sqrt(ln L).
 
-    counted, measured: log2 L. ranks, at rank_length tokens, rank_width and rank_degree.
+    counted, measured: log2 L; measured_seeds: beyond 2^16 tokens the first alone. rows: queries
+    drawn. ranks, at rank_length tokens, rank_width and rank_degree.
     """
 
     lengths: tuple[PositiveInt, ...]
@@ -47,6 +58,8 @@ class Config(Fields):
     counted: tuple[PositiveInt, ...]
     measured_kappas: tuple[PositiveFloat, ...]
     measured: tuple[PositiveInt, ...]
+    measured_seeds: tuple[int, ...] = (0,)
+    rows: PositiveInt = 128
     ranks: tuple[PositiveInt, ...]
     rank_length: PositiveInt
     rank_width: PositiveInt
@@ -67,17 +80,16 @@ def points(config: Config) -> list[dict[str, Any]]:
         for n in config.counted
     ]
     runs = [
-        {"panel": "measured", "kappa": kappa, "power": n}
-        for kappa in config.measured_kappas
+        {"panel": "measured", "kappa": kappa, "power": n, "seed": seed}
         for n in config.measured
+        for seed in config.measured_seeds[: None if n <= SEEDS_TO else 1]
+        for kappa in config.measured_kappas
     ]
     return counts + counted + runs + [{"panel": "rank", "rank": rank} for rank in config.ranks]
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """flops; or degree and exponent log k / log L; or those measured, and eps-rank; or costs and
-    error at a rank.
-    """
+    """flops; or degree and exponent log k / log L; or those measured; or costs and error at a rank."""
     panels: dict[str, Callable[..., dict[str, Any]]] = {
         "operations": _operations,
         "counted": _counted,
@@ -136,73 +148,24 @@ def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:
     return {"degree": degree, "exponent": exponent, "limit": limit}
 
 
-def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The smallest integer in (low, high] at which a monotone condition holds, or None."""
-    if not holds(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
-
-
 def _measured(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Every factor is evaluated densely, entry by entry, so degrees can be tried whose features
-    would not fit.
-    """
+    """For both adaptations the degree and the interpolated exponent of k* at tolerance 1/L."""
     power = point["power"]
-    length = 2 ** point["power"]
+    length = 2**power
     gamma = point["kappa"] * math.sqrt(math.log(length))
-    problem = _problem(length, power, 4)(jax.random.key(config.seed), gamma=gamma)
-    t = {name: np.asarray(x) for name, x in exact.dense_terms(problem).items()}
-    # The coordinates of the fast gradient: queries about their mean, keys about their weighted
-    # mean. f is what it was, and its scores reach less far.
-    q = t["Q"] - t["Q"].mean(0)
-    k = t["K"]
-    w = np.exp(k @ t["Q"].mean(0) / power)
-    k = k - w @ k / w.sum()
-    s = q @ k.T / power
-    radius = float(np.abs(s).max())
-    error = _gradient_error(problem, t)
-
-    def polynomial(degree: int) -> bool:
-        # Interpolated far beyond the degree and cut there: the series itself, not its interpolant.
-        long = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(radius * x), degree + 40)
-        series = long.truncate(degree + 1)
-        return error(w * series(s / radius)) <= 1 / length
-
-    u, sigma, vt = np.linalg.svd(t["f"])
-    # One by one: odd and even degrees need not fall in line
-    degree = next((g for g in range(41) if polynomial(g)), None)
-    # The error falls with the rank, so that halving finds the first that is enough.
-    rank = _smallest(lambda k: error((u[:, :k] * sigma[:k]) @ vt[:k]) <= 1 / length, 0, length)
-    exponent = None if degree is None else needed.width_exponent(power, degree, math.log(length))
-    return {"degree": degree, "exponent": exponent, "eps_rank": rank, "score_bound": radius}
-
-
-def _gradient_error(problem: Any, t: dict[str, Any]) -> Callable[[Any], float]:
-    """f~ (rows of any sum) -> largest max-norm error of the four arrays relative to the largest
-    entry of each.
-    """
-
-    def rows(f: Any) -> tuple[Any, Any]:
-        f = f / f.sum(1, keepdims=True)
-        out = f @ t["V"]
-        c = out - np.asarray(problem.target)
-        p = f * (c @ t["V"].T - (c * out).sum(1, keepdims=True))
-        return p @ t["K"], f.T @ c
-
-    def arrays(f: Any) -> list[Any]:
-        pulled = []
-        for name, dh in zip(("query", "value"), rows(f), strict=True):
-            x = np.asarray(getattr(problem, f"x_{name}"))
-            a = np.asarray(problem.adapters[name].a)
-            b = np.asarray(problem.adapters[name].b)
-            pulled += [(x @ b).T @ dh, x.T @ (dh @ a.T)]
-        return pulled
-
-    want = arrays(t["f"])
-    return lambda f: max(max_error(x, y) for x, y in zip(arrays(f), want, strict=True))
+    problem = boxes.problem(
+        "uniform", point["seed"], length=length, width=power, rank=4, gamma=gamma
+    )
+    scan = sampled_degrees.scan(
+        problem, highest=HIGHEST, rows=config.rows, key=jax.random.key(point["seed"])
+    )
+    out: dict[str, Any] = {"score_rms": scan.score}
+    for name, adapters in ADAPTATIONS.items():
+        arrays = [x for array, x in scan.errors.items() if array.split(".")[0] in adapters]
+        worst = list(np.max(arrays, axis=0))
+        found = needed_degrees.needed(worst, 1 / length, width=power, length=length)
+        out[name] = {field: found[field] for field in ("degree", "features", "exponent")}
+    return out
 
 
 def _rank(point: dict[str, Any], config: Config) -> dict[str, Any]:

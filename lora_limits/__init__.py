@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lora_limits.gradients.methods import Exact, Polynomial
     from lora_limits.gradients.sharded import sharded_gradient
     from lora_limits.gradients.solve import gradient, loss
+    from lora_limits.gradients.streamed import streamed_gradient
     from lora_limits.method import GradientResult, Method
     from lora_limits.nn.attention import attention
     from lora_limits.nn.attention_fn import AttentionFn
@@ -68,6 +69,7 @@ _HOMES = {
     "gradients.methods": ("Exact", "Polynomial"),
     "gradients.sharded": ("sharded_gradient",),
     "gradients.solve": ("gradient", "loss"),
+    "gradients.streamed": ("streamed_gradient",),
     "method": ("GradientResult", "Method"),
     "nn.attention": ("attention",),
     "nn.attention_fn": ("AttentionFn",),
@@ -103,6 +105,7 @@ __all__ = [
     "norm_report",
     "random_problem",
     "sharded_gradient",
+    "streamed_gradient",
 ]
 
 

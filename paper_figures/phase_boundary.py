@@ -1,176 +1,234 @@
-"""The phase boundary: speed-up over (L, Gamma) with real heads on it, and the counted exponent
-beyond what runs.
+"""The phase boundary: the features that a LoRA gradient needs over (L, norm), for typical inputs and
+the worst case, which method would be picked, and the law behind it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
-from paper_figures.drawing import style
+from paper_figures.drawing import boundary, style
 
 CONFIG = "phase_boundary"
-ALSO = ("real_heads",)
-HEAD: dict[str, Any] = {
-    "marker": "o",
-    "color": "white",
-    "markeredgecolor": "black",
-    "markeredgewidth": 0.6,
-    "markersize": 3,
-    "linestyle": "none",
+FAMILIES: dict[str, tuple[str, str, Any]] = {
+    "uniform": ("uniform", style.COLOURS[0], "-"),
+    "gaussian": ("gaussian", style.COLOURS[2], "-"),
+    "outliers": ("outliers", style.COLOURS[4], "-"),
+    "gadget": ("hardness gadget", style.COLOURS[1], "-"),
 }
-SLICES = {"fixed": "d = {d}", "growing": r"d = \lceil\log_2 L\rceil"}
+TYPICAL = "uniform"
+COUNTED: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 0.9}
+EVEN: dict[str, Any] = {"color": "white", "linestyle": "-", "linewidth": 1.0}
+HEIGHTS = (-6, 2)  # log2 of R / ln L
+# exact, then degrees
+PICKS = ["#BBBBBB", "#FDE725", "#9BD93C", "#4AC16D", "#1F9A8A", "#365C8D", "#46327E"]
 
 
-def _grid(rows: list[dict[str, Any]], kind: str):
-    """Lengths, gammas and the rows of a slice by (L, Gamma)."""
-    cells = {
-        (r["point"]["length"], r["point"]["gamma"]): r
-        for r in rows
-        if r["point"]["kind"] == "measured" and r["point"]["slice"] == kind
-    }
-    return sorted({n for n, _ in cells}), sorted({g for _, g in cells}), cells
-
-
-def _values(lengths, gammas, cells, name: str) -> np.ndarray:
-    out = np.full((len(gammas), len(lengths)), np.nan)
-    for i, g in enumerate(gammas):
-        for j, n in enumerate(lengths):
-            value = cells[n, g]["metrics"].get(name) if (n, g) in cells else None
-            out[i, j] = np.nan if value is None else value
-    return out
-
-
-def _map(ax: Axes, rows: list[dict[str, Any]], kind: str, limit: float):
-    """One panel: colour = speed-up, solid = k* crosses L, dashed = Gamma proportional to sqrt(ln
-    L).
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """(a-d) colour: log k* / log L of uniform inputs, by width and tolerance; lines: where k* = L,
+    by family, with the band of the seeds; white: where time breaks even with the best exact
+    gradient; dashed: k* = L by the bound alone, counted. (e, f) the fastest gradient that meets the
+    tolerance, uniform inputs, d = log2 L. (g) the law k* = binom(d + g, g), g the degree of Taylor's
+    remainder at rho = c R, one c a family: predicted against measured. (h) tolerance 1/L beyond what
+    runs: the law for uniform inputs, the bound for the worst case.
     """
-    lengths, gammas, cells = _grid(rows, kind)
-    if not cells:
-        return style.empty(ax)
-    speed = np.log10(_values(lengths, gammas, cells, "speed_up"))
-    ax.set_facecolor(style.GREY)
-    image = ax.pcolormesh(
-        lengths,
-        gammas,
-        speed,
-        cmap="RdBu",
-        norm=style.around_one(limit),
-        shading="nearest",
-        rasterized=True,
-    )
-    exponent = _values(lengths, gammas, cells, "exponent")
-    # Cells where no degree up to the highest was enough lie beyond the boundary.
-    exponent = np.where(np.isnan(exponent), 2.0, exponent)
-    if min(exponent.shape) > 1 and exponent.min() < 1 < exponent.max():
-        ax.contour(lengths, gammas, exponent, levels=[1.0], colors="black", linewidths=1.4)
-    crossing = _crossing(lengths, gammas, exponent)
-    if crossing is not None:
-        x = np.array([lengths[0] * 0.7, lengths[-1] * 1.42])
-        ax.plot(x, crossing * np.sqrt(np.log(x)), "k--", linewidth=1)
-    style.powers_of_two(ax, lengths)
-    ax.set_yscale("log")
-    ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8) if gammas[0] * 0.7 < t < gammas[-1] * 1.5]
-    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
-    ax.minorticks_off()
-    ax.set_xlim(style.edges(lengths)[0], style.edges(lengths)[-1])
-    ax.set_ylim(style.edges(gammas)[0], style.edges(gammas)[-1])
-    ax.set_xlabel("tokens $L$")
-    return image
-
-
-def _crossing(lengths, gammas, exponent) -> float | None:
-    """The constant of Gamma = constant sqrt(ln L) fitted to where log k* / log L crosses 1, column
-    by column.
-    """
-    found = []
-    for j, n in enumerate(lengths):
-        column = exponent[:, j]
-        above = np.flatnonzero(column > 1)
-        if len(above) and above[0] > 0:
-            i = above[0]
-            t = (1 - column[i - 1]) / (column[i] - column[i - 1])
-            log_gamma = np.log(gammas[i - 1]) + t * np.log(gammas[i] / gammas[i - 1])
-            found.append(np.exp(log_gamma) / np.sqrt(np.log(n)))
-    return float(np.median(found)) if found else None
-
-
-def _counted(ax: Axes, rows: list[dict[str, Any]], kind: str) -> None:
-    """log k* / log L at Gamma = ratio sqrt(ln L), counted from Bessel tails, against log2 L."""
-    rows = [r for r in rows if r["point"]["kind"] == "counted" and r["point"]["slice"] == kind]
-    for i, ratio in enumerate(sorted({r["point"]["ratio"] for r in rows})):
-        line = sorted(
-            (r["point"]["log2_length"], r["metrics"]["exponent"])
-            for r in rows
-            if r["point"]["ratio"] == ratio
-        )
-        ax.plot(*zip(*line, strict=True), "o-", color=style.COLOURS[i], label=rf"${ratio:g}$")
-    ax.axhline(1, color="black", linewidth=0.8)
-    ax.set_xlabel(r"$\log_2 L$ (counted, not run)")
-    ax.set_yscale("log")
-    ax.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
-    ax.minorticks_off()
-
-
-def draw(rows: list[dict[str, Any]], also: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Upper row: measured maps, fixed and growing width. Lower row: the exponent counted to L =
-    2^64.
-    """
-    fig, axes = style.figure(4.6, 2, 2, height_ratios=[1.25, 1])
-    speeds = [r["metrics"].get("speed_up") for r in rows if r["point"]["kind"] == "measured"]
-    limit = max([abs(np.log10(s)) for s in speeds if s] + [0.3])
-    width = next((r["point"]["width"] for r in rows if r["point"]["slice"] == "fixed"), 0)
+    points = [row["point"] | row["metrics"] for row in rows]
+    cells = [p for p in points if p["kind"] == "accuracy"]
+    fig, axes = style.figure(8.2, 4, 2, height_ratios=[1.2, 1.2, 0.9, 1])
     image = None
-    for j, (kind, label) in enumerate(SLICES.items()):
-        title = "$" + label.replace("{d}", str(width)) + "$"
-        image = _map(axes[0, j], rows, kind, limit) or image
-        style.panel(axes[0, j], "ab"[j], title)
-        _counted(axes[1, j], rows, kind)
-        style.panel(axes[1, j], "cd"[j], title)
-        _heads(axes[0, j], also.get("real_heads", []))
-    axes[0, 0].set_ylabel(r"norm bound $\Gamma$  ($\beta = 1/d$, $R \leq \Gamma^2$)")
-    axes[1, 0].set_ylabel(r"$\log k^\star / \log L$")
-    if axes[1, 0].get_legend_handles_labels()[0]:
-        axes[1, 0].legend(
-            title=r"$\Gamma/\sqrt{\ln L}$", title_fontsize=7, loc="upper right", ncols=3
-        )
-    keys = [
-        Line2D([], [], color="black", linewidth=1.4, label="$k^\\star = L$, measured"),
-        Line2D(
-            [],
-            [],
-            color="black",
-            linestyle="--",
-            linewidth=1,
-            label=r"$\Gamma \propto \sqrt{\ln L}$",
-        ),
-        Line2D([], [], **HEAD, label=r"real heads, $\Gamma = \sqrt{R}$"),
-        Patch(color=style.GREY, label="not timed: $k^\\star$ too large"),
-    ]
-    fig.legend(
-        handles=keys, loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.5
-    )
+    for i, kind in enumerate(("fixed", "growing")):
+        every = _slice(cells, kind)
+        times = boundary.clock(boundary.select(points, kind="time", slice=kind))
+        for j, tolerance in enumerate(boundary.TOLERANCES):
+            image = _map(axes[i, j], every, times, tolerance) or image
+            label = f"$d = {every[0]['width']}$" if kind == "fixed" and every else "$d = 8$"
+            label = r"$d = \lceil\log_2 L\rceil$" if kind == "growing" else label
+            style.panel(
+                axes[i, j], "abcd"[2 * i + j], f"{label}, error {boundary.TOLERANCES[tolerance]}"
+            )
+        axes[i, 0].set_ylabel(r"$R / \ln L$")
+    growing = boundary.select(_slice(cells, "growing"), family=TYPICAL)
+    times = boundary.clock(boundary.select(points, kind="time", slice="growing"))
+    for j, tolerance in enumerate(boundary.TOLERANCES):
+        _picks(axes[2, j], growing, times, tolerance)
+        style.panel(axes[2, j], "ef"[j], f"which to pick, error {boundary.TOLERANCES[tolerance]}")
+    axes[2, 0].set_ylabel(r"$R / \ln L$")
+    laws = {f: boundary.fit(boundary.select(cells, family=f)) for f in FAMILIES}
+    _law(axes[3, 0], laws)
+    _continued(axes[3, 1], [p for p in points if p["kind"] == "counted"], laws[TYPICAL])
+    _keys(fig)
     if image is not None:
-        bar = fig.colorbar(image, ax=axes[0, :].tolist(), pad=0.02, aspect=18)
-        ticks = [t for t in (0.01, 0.1, 1, 10, 100, 1000) if abs(np.log10(t)) <= limit]
-        bar.set_ticks(list(np.log10(ticks)), labels=[f"{t:g}" for t in ticks])
-        bar.set_label("speed-up over best exact")
+        bar = fig.colorbar(image, ax=axes[:2, :].ravel().tolist(), pad=0.02, aspect=30)
+        bar.set_label(r"$\log k^\star / \log L$, uniform inputs")
+        bar.ax.axhline(1, color="black", linewidth=0.8)
     return fig
 
 
-def _heads(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Real heads at their length and at the Gamma whose R they have, jittered sideways; arrows
-    leave the map.
-    """
-    high = ax.get_ylim()[1]
-    for i, row in enumerate(rows):
-        gamma = float(np.sqrt(row["metrics"]["score_max_centred"]))
-        x = 512 * 2 ** (0.8 * ((i * 0.618) % 1 - 0.5))
-        above = gamma > high
-        marker: dict[str, Any] = HEAD | {"marker": "^" if above else "o"}
-        ax.plot(x, high * 0.95 if above else gamma, clip_on=False, **marker)
+def _slice(cells: boundary.Points, kind: str) -> boundary.Points:
+    """Cells at the growing width, or at the largest of the fixed ones."""
+    mine = boundary.select(cells, slice=kind)
+    if kind == "growing" or not mine:
+        return mine
+    return boundary.select(mine, width=max(p["width"] for p in mine))
+
+
+def _axes(ax: Axes, cells: boundary.Points) -> None:
+    """log2 L across, R / ln L up, and Gamma / sqrt(ln L) on the right."""
+    powers = sorted({round(math.log2(p["length"])) for p in cells}) or [9, 16]
+    ax.set_xlim(powers[0] - 0.5, powers[-1] + 0.5)
+    ax.set_ylim(*HEIGHTS)
+    ax.set_xticks([t for t in powers if t % 2 == 0] if len(powers) > 4 else powers)
+    ax.set_xlabel(r"$\log_2 L$")
+    ticks = range(HEIGHTS[0], HEIGHTS[1] + 1, 2)
+    ax.set_yticks(list(ticks), [_power(t) for t in ticks])
+    if not ax.get_subplotspec().is_last_col():  # pyright: ignore
+        return
+    right = ax.secondary_yaxis("right", functions=(_half, _twice))
+    right.set_yticks([t / 2 for t in ticks], [_power(t // 2) for t in ticks])
+    right.set_ylabel(r"$\Gamma/\sqrt{\ln L}$", fontsize=7)
+
+
+def _half(y: Any) -> Any:
+    return y / 2
+
+
+def _twice(y: Any) -> Any:
+    return 2 * y
+
+
+def _power(t: int) -> str:
+    return f"{2**t}" if t >= 0 else f"1/{2**-t}"
+
+
+def _map(ax: Axes, cells: boundary.Points, times: boundary.Clock | None, tolerance: str):
+    """One panel of the map; the image, or None without cells."""
+    _axes(ax, cells)
+    typical = boundary.select(cells, family=TYPICAL)
+    if not typical:
+        return None
+    x, y, z = boundary.grid(typical, tolerance)
+    ax.set_facecolor(style.GREY)
+    image = None
+    if min(z.shape) > 1:
+        look: dict[str, Any] = {"cmap": "viridis_r", "vmin": 0, "vmax": 1.5}
+        image = ax.pcolormesh(x, y, z, shading="nearest", rasterized=True, **look)
+    for family, (_, colour, dash) in FAMILIES.items():
+        curve = boundary.width_crossing(boundary.select(cells, family=family), tolerance, level=1.0)
+        if curve is not None:
+            ax.plot(curve.x, curve.mean, dash, color="white", linewidth=2.2)
+            ax.plot(curve.x, curve.mean, dash, color=colour, linewidth=1.4)
+            ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.4, linewidth=0)
+    if times is not None:
+        timed = [p for p in typical if times.covers(p)]
+        even = boundary.crossing(timed, boundary.slowdown(times, tolerance), level=0.0)
+        if even is not None:
+            ax.plot(even.x, even.mean, **EVEN)
+    powers = np.linspace(*ax.get_xlim(), 30)
+    widths = [p["width"] if p["slice"] == "fixed" else None for p in cells[:1]]
+    bound = [
+        boundary.predicted_height(
+            n, widths[0] or n, 2.0**-n if tolerance == "1/L" else 0.01, share=1.0
+        )
+        for n in powers
+    ]
+    ax.plot(powers, bound, **COUNTED)
+    return image
+
+
+def _picks(ax: Axes, cells: boundary.Points, times: boundary.Clock | None, tolerance: str) -> None:
+    """Colour: the degree of the polynomial gradient where it is faster than the best exact one."""
+    cells = [p for p in cells if times is not None and times.covers(p)]
+    _axes(ax, cells)
+    if times is None or not cells:
+        return
+    slower = boundary.slowdown(times, tolerance)
+    lengths = sorted({p["length"] for p in cells})
+    gammas = sorted({p["gamma"] for p in cells})
+    x, y = np.meshgrid(np.log2(lengths), np.zeros(len(gammas)))
+    z = np.full(x.shape, np.nan)
+    for j, n in enumerate(lengths):
+        for i, gamma in enumerate(gammas):
+            y[i, j] = math.log2(gamma**2 / math.log(n))
+            here = boundary.select(cells, length=n, gamma=gamma)
+            if here:
+                # of an odd number of seeds what most of them say
+                picks = [0 if slower(p) >= 0 else max(p[tolerance]["degree"], 1) for p in here]
+                z[i, j] = min(float(np.median(picks)), len(PICKS) - 1)
+    norm = BoundaryNorm(np.arange(len(PICKS) + 1) - 0.5, len(PICKS))
+    image = ax.pcolormesh(
+        x, y, z, cmap=ListedColormap(PICKS), norm=norm, shading="nearest", rasterized=True
+    )
+    if not ax.get_subplotspec().is_last_col():  # pyright: ignore
+        return
+    bar = ax.figure.colorbar(image, ax=ax, pad=0.22, aspect=14)
+    names = ["exact", *(f"{g}" for g in range(1, len(PICKS) - 1)), f"{len(PICKS) - 1}+"]
+    bar.set_ticks(list(range(len(PICKS))), labels=names)
+    bar.ax.set_title("degree", fontsize=7)
+
+
+def _law(ax: Axes, laws: dict[str, boundary.Law | None]) -> None:
+    """Measured against predicted exponents of every cell, in the colour of its family."""
+    style.panel(ax, "g", "the law: $\\rho = c\\,R$")
+    for family, (label, colour, _) in FAMILIES.items():
+        law = laws[family]
+        if law is None:
+            continue
+        x = [p["predicted"] for p in law.cells]
+        y = [p["measured"] for p in law.cells]
+        off = np.std(np.subtract(y, x))
+        text = f"{label}: $c = {law.share:.2g}$ ($\\pm {off:.2f}$)"
+        ax.plot(x, y, ".", markersize=1.5, color=colour, alpha=0.5, rasterized=True)
+        ax.plot([], [], ".", markersize=4, color=colour, label=text)
+    ax.plot([0, 2], [0, 2], color="black", linewidth=0.7)
+    ax.set_xlim(0.1, 1.8)
+    ax.set_ylim(0.1, 2.7)
+    ax.set_xlabel(r"$\log k^\star / \log L$ predicted")
+    ax.set_ylabel("measured")
+    if any(laws.values()):
+        look: dict[str, Any] = {"handlelength": 0.5, "labelspacing": 0.1, "handletextpad": 0.3}
+        ax.legend(loc="upper left", borderaxespad=0, **look)
+
+
+def _continued(ax: Axes, rows: boundary.Points, law: boundary.Law | None) -> None:
+    """Exponents at Gamma = kappa sqrt(ln L) to L = 2^64: counted by the bound, by the law."""
+    style.panel(ax, "h", r"$d = \log_2 L$, error $1/L$, counted")
+    rows = boundary.select(rows, slice="growing")
+    powers = np.linspace(8, 64, 57)
+    for i, kappa in enumerate(sorted({r["ratio"] for r in rows})):
+        line = sorted((r["log2_length"], r["exponent"]) for r in boundary.select(rows, ratio=kappa))
+        colour = style.COLOURS[i]
+        ax.plot(*zip(*line, strict=True), "--", color=colour, linewidth=0.9)
+        if law is not None:
+            ax.plot(powers, boundary.continued(powers, law.share, kappa), color=colour)
+        ax.annotate(f"{kappa:g}", (65, line[-1][1]), color=colour, fontsize=7, va="center")
+    ax.axhline(1, color="black", linewidth=0.8)
+    ax.set_xlim(8, 72)
+    ax.set_xlabel(r"$\log_2 L$")
+    ax.set_ylabel(r"$\log k^\star / \log L$")
+    ax.set_yscale("log", base=2)
+    ax.set_ylim(0.12, 5)
+    ax.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
+    keys = [
+        Line2D([], [], color="black", label="uniform, by the law"),
+        Line2D([], [], **COUNTED, label="worst case, by the bound"),
+    ]
+    ax.legend(handles=keys, loc="lower right", handlelength=1.6, labelspacing=0.1)
+
+
+def _keys(fig: Figure) -> None:
+    keys = [
+        Line2D(
+            [], [], color=colour, linestyle=dash, linewidth=1.4, label=f"$k^\\star = L$, {label}"
+        )
+        for label, colour, dash in FAMILIES.values()
+    ]
+    keys.append(Line2D([], [], **COUNTED, label="$k^\\star = L$, by the bound"))
+    even: dict[str, Any] = EVEN | {"color": "#999999"}
+    keys.append(Line2D([], [], **even, label="time breaks even (white)"))
+    fig.legend(handles=keys, loc="outside upper center", ncols=3, columnspacing=1.2)

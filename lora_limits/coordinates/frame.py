@@ -147,18 +147,41 @@ def balance(
     return n * scale, n_inverse / scale
 
 
-def _key_statistics(
-    problem: LoRAProblem, direction: Float[Array, " dk"], block: int, axis: Axis
-) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, " dk"], Float[Array, " dx"]]:
-    """Over the keys of all devices: largest log-weight, sum of weights, weighted sums of inputs.
+class KeyStatistics(NamedTuple):
+    """Sums over keys, their weights taken over the largest among them; enough for every centre."""
 
-    The log-weight of a key is its input row times `direction`. The weights are taken over the
-    largest one seen so far, and what was summed before shrinks when a larger one comes.
+    top: Float[Array, ""]  # the largest log-weight
+    total: Float[Array, ""]  # sum of the weights
+    xk: Float[Array, " dk"]  # weighted sum of the key inputs
+    xv: Float[Array, " dx"]  # weighted sum of the value inputs
+
+    def over(self, top: Float[Array, ""]) -> KeyStatistics:
+        """The same over a larger log-weight."""
+        shrink = jnp.exp(self.top - top)
+        return KeyStatistics(top, self.total * shrink, self.xk * shrink, self.xv * shrink)
+
+    def joined(self, other: KeyStatistics) -> KeyStatistics:
+        """Those of both sets of keys together."""
+        top = jnp.maximum(self.top, other.top)
+        a, b = self.over(top), other.over(top)
+        return KeyStatistics(top, a.total + b.total, a.xk + b.xk, a.xv + b.xv)
+
+
+def key_statistics(
+    problem: LoRAProblem, q_shift: Float[Array, " dq"], block: int, axis: Axis = None
+) -> KeyStatistics:
+    """Over the keys of all devices, whose log-weights are beta nu . K_j; nu the query of q_shift.
+
+    The weights are taken over the largest one seen so far, and what was summed before shrinks when
+    a larger one comes.
     """
     dtype = problem.dtype
     lk, dk = problem.x_key.shape
     least = float(jnp.finfo(dtype).min)
-    start = (
+    nu = project(problem, "query", q_shift[None])[0]
+    # a log-weight is the key's input row times this
+    direction = scalars(problem)[1] * project_back(problem, "key", nu[None])[0]
+    start = KeyStatistics(
         jnp.asarray(least, dtype),
         jnp.zeros((), dtype),
         jnp.zeros(dk, dtype),
@@ -166,27 +189,22 @@ def _key_statistics(
     )
 
     def body(carry, first, fresh):
-        top, total, sum_k, sum_v = carry
         xk = rows(problem.x_key, first, block, problem.dtype)
         xv = rows(problem.x_value, first, block, problem.dtype)
         log_w = jnp.where(fresh, dot(xk, direction), least)
-        new = jnp.maximum(top, log_w.max())
-        shrink = jnp.exp(top - new)
+        new = jnp.maximum(carry.top, log_w.max())
+        before = carry.over(new)
         w = jnp.exp(log_w - new)
-        return (
-            new,
-            total * shrink + w.sum(),
-            sum_k * shrink + dot(w, xk),
-            sum_v * shrink + dot(w, xv),
+        return KeyStatistics(
+            new, before.total + w.sum(), before.xk + dot(w, xk), before.xv + dot(w, xv)
         )
 
-    top, total, sum_k, sum_v = sweep(lk, block, body, start)
+    found = sweep(lk, block, body, start)
     if axis is None:
-        return top, total, sum_k, sum_v
-    new = collectives.largest(top, axis)
-    shrink = jnp.exp(top - new)
-    sums = (total * shrink, sum_k * shrink, sum_v * shrink)
-    return new, *collectives.total(sums, axis)
+        return found
+    new = collectives.largest(found.top, axis)
+    shrunk = found.over(new)
+    return KeyStatistics(new, *collectives.total(tuple(shrunk[1:]), axis))
 
 
 def _mean(x: Float[Array, "tokens width"], block: int, dtype: Any) -> Float[Array, " width"]:
@@ -201,24 +219,39 @@ def _mean(x: Float[Array, "tokens width"], block: int, dtype: Any) -> Float[Arra
 
 
 def _centres(problem: LoRAProblem, block: int, centred: bool, axis: Axis) -> Frame:
-    """The frame before it is balanced: to_x and to_y are the identity."""
-    beta = scalars(problem)[1]
+    """The frame before it is balanced."""
     q_shift = _mean(problem.x_query, block, problem.dtype)
     if axis is not None:
         q_shift = collectives.total(q_shift, axis) / collectives.devices(axis)
     if not centred:
         q_shift = jnp.zeros_like(q_shift)
+    return centre(problem, q_shift, key_statistics(problem, q_shift, block, axis), centred)
+
+
+def centre(
+    problem: LoRAProblem, q_shift: Float[Array, " dq"], keys: KeyStatistics, centred: bool
+) -> Frame:
+    """The frame that q_shift and the statistics of all keys make, before it is balanced: to_x and
+    to_y are the identity. No token of the problem is read.
+    """
     nu = project(problem, "query", q_shift[None])[0]
-    direction = beta * project_back(problem, "key", nu[None])[0]
-    shift, total, sum_k, sum_v = _key_statistics(problem, direction, block, axis)
-    xk_mean = sum_k / total
-    xv_mean = sum_v / total
+    xk_mean = keys.xk / keys.total
+    xv_mean = keys.xv / keys.total
     k_shift = xk_mean if centred else jnp.zeros_like(xk_mean)
-    mu = project(problem, "key", k_shift[None])[0]
-    v_mean = project(problem, "value", xv_mean[None])[0]
     eye = jnp.eye(nu.shape[0], dtype=nu.dtype)
     return Frame(
-        beta, nu, mu, v_mean, xk_mean, xv_mean, q_shift, k_shift, shift, total, to_x=eye, to_y=eye
+        beta=scalars(problem)[1],
+        nu=nu,
+        mu=project(problem, "key", k_shift[None])[0],
+        v_mean=project(problem, "value", xv_mean[None])[0],
+        xk_mean=xk_mean,
+        xv_mean=xv_mean,
+        q_shift=q_shift,
+        k_shift=k_shift,
+        shift=keys.top,
+        total=keys.total,
+        to_x=eye,
+        to_y=eye,
     )
 
 
@@ -247,7 +280,11 @@ def with_sample(
     Two cheap passes, O(L d_model) time, O(d_model d) memory. axis: mesh axes over which tokens are
     split, every device calling this with its own; O(d_model + d^2) numbers cross them.
     """
-    frame = _centres(problem, block, centred, axis)
+    return balanced(problem, _centres(problem, block, centred, axis), axis)
+
+
+def balanced(problem: LoRAProblem, frame: Frame, axis: Axis = None) -> tuple[Frame, Sample]:
+    """(The frame balanced by a sample of the tokens of the problem, the sample)."""
     sample = _draw(problem, frame, axis)
     second = dot(sample.q, sample.q.T), dot(sample.k * sample.w[None], sample.k.T)
     n, n_inverse = balance(*collectives.total(second, axis))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.collectives import Axis
@@ -35,13 +35,17 @@ class Sample(NamedTuple):
     v: Float[Array, "dv n"]  # values, centred
 
 
+def evenly(length: int, most: int = SIZE) -> Int[np.ndarray, " n"]:
+    """At most `most` indices of a whole sequence, evenly spread, its first and last among them."""
+    return np.unique(np.linspace(0, length - 1, min(most, length)).astype(np.int32))
+
+
 def _index(length: int, most: int, axis: Axis):
     """Indices (n,) of a sample, counted from this device's first token.
 
     length: tokens to a device. The sample is the same however the tokens are split.
     """
-    whole = length * collectives.devices(axis)
-    index = np.unique(np.linspace(0, whole - 1, min(most, whole)).astype(np.int32))
+    index = evenly(length * collectives.devices(axis), most)
     return index if axis is None else index - jax.lax.axis_index(axis) * length
 
 

@@ -139,7 +139,7 @@ def _sweep(
     c = monomials.coefficients(setup.c, run.width)
     seen = sweeps.visit_queries(run, grounds, summary.moments, summary.m * c)
     late = {} if seen.back is None else sweeps.visit_keys(run, seen.back * c)
-    gradient = _in_inputs(run, seen, late)
+    gradient = in_inputs(run, seen, late)
     if grounds is None or seen.sums is None:
         return run, setup, _Swept(gradient, seen.loss, None)
     parts = bound.finish(grounds, summary.moments, seen.sums, gradient, run.devices)
@@ -193,7 +193,7 @@ def _widened(problem: LoRAProblem) -> LoRAProblem:
     return jax.tree_util.tree_map_with_path(wide, problem)
 
 
-def _in_inputs(run: Plan, seen: sweeps.Seen, late: dict) -> dict[str, Adapter]:
+def in_inputs(run: Plan, seen: sweeps.Seen, late: dict) -> dict[str, Adapter]:
     """The gradients of the sweeps, from the frame's coordinates to those of the adapters."""
     frame = run.frame
     out = {}

@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
+from paper_figures.drawing import boundary
 from paper_figures.gallery.saying import Line, Rows, listed, plain, points, span
 
 RIGHT = 0.1  # a gradient is of use whose largest error is a tenth of its largest entry
 
 
-def boundary(rows: Rows) -> list[Line]:
-    """Speed-up by Gamma at the longest sequence measured, at either width."""
+def crossings(rows: Rows) -> list[Line]:
+    """Where k* = L at d = log2 L, by family, at the longest sequence that has a crossing."""
+    cells = points(rows, kind="accuracy", slice="growing")
     lines = []
-    for kind in ("fixed", "growing"):
-        found = points(rows, kind="measured", slice=kind)
-        longest = max(p["length"] for p in found)
-        mine = sorted((p for p in found if p["length"] == longest), key=lambda p: p["gamma"])
-        told = [f"{plain(p['speed_up'])} at {p['gamma']:g}" for p in mine if p["speed_up"]]
-        beyond = [p for p in mine if p["features"] and p["features"] > longest]
-        if beyond:
-            first = beyond[0]
-            told.append(f"k* = {first['features']} exceeds L at {first['gamma']:g}")
-        what = f"speed-up at relative error 1/L, d = {mine[0]['width']}, L = {longest}, by Gamma"
-        lines.append((what, listed(told)))
+    for tolerance, label in (("1/L", "1/L"), ("1%", "1 %")):
+        told = []
+        for family in dict.fromkeys(p["family"] for p in cells):
+            mine = boundary.select(cells, family=family)
+            curve = boundary.width_crossing(mine, tolerance, level=1.0)
+            if curve is None:
+                told.append(f"nowhere for {family}")
+                continue
+            at = f"{plain(2 ** curve.mean[-1])} (L = 2^{round(curve.x[-1])})"
+            told.append(f"{family} {at}")
+        if told:
+            what = f"R / ln L at which k* = L, d = log2 L, relative error {label}, by family"
+            lines.append((what, listed(told)))
     return lines
+
+
+def law(rows: Rows) -> list[Line]:
+    """The constant of the law for each family, and how far cells are from it."""
+    cells = points(rows, kind="accuracy")
+    told = []
+    for family in dict.fromkeys(p["family"] for p in cells):
+        found = boundary.fit(boundary.select(cells, family=family))
+        if found is not None:
+            off = np.std([p["measured"] - p["predicted"] for p in found.cells])
+            told.append(f"{family} {plain(found.share)} (exponent off by {off:.2f})")
+    what = "effective radius over the bound R, by family: the degree needed is that of rho = c R"
+    return [(what, listed(told))] if told else []
+
+
+def boundary_speed(rows: Rows) -> list[Line]:
+    """Speed-up at relative error 1/L by R / ln L, at the longest length that was timed."""
+    times = points(rows, kind="time", slice="growing")
+    cells = points(rows, kind="accuracy", slice="growing", family="uniform", seed=0)
+    if not times or not cells:
+        return []
+    clock = boundary.clock(times)
+    assert clock is not None
+    lengths = {p["length"] for p in cells} & {p["length"] for p in times}
+    longest = max(lengths)
+    slower = boundary.slowdown(clock, "1/L")
+    told = []
+    for p in sorted(boundary.select(cells, length=longest), key=lambda p: p["gamma"]):
+        ratio = float(np.exp(-slower(p)))
+        if ratio > 0:
+            told.append(f"{plain(ratio)} at {plain(p['score_ratio'])}")
+    what = f"speed-up over the best exact gradient at relative error 1/L, uniform, L = {longest}"
+    return [(f"{what}, by R / ln L", listed(told))]
 
 
 def counted(rows: Rows) -> list[Line]:
     """log k* / log L far beyond what runs."""
     found = points(rows, kind="counted", slice="growing", log2_length=64)
     told = [f"{plain(p['exponent'])} at {p['ratio']:g}" for p in found]
-    return [("log k* / log L counted at d = log2 L, L = 2^64, by Gamma / sqrt(ln L)", listed(told))]
-
-
-def degrees_paid(rows: Rows) -> list[Line]:
-    """Degrees of the certificate over the smallest that suffices."""
-    tried = [p for p in points(rows, kind="measured") if "certified_degree" in p and p["degree"]]
-    paid = Counter(
-        p["certified_degree"] - p["degree"] if p["certified_degree"] else None for p in tried
-    )
-    told = [f"{n} more in {paid[n]} cells" for n in sorted(n for n in paid if n is not None)]
-    if paid[None]:
-        told.append(f"not reached by those run in {paid[None]}")
-    length = tried[0]["length"]
-    return [
-        (f"degrees that the certificate asks for beyond the smallest, L = {length}", listed(told))
-    ]
+    what = "log k* / log L by the bound, counted at d = log2 L, L = 2^64, by Gamma / sqrt(ln L)"
+    return [(what, listed(told))]
 
 
 def certificates(rows: Rows) -> list[Line]:
@@ -172,3 +193,20 @@ def chain(rows: Rows) -> list[Line]:
                     ratios["gradients" if "." in name else "terms"].append(bound / error)
     told = [f"{span(values)} times the error of {name}" for name, values in ratios.items()]
     return [("bounds of Lemmas 3.3 to 3.7 as corrected, polynomial factors", listed(told))]
+
+
+def levels(rows: Rows) -> list[Line]:
+    """Ranks beside the chain's widths, at the longest length."""
+    found = points(rows, kind="family", family="uniform")
+    longest = max(p["length"] for p in found)
+    told = []
+    for p in sorted((p for p in found if p["length"] == longest), key=lambda p: p["gamma"]):
+        ranks, widths = p["ranks"]["1/L"], p["widths"]["1/L"]
+        width = "none" if widths["p"] is None else f"{widths['p']:,}"
+        told.append(f"{ranks['p']} (chain {width}) at {plain(p['gamma'] ** 2 / np.log(longest))}")
+    what = f"rank of p at error 1/L, uniform, d = log2 L, L = {longest}, by R / ln L"
+    heads = [p["ranks"]["1/L"]["p"] / p["tokens"] for p in points(rows, kind="head")]
+    lines = [(what, listed(told))]
+    if heads:
+        lines.append(("rank of p over L at error 1/L, real heads", span(heads)))
+    return lines

@@ -72,7 +72,7 @@ def otherwise(told: dict[str, Any]) -> str:
     other = {
         name: given[name]
         for name, value in asked.items()
-        if not isinstance(value, dict) and given.get(name) != value
+        if name in given and not isinstance(value, dict) and given[name] != value
     }
     text = ", ".join(f"{name} = {value}" for name, value in other.items())
     return f" (its last run with {text})" if text else ""
