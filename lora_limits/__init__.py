@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lora_limits.estimate.intervals import Estimate
     from lora_limits.factors import (
         AdaptedMonomials,
+        BlockTree,
         Nystrom,
         RandomFeatures,
         Skeleton,
@@ -56,6 +57,7 @@ _HOMES = {
     "estimate.intervals": ("Estimate",),
     "factors": (
         "AdaptedMonomials",
+        "BlockTree",
         "Nystrom",
         "RandomFeatures",
         "Skeleton",
@@ -79,6 +81,7 @@ __all__ = [
     "AdaptedMonomials",
     "Adapter",
     "AttentionWeights",
+    "BlockTree",
     "Chain",
     "Estimate",
     "Exact",

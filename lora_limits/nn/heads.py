@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lora_limits.checks import fail
+from lora_limits.factors.block_tree import BlockTree
 from lora_limits.factors.method import FactorMethod
 from lora_limits.gradients.methods import Exact, Polynomial
 from lora_limits.linalg import dot
-from lora_limits.nn import factored, polynomial_causal, polynomial_full
+from lora_limits.nn import clustered, factored, polynomial_causal, polynomial_full
 from lora_limits.polynomial import monomials
 
 LOG_ENTRIES = 20  # log2 of the entries of a block's largest array
@@ -46,6 +47,14 @@ def _(method: FactorMethod, group: int, q, k, v, exists) -> jax.Array:
         expected = "Exact or Polynomial: a factor looks ahead"
         fail("method of causal attention", repr(method), expected)
     return cast(jax.Array, factored.head(method, q, k, v, exists))
+
+
+@attend.register
+def _(method: BlockTree, group: int, q, k, v, exists) -> jax.Array:
+    if group:
+        expected = "Exact or Polynomial: clusters look ahead"
+        fail("method of causal attention", repr(method), expected)
+    return cast(jax.Array, clustered.head(method, q, k, v, exists))
 
 
 @attend.register
