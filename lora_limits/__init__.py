@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lora_limits.estimate.intervals import Estimate
     from lora_limits.factors import (
         AdaptedMonomials,
+        BlockTree,
         Nystrom,
         RandomFeatures,
         Skeleton,
@@ -58,6 +59,7 @@ _HOMES = {
     "estimate.intervals": ("Estimate",),
     "factors": (
         "AdaptedMonomials",
+        "BlockTree",
         "Nystrom",
         "RandomFeatures",
         "Skeleton",
@@ -84,6 +86,7 @@ __all__ = [
     "Adapter",
     "AttentionFn",
     "AttentionWeights",
+    "BlockTree",
     "Chain",
     "Estimate",
     "Exact",

@@ -149,13 +149,13 @@ def row_errors(
     kernel: the approximate row, a polynomial's or an explicit factor's. O(m Lk (d + d_model)) time,
     O(m (block + d_model)) memory.
     """
-    scale, beta = scalars(problem)
+    beta = scalars(problem)[1]
     out = {}
     xq = widened(jnp.take(jnp.asarray(problem.x_query), index, axis=0), problem.dtype)
     target = widened(jnp.take(jnp.asarray(problem.target), index, axis=0), problem.dtype)
     q = frame.centred_queries(problem, xq)
     c, sums = _differences(problem, frame, kernel, q, target, block)
-    for name, adapter in problem.adapters.items():
+    for name in problem.adapters:
         if name == "query":
             left = xq[None]
             right = beta * sums[name][0][None]
@@ -166,8 +166,18 @@ def row_errors(
             dc, dx, x = sums[name]
             left = jnp.stack([dx, x + frame.xv_mean[None]])
             right = jnp.stack([c, dc])
-        out[name] = Adapter(
-            a=Terms(dot(left, adapter.b), scale * right),
-            b=Terms(left, scale * dot(right, adapter.a.T)),
-        )
+        out[name] = of_adapter(problem, name, left, right)
     return out
+
+
+def of_adapter(
+    problem: LoRAProblem,
+    name: str,
+    left: Float[Array, "terms m d_in"],
+    right: Float[Array, "terms m d"],
+) -> Adapter:
+    """Terms of dl/dW -> those of the adapter's arrays: dA = s (left B)^T right, dB = s left^T (right A^T)."""
+    scale = scalars(problem)[0]
+    adapter = problem.adapters[name]
+    a = Terms(dot(left, adapter.b), scale * right)
+    return Adapter(a, Terms(left, scale * dot(right, adapter.a.T)))

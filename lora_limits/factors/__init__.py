@@ -5,6 +5,7 @@ below: its gradient, its estimate and `attention` follow.
 """
 
 from lora_limits.factors.adapted import AdaptedMonomials
+from lora_limits.factors.block_tree import BlockTree
 from lora_limits.factors.method import FactorMethod
 from lora_limits.factors.nystrom import Nystrom
 from lora_limits.factors.random_features import RandomFeatures
@@ -14,6 +15,7 @@ from lora_limits.factors.svd import Svd
 
 __all__ = [
     "AdaptedMonomials",
+    "BlockTree",
     "FactorMethod",
     "Nystrom",
     "RandomFeatures",

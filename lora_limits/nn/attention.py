@@ -75,6 +75,9 @@ def attention(
     A factor (Skeleton, SparseLowRank, ...): not causal, no documents; O(N T rank H Hv) time beside
     that of the factor, O(N (T + S) rank) memory. No error is estimated here: `gradient` does that.
 
+    BlockTree: not causal; O(N T (near + samples + 128 H) H) time and, for importance, N T S H / 2.
+    Its draws of keys depend on the queries and its seed. No error is estimated here either.
+
     A normaliser D_i that is not positive (odd or low degree, large scores) makes the output of that
     query NaN, and NaN every gradient that it enters; raise the degree, make it even, or use Exact.
     A query that sees no key gives 0. Causal or in a window, one that sees NaN or infinity gives

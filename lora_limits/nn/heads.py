@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.checks import fail
+from lora_limits.factors.block_tree import BlockTree
 from lora_limits.factors.method import FactorMethod
 from lora_limits.gradients.methods import Exact, Polynomial
-from lora_limits.nn import exact, factored, polynomial_causal, polynomial_full
+from lora_limits.nn import clustered, exact, factored, polynomial_causal, polynomial_full
 from lora_limits.nn.visibility import Pattern, Tokens, runs
 from lora_limits.polynomial import monomials
 
@@ -55,8 +56,19 @@ def _(method: FactorMethod, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Ar
         fail("method of causal attention", repr(method), expected)
     if tokens.query_document is not None:
         fail("method of packed documents", repr(method), "Exact, or a causal Polynomial")
-    exists = jnp.repeat(tokens.query, pattern.group)
-    return cast(jax.Array, factored.head(method, q, k, v, exists, tokens.key))
+    asked = jnp.repeat(tokens.query, pattern.group)
+    return cast(jax.Array, factored.head(method, q, k, v, asked, tokens.key))
+
+
+@attend.register
+def _(method: BlockTree, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
+    if pattern.is_causal:
+        expected = "Exact or Polynomial: clusters look ahead"
+        fail("method of causal attention", repr(method), expected)
+    if tokens.query_document is not None:
+        fail("method of packed documents", repr(method), "Exact, or a causal Polynomial")
+    asked = jnp.repeat(tokens.query, pattern.group)
+    return cast(jax.Array, clustered.head(method, q, k, v, asked, tokens.key))
 
 
 @attend.register

@@ -10,11 +10,11 @@ import pytest
 import lora_limits as ll
 from experiments.contenders import degrees, sampled_degrees
 from experiments.problems import boxes
+from experiments.problems import conditioned as problems
 from lora_limits.instruments.comparing import frobenius_error
 from lora_limits.instruments.counting import count_operations
 from lora_limits.polynomial import series
 from lora_limits.problem import as_jax, projections
-from tests.support import problems
 from tests.support.compiled import UNBOUNDED
 from tests.support.tools import arrays, quick_jit
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from experiments.problems import conditioned as problems
 from lora_limits.problem import as_jax
-from tests.support import problems
 from tests.support.compiled import UNBOUNDED
 from tests.support.tools import assert_close
 
