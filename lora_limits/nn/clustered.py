@@ -35,7 +35,8 @@ def _forward(method, q, k, v, asked, exists):
     xy = frame.product(q - frame.nu[None], k - frame.mu[None], exists, asked)
     layout = arrange(*xy, method.near)
     v = v - frame.v_mean[None]
-    found = passes.attention(layout, v, method.key(q), method.samples)
+    key = method.key(jnp.where(asked[:, None], q, 0))
+    found = passes.attention(layout, v, key, method.samples)
     out = passes.in_order(layout.query, found.out, q.shape[0]) + frame.v_mean[None]
     out = jnp.where(asked[:, None], out, 0)
     return out, (layout, found.total, q, k, v, asked)

@@ -163,13 +163,17 @@ def test_what_it_says_of_its_error_is_near_the_error():
 
 
 def test_attention_whose_keys_are_all_near_is_exact():
-    """Grouped heads and masked keys, with the derivative in all three inputs."""
-    inputs = dense_attention.inputs(3, value_width=dense_attention.V + 1)
+    """Grouped heads and masked tokens, with the derivative in all three inputs."""
+    *inputs, cotangent = dense_attention.inputs(3, value_width=dense_attention.V + 1)
+    # queries taken for padding get 0
+    there = dense_attention.HOLES[:, :, None, None]
+    inputs.append(cotangent * there)
     want = dense_attention.compiled(None, False, dense_attention.peer)(
         *inputs, dense_attention.HOLES
     )
     got = dense_attention.compiled(ll.BlockTree())(*inputs, dense_attention.HOLES)
-    dense_attention.assert_near(got, want, 1e-6)
+    assert not np.asarray(got[0])[~dense_attention.HOLES].any()
+    dense_attention.assert_near(got, (np.asarray(want[0]) * there, want[1]), 1e-6)
 
 
 def test_attention_with_far_and_masked_keys_is_near_the_exact_one():
@@ -177,10 +181,12 @@ def test_attention_with_far_and_masked_keys_is_near_the_exact_one():
     rng = np.random.default_rng(0)
     inputs = [np.asarray(x)[None, :, None] for x in projections(p)]
     there = rng.uniform(size=(1, 300)) < 0.8
-    cotangent = rng.normal(size=inputs[0].shape)
+    # queries taken for padding get 0
+    real = there[:, :, None, None]
+    cotangent = rng.normal(size=inputs[0].shape) * real
     out, back = dense_attention.compiled(ll.BlockTree(64, 64))(*inputs, cotangent, there, p.beta)
     true, true_back = dense_attention.compiled(ll.Exact())(*inputs, cotangent, there, p.beta)
-    for got, want in zip((out, *back), (true, *true_back), strict=True):
+    for got, want in zip((out, *back), (np.asarray(true) * real, *true_back), strict=True):
         off = np.linalg.norm(got - want) / np.linalg.norm(want)
         assert 1e-6 < off < 0.2
     assert not np.asarray(back[1])[:, ~there[0]].any()

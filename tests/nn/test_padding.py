@@ -24,6 +24,7 @@ METHODS = [
     ll.Nystrom(4),
     ll.RandomFeatures(8),
     ll.AdaptedMonomials(20),
+    ll.BlockTree(4, 4),
     ll.Svd(5),
 ]
 CAUSAL = [ll.Exact(), ll.Exact(8), ll.Polynomial(2, block_size=8), ll.Polynomial(3, block_size=8)]
