@@ -10,7 +10,7 @@ from paper_figures import finetune, sensitivity
 from paper_figures.command.finding import STORED, available, find, load
 from paper_figures.drawing import style
 
-FIGURES = [name for name in available() if name != "diagnose"]
+FIGURES = [name for name in available() if (STORED / f"{name}.jsonl").is_file()]
 
 
 def draw(name, rows, *, render=False):
