@@ -44,8 +44,7 @@ def keep(folder: Path, *, force: bool) -> str:
     STORED.mkdir(exist_ok=True)
     rows = [*found.rows, *found.failed]
     lines = [json.dumps(store.encode(row), allow_nan=False) + "\n" for row in rows]
-    store.replace(path, "".join(lines))
-    store.replace(beside, json.dumps(told, indent=1) + "\n")
+    store.replace({path: "".join(lines), beside: json.dumps(told, indent=1) + "\n"})
     return name
 
 
