@@ -89,6 +89,9 @@ def _label(attention: str) -> str:
 
 def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """Over all models, heads and LoRA ranks; solid: softmax, dashed: softmax_1."""
+    ticks = sorted({int(n.split()[1]) for row in part(rows, "features") for n in _factors(row)})
+    if not ticks:
+        return style.empty(ax)
     for family, (colour, marker) in FACTORS.items():
         for attention, dash in (("softmax", "-"), ("softmax_1", "--")):
             found = errors_by_width(rows, family, attention)
@@ -100,9 +103,6 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.axhline(TOLERANCE, color=BLACK, linewidth=0.7, linestyle=":")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    ticks = sorted({int(n.split()[1]) for row in part(rows, "features") for n in _factors(row)})
-    if not ticks:
-        return style.empty(ax)
     ax.set_xticks(ticks, [str(k) for k in ticks])
     ax.minorticks_off()
     ax.set_xlabel("width $k$ (of 257 keys)")

@@ -67,6 +67,14 @@ def test_missing_rows_are_named_not_left_out(monkeypatch, capsys):
     assert "rows of scaling: got none" in said
 
 
+def test_rows_that_cannot_be_read_are_named_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "scaling.jsonl").write_text("{}\n{}\n")
+    monkeypatch.setattr(results, "STORED", tmp_path)
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path / 'scaling.jsonl'}:1: got '{{}}', expected a row of a sweep\n"
+
+
 def test_minutes_come_from_the_configs(capsys):
     assert main(["--minutes", "scaling", "real_heads"]) == 0
     scaling, heads = (notes.note(name).minutes["default"] for name in ("scaling", "real_heads"))

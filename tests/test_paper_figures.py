@@ -234,6 +234,14 @@ def test_a_folder_that_cannot_be_kept_leaves_what_is_kept_alone(stored, tmp_path
     assert main(["--keep", str(kept.folder(tmp_path / "full", "scaling"))]) == 0
     before = {path: path.read_bytes() for path in stored.iterdir()}
     folder = kept.folder(tmp_path / "mine", "scaling")
+    # The second file of two cannot be written.
+    blocked = stored / "scaling.manifest.json.partial"
+    blocked.mkdir()
+    assert refused(capsys, "--keep", folder).endswith(
+        "scaling.manifest.json.partial: Is a directory"
+    )
+    blocked.rmdir()
+    assert {path: path.read_bytes() for path in stored.iterdir()} == before
     (folder / "rows.jsonl").write_text("")
     assert "without rows" in refused(capsys, "--keep", folder, "--force")
     (folder / "rows.jsonl").write_text("{}\n{}\n")

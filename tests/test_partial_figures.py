@@ -10,7 +10,7 @@ from paper_figures import finetune, sensitivity
 from paper_figures.command.finding import STORED, available, find, load
 from paper_figures.drawing import style
 
-FIGURES = [name for name in available() if name != "diagnose"]
+FIGURES = [name for name in available() if (STORED / f"{name}.jsonl").is_file()]
 
 
 def draw(name, rows, *, render=False):
@@ -50,10 +50,10 @@ def test_a_figure_is_drawn_of_any_part_of_its_rows(name):
     tried += [rows[: len(rows) // 2], rows[:-1], *(rows[n::3] for n in range(3))]
     tried += list(parts(rows))
     tried += [[row for row in rows if draws.random() < 0.4] for _ in range(2)]
-    for number, part in enumerate(tried):
-        if part:
-            # What goes wrong in rendering does so in most parts.
-            draw(name, part, render=number % 4 == 0)
+    tried = [part for part in tried if part]
+    # All of them would take a quarter of an hour.
+    for number, part in enumerate(draws.sample(tried, min(24, len(tried)))):
+        draw(name, part, render=number % 3 == 0)
 
 
 def test_accuracies_are_compared_seed_by_seed():

@@ -181,19 +181,24 @@ def write_manifest(path: Path, run: Mapping[str, Any]) -> None:
         before = read_manifest(path)
         before.pop("planned", None)
         earlier = [*before.pop("runs", []), before]
-    replace(path, json.dumps({**run, "runs": earlier}, indent=1, allow_nan=False) + "\n")
+    replace({path: json.dumps({**run, "runs": earlier}, indent=1, allow_nan=False) + "\n"})
 
 
-def replace(path: Path, text: str) -> None:
-    """Put a text in place of a file, all or nothing: beside it first, then in its place."""
-    partial = path.with_name(path.name + ".partial")
+def replace(texts: Mapping[Path, str]) -> None:
+    """Put texts in place of files, all or nothing: beside them first, and in their places once all
+    are written.
+    """
+    partials = {path: path.with_name(path.name + ".partial") for path in texts}
     try:
-        with names(path), open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        for path, text in texts.items():
+            with names(path), open(partials[path], "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, partial in partials.items():
+            os.replace(partial, path)
     except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        for partial in partials.values():
+            with contextlib.suppress(OSError):
+                partial.unlink()
         raise

@@ -44,8 +44,7 @@ def keep(folder: Path, *, force: bool) -> str:
     STORED.mkdir(exist_ok=True)
     rows = [*found.rows, *found.failed]
     lines = [json.dumps(store.encode(row), allow_nan=False) + "\n" for row in rows]
-    store.replace(path, "".join(lines))
-    store.replace(beside, json.dumps(told, indent=1) + "\n")
+    store.replace({path: "".join(lines), beside: json.dumps(told, indent=1) + "\n"})
     return name
 
 
@@ -53,7 +52,9 @@ def _runs(folder: Path, found: Results) -> list[dict[str, Any]]:
     """The runs that measured any of the rows, oldest first; the last one's where rows do not say."""
     every = [one for told in store.read_manifests(folder) for one in [*told.get("runs", []), told]]
     measured = {row.get("run") for row in [*found.rows, *found.failed]}
-    mine = sorted((run for run in every if run.get("run") in measured), key=lambda r: r["started"])
+    mine = sorted(
+        (run for run in every if run.get("run") in measured), key=lambda r: r.get("started", "")
+    )
     return mine or [found.manifest or {}]
 
 

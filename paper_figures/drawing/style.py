@@ -82,6 +82,8 @@ def note(fig: Figure, text: str) -> None:
 def empty(ax: Axes) -> None:
     """Says in a panel that its points have not been measured yet."""
     ax.text(0.5, 0.5, "no rows yet", transform=ax.transAxes, fontsize=7, ha="center", va="center")
+    # Of this panel alone: the ticks of a shared axis stay where they are on the others.
+    ax.tick_params(length=0, labelleft=False, labelbottom=False)
 
 
 def legend(ax: Axes, **look: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from experiments import Refused
 from paper_figures.gallery import notes, page
 
 
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             page.PATH.write_text(page.text(), encoding="utf-8")
             print(page.PATH.relative_to(page.HERE.parent))
-    except ValueError as error:
+    except (Refused, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
