@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -26,17 +28,17 @@ def attend(
     """
     n = q.shape[0]
     size = min(block, n)
-    keys = jnp.arange(k.shape[0], dtype=jnp.int32)
+    at = jnp.arange(k.shape[0], dtype=jnp.int32)
 
     def rows(tile):
-        q, i = tile
-        return _softmax(q, k, v, visible(pattern, tokens, i, keys))
+        q, position, own = tile
+        seen = visible(pattern, position, at, tokens.key, own, tokens.key_document)
+        return _softmax(q, k, v, seen)
 
-    index = jnp.arange(-(-n // size) * size, dtype=jnp.int32)
+    tile = _queries(pattern, tokens, q)
     if size == n:
-        return rows((q, index))
-    padded = jnp.pad(q, ((0, index.shape[0] - n), (0, 0)))
-    return _by_block(rows, (padded, index), size)[:n]
+        return rows(tile)
+    return _by_block(rows, tile, size)
 
 
 def band(
@@ -58,43 +60,51 @@ def band(
     left = min(pattern.window[0], reach)
     right = 0 if pattern.is_causal else min(pattern.window[1], reach)
     size = min(max(left + right, LEAST_BAND), length)
-    blocks = -(-length // size)
     # Every block then finds its keys at a fixed distance, whatever lies beyond the ends.
-    behind = max(blocks * size + right - k.shape[0], 0)
-    around = ((left, behind), (0, 0))
-    keys = jnp.pad(k, around)
-    values = jnp.pad(v, around)
+    behind = max(-(-length // size) * size + right - k.shape[0], 0)
+    around = jax.tree.map(
+        functools.partial(_pad, before=left, behind=behind), (k, v, tokens.key, tokens.key_document)
+    )
 
     def rows(tile):
-        q, i = tile
-        first = i[0] // group
-        k_here = jax.lax.dynamic_slice_in_dim(keys, first, left + size + right)
-        v_here = jax.lax.dynamic_slice_in_dim(values, first, left + size + right)
+        q, position, own = tile
+        first = position[0]
+        k, v, exists, other = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, first, left + size + right), around
+        )
         at = first - left + jnp.arange(left + size + right, dtype=jnp.int32)
-        # A negative position would be counted from the end.
-        seen = visible(pattern, tokens, i, jnp.where(at < 0, k.shape[0], at))
-        return _softmax(q, k_here, v_here, seen)
+        return _softmax(q, k, v, visible(pattern, position, at, exists, own, other))
 
-    padded = jnp.pad(q, ((0, blocks * size * group - q.shape[0]), (0, 0)))
-    index = jnp.arange(padded.shape[0], dtype=jnp.int32)
-    return _by_block(rows, (padded, index), size * group)[: q.shape[0]]
+    return _by_block(rows, _queries(pattern, tokens, q), size * group)
 
 
-def _by_block(rows, arrays, size: int) -> jax.Array:
-    """rows of the arrays, `size` at a time, each block recomputed on the way back."""
-    blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
+def _queries(pattern: Pattern, tokens: Tokens, q: jax.Array):
+    """(q, the positions of its queries, their documents or None)."""
+    position = jnp.arange(q.shape[0], dtype=jnp.int32) // pattern.group
+    own = tokens.query_document
+    return q, position, None if own is None else jnp.repeat(own, pattern.group)
+
+
+def _pad(x: jax.Array, before: int, behind: int) -> jax.Array:
+    """Zeros around the first axis."""
+    return jnp.pad(x, [(before, behind)] + [(0, 0)] * (x.ndim - 1))
+
+
+def _by_block(rows, tile, size: int) -> jax.Array:
+    """rows of the queries in tile, `size` at a time, each block recomputed on the way back."""
+    n = tile[0].shape[0]
+    blocks = jax.tree.map(lambda x: _pad(x, 0, -n % size).reshape(-1, size, *x.shape[1:]), tile)
     out = jax.lax.map(jax.checkpoint(rows, prevent_cse=False), blocks)
-    return out.reshape(-1, out.shape[-1])
+    return out.reshape(-1, out.shape[-1])[:n]
 
 
 def _softmax(q, k, v, seen) -> jax.Array:
     """softmax(q k^T) v over the keys seen, 0 for a query that sees none."""
     s = dot(q, k.T)
-    # Finite for a query that sees no key; -inf would leave NaN to subtract from.
+    # Finite, as -inf less -inf would be NaN; exp of what is left of it is 0 all the same.
     least = float(jnp.finfo(s.dtype).min)
+    s = jnp.where(seen, s, least)
     # The largest score cancels in the output, so its derivative is not wanted.
-    top = jax.lax.stop_gradient(jnp.max(s, axis=1, keepdims=True, where=seen, initial=least))
-    # Masked before exp too, so that nothing which is not seen can overflow.
-    e = jnp.where(seen, jnp.exp(jnp.where(seen, s - top, 0)), 0)
-    total = e.sum(1, keepdims=True)
-    return dot(e, v) / jnp.where(total > 0, total, 1)
+    top = jax.lax.stop_gradient(jnp.max(s, axis=1, keepdims=True))
+    e = jnp.exp(s - top)
+    return jnp.where(top > least, dot(e, v) / e.sum(1, keepdims=True), 0)

@@ -50,24 +50,34 @@ class _Tile(NamedTuple):
     y: Float[Array, "*blocks d n"]
     w: Float[Array, "*blocks 1 n"]
     one_v: Float[Array, "*blocks dv_and_1 n"]
-    document: Int[Array, "*blocks 1 n"]
+    document: Int[Array, "*blocks 1 n"] | None  # None where all tokens are of one
 
     @property
-    def of_queries(self) -> Int[Array, "1 gn"]:
+    def of_queries(self) -> Int[Array, "1 gn"] | None:
         """The document of each query."""
+        if self.document is None:
+            return None
         return jnp.repeat(self.document, self.x.shape[1] // self.y.shape[1], axis=1)
+
+    def end(self, at: int) -> Int[Array, ""] | None:
+        """The document of the first or the last token."""
+        return None if self.document is None else self.document[0, at]
 
 
 class _Sum(NamedTuple):
     """Features summed over tokens of one document, on one side of a block."""
 
     total: Float[Array, "k c"]
-    document: Int[Array, ""]
+    document: Int[Array, ""] | None
 
-    def plus(self, more: Float[Array, "k c"], document: Int[Array, ""]) -> _Sum:
+    def plus(self, more: Float[Array, "k c"], document: Int[Array, ""] | None) -> _Sum:
         """With `more` of a document, the same one or another that takes its place."""
-        kept = jnp.where(document == self.document, self.total, 0)
-        return _Sum(kept + more, document)
+        return _Sum(_of(self.document, document, self.total) + more, document)
+
+
+def _of(documents: Any, document: Any, x: jax.Array) -> jax.Array:
+    """x where `documents` are the one asked for, 0 elsewhere; x where there are no documents."""
+    return x if documents is None else jnp.where(documents == document, x, 0)
 
 
 def _diagonal(tile: _Tile) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
@@ -76,8 +86,10 @@ def _diagonal(tile: _Tile) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
     group = x.shape[1] // y.shape[1]
     token = np.arange(x.shape[1]) // group
     not_later = token[:, None] >= np.arange(y.shape[1])[None]
-    same = tile.document == tile.of_queries.T
-    allowed = jnp.asarray(not_later) & same & (tile.w > 0)
+    allowed = jnp.asarray(not_later) & (tile.w > 0)
+    of_queries = tile.of_queries
+    if of_queries is not None:
+        allowed = allowed & (tile.document == of_queries.T)
     s = dot(x.T, y)
     top = jnp.max(s, axis=1, keepdims=True, where=allowed, initial=0.0)
     # Later tokens are masked before exp too, so that none of them can overflow.
@@ -93,7 +105,7 @@ def attend(
     y: Float[Array, "d t"],
     w: Float[Array, " t"],
     v: Float[Array, "dv t"],
-    document: Int[Array, " t"],
+    document: Int[Array, " t"] | None,
 ) -> Float[Array, "dv gt"]:
     """Outputs of the queries x, `block` tokens to a block. document: runs, numbered upwards.
 
@@ -108,19 +120,21 @@ def _tiles(block, x, y, w, v, document) -> _Tile:
     """The blocks of all tokens."""
     group = x.shape[1] // y.shape[1]
     size = min(block, y.shape[1])
-    rows = (y, w[None], with_ones(v), document[None])
-    return _Tile(split(x, size * group), *(split(z, size) for z in rows))
+    y, w, one_v = (split(z, size) for z in (y, w[None], with_ones(v)))
+    documents = None if document is None else split(document[None], size)
+    return _Tile(split(x, size * group), y, w, one_v, documents)
 
 
 def _add_keys(before: _Sum, tile: _Tile, degree: int) -> _Sum:
     """M of the document that goes on behind this block."""
-    last = tile.document[0, -1]
-    z = tile.one_v * jnp.where(tile.document == last, tile.w, 0)
+    last = tile.end(-1)
+    z = tile.one_v * _of(tile.document, last, tile.w)
     return before.plus(monomials.products(monomials.by_degree(tile.y, degree), z), last)
 
 
-def _nothing(c, columns: int, document: Int[Array, ""]) -> _Sum:
-    return _Sum(jnp.zeros((c.shape[0], columns), c.dtype), document)
+def _nothing(c, columns: int, document: Int[Array, " t"] | None, at: int) -> _Sum:
+    one = None if document is None else document[at]
+    return _Sum(jnp.zeros((c.shape[0], columns), c.dtype), one)
 
 
 def _forward(block, degree, x, y, w, v, document):
@@ -131,12 +145,12 @@ def _forward(block, degree, x, y, w, v, document):
     def visit(before, tile):
         near, shrink = _diagonal(tile)
         # Both parts of u are scaled by exp(-m_i), which cancels in the output.
-        shrink = jnp.where(tile.of_queries == before.document, shrink, 0)
+        shrink = _of(tile.of_queries, before.document, shrink)
         far = evaluate(c * before.total, monomials.by_degree(tile.x, degree)) * shrink
         u = far + dot(tile.one_v, near.T)
         return _add_keys(before, tile, degree), jnp.concatenate([u[:1], normalised(u)])
 
-    start = _nothing(c, columns, document[0])
+    start = _nothing(c, columns, document, 0)
     both = scan(visit, start, _tiles(block, x, y, w, v, document))[1]
     both = join(both, x.shape[1])
     normaliser, out = both[0], both[1:]
@@ -156,7 +170,7 @@ def _backward(block, degree, kept, gout):
         tile, g = this
         near, shrink = _diagonal(tile)
         # D was kept scaled by exp(-m_i), so g is right for the diagonal and too large beyond it.
-        far = g * jnp.where(tile.of_queries == before.document, shrink, 0)
+        far = g * _of(tile.of_queries, before.document, shrink)
         p = near * dot(g.T, tile.one_v)
         lifted = evaluation.make(c * before.total, columns, width, degree)
         parts = monomials.by_degree(tile.x, lower(degree) - 1)
@@ -167,17 +181,17 @@ def _backward(block, degree, kept, gout):
     def later_queries(after, this):
         tile, far = this
         back = evaluation.make(c * after.total, columns, width, degree)
-        w = jnp.where(tile.document == after.document, tile.w, 0)
+        w = _of(tile.document, after.document, tile.w)
         parts = monomials.by_degree(tile.y, lower(degree) - 1)
         u, dy = slopes(back, tile.y, parts, tile.one_v * w)
         more = monomials.products(monomials.by_degree(tile.x, degree), far)
         # Of the queries here, those of the first document alone see keys of earlier blocks.
-        return after.plus(more, tile.document[0, 0]), jnp.concatenate([dy, u[1:] * w])
+        return after.plus(more, tile.end(0)), jnp.concatenate([dy, u[1:] * w])
 
     g = split(cotangent(gout, out, normaliser), tiles.y.shape[2] * group)
-    start = _nothing(c, columns, document[0])
+    start = _nothing(c, columns, document, 0)
     dx, far, near_keys = scan(earlier_keys, start, (tiles, g))[1]
-    end = _nothing(c, columns, document[-1])
+    end = _nothing(c, columns, document, -1)
     far_keys = scan(later_queries, end, (tiles, far), reverse=True)[1]
     keys = join(near_keys + far_keys, y.shape[1])
     dy, dv = keys[:width], keys[width:]
@@ -196,10 +210,7 @@ def head(
     v: Float[Array, "t dv"],
 ) -> Float[Array, "n dv"]:
     """Outputs of one key head, `block` tokens to a block, by Taylor's polynomial."""
-    document = tokens.query_document
-    if document is None:
-        document = jnp.zeros_like(tokens.key, jnp.int32)
     # Features lie tokens last, models tokens first.
     exists = tokens.key.astype(q.dtype)
-    out: Any = attend(block, degree, q.T, k.T, exists, v.T, document)
+    out: Any = attend(block, degree, q.T, k.T, exists, v.T, tokens.query_document)
     return out.T

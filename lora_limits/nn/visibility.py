@@ -37,29 +37,28 @@ class Pattern(NamedTuple):
 
 
 def visible(
-    pattern: Pattern, tokens: Tokens, query: Int[Array, " m"], key: Int[Array, " n"]
+    pattern: Pattern,
+    position: Int[Array, " m"],
+    at: Int[Array, " n"],
+    exists: Bool[Array, " n"],
+    own: Int[Array, " m"] | None,
+    other: Int[Array, " n"] | None,
 ) -> Bool[Array, "m_or_1 n"]:
-    """Which of the keys at positions `key` the queries numbered `query` see.
+    """Which keys at positions `at` the queries at `position` see.
 
-    query counts group by group, so that query i is of token i // group. Numbers past the last token
-    are allowed: nothing there is seen, and what a query there sees is of no use to anybody.
+    exists: which of the keys there are; own, other: documents of the queries and of the keys.
     """
-    position = (query // pattern.group)[:, None]
-    at = key[None]
-    seen = _at(tokens.key, key, False)[None]
+    position = position[:, None]
+    at = at[None]
+    seen = exists[None]
     if pattern.is_causal:
         seen = seen & (at <= position)
     if pattern.window is not None:
         left, right = pattern.window
         seen = seen & (at >= position - left) & (at <= position + right)
-    if tokens.query_document is not None and tokens.key_document is not None:
-        own = _at(tokens.query_document, position[:, 0], 0)[:, None]
-        seen = seen & (own == _at(tokens.key_document, key, 0)[None])
+    if own is not None and other is not None:
+        seen = seen & (own[:, None] == other[None])
     return seen
-
-
-def _at(x: jax.Array, index: jax.Array, nowhere: int | bool) -> jax.Array:
-    return x.at[index].get(mode="fill", fill_value=nowhere)
 
 
 def sees_any(
