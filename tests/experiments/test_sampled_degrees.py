@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
-from experiments.contenders import checked_degrees, degrees, sampled_degrees
+from experiments.contenders import checked_degrees, degrees, drawn_queries, sampled_degrees
 from experiments.problems import boxes
 from lora_limits.instruments.comparing import frobenius_error
 from lora_limits.instruments.counting import count_operations
@@ -102,7 +102,7 @@ def test_standard_errors_cover_the_truth(drawn):
 
 def test_queries_that_repeat_are_taken_once_each():
     p = boxes.problem("gadget", 0, length=LENGTH, width=6, rank=2, gamma=1.5)
-    kinds = sampled_degrees.distinct(p)
+    kinds = drawn_queries.distinct(p)
     assert len(kinds.which) == 2**3 + 1
     assert kinds.weights.sum() == LENGTH
     few = sampled_degrees.scan(p, highest=HIGHEST, noise=0.0, alike=True)
