@@ -1,10 +1,11 @@
-"""What the norm bound and the LoRA rank do: error over (Gamma, k), and Gamma and k* over (adapter
-size, r).
+"""What the norm bound and the LoRA rank do: errors of every degree over Gamma, and Gamma and k* over
+(adapter size, r).
+
+Errors are those of contenders/sampled_degrees.py: per array, expected over the target.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, Literal
 
@@ -14,110 +15,123 @@ import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
 import lora_limits as ll
-from experiments.contenders import degrees
+from experiments.contenders import sampled_degrees
+from experiments.contenders.needed_degrees import features, needed
+from experiments.problems import boxes
 from experiments.runner.config import Fields, Tokens
-from lora_limits.instruments.comparing import frobenius_error
 from lora_limits.instruments.compiling import quick_jit
 
-VERSION = 1
-POINTS = ("gammas", "degrees", "sizes", "conventions")
+VERSION = 2
+POINTS = ("gammas", "sizes", "ranks", "conventions", "seeds")
 X64 = True
 
 
 class Config(Fields):
-    """Error panel: gammas x degrees. Adapter panel: sizes (std of the entries of A and B) x ranks x
-    conventions.
+    """Degrees panel: gammas x seeds. Adapter panel: sizes (standard deviation of the entries of A
+    and B) x ranks x conventions x seeds, on inputs of width `inputs`. rows: queries drawn.
     """
 
     length: Tokens
     width: PositiveInt = 8
+    inputs: PositiveInt = 64
     rank: PositiveInt = 4
     gammas: tuple[PositiveFloat, ...]
-    degrees: tuple[PositiveInt, ...]
+    highest: PositiveInt = 12
     sizes: tuple[PositiveFloat, ...]
     ranks: tuple[PositiveInt, ...]
     conventions: tuple[Literal["alpha/r", "alpha/sqrt(r)"], ...] = ("alpha/r", "alpha/sqrt(r)")
     alpha: PositiveFloat = 16.0
     base_gamma: PositiveFloat = 0.5
     tolerance: PositiveFloat = 0.01
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
+    rows: PositiveInt = 128
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """The error panel, degree by degree (one compilation each), then the adapter panel."""
+    """The degrees panel, then the adapter panel."""
     out: list[dict[str, Any]] = [
-        {"kind": "error", "degree": d, "gamma": g} for d in config.degrees for g in config.gammas
+        {"kind": "degrees", "gamma": g, "seed": s} for s in config.seeds for g in config.gammas
     ]
     out += [
-        {"kind": "adapter", "convention": c, "rank": r, "size": s}
+        {"kind": "adapter", "convention": c, "rank": r, "size": size, "seed": s}
         for c in config.conventions
         for r in config.ranks
-        for s in config.sizes
+        for size in config.sizes
+        for s in config.seeds
     ]
     return out
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Errors and certified bounds of one (Gamma, degree), or the norms and k* of one adapter."""
-    return _error(point, config) if point["kind"] == "error" else _adapter(point, config)
+    """Errors of every degree at one Gamma; or norms and k* of one adapter."""
+    return _degrees(point, config) if point["kind"] == "degrees" else _adapter(point, config)
 
 
-def _error(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    make = functools.partial(
-        ll.random_problem, length=config.length, width=config.width, rank=config.rank
+def _scan(problem: ll.LoRAProblem, seed: int, config: Config) -> sampled_degrees.Scan:
+    key = jax.random.key(seed)
+    return sampled_degrees.scan(problem, highest=config.highest, rows=config.rows, key=key)
+
+
+def _degrees(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    problem = boxes.problem(
+        "uniform",
+        point["seed"],
+        length=config.length,
+        width=config.width,
+        rank=config.rank,
+        gamma=point["gamma"],
     )
-    # The same problem at every degree: its gamma alone changes along a row of the panel.
-    problem = quick_jit(make)(jax.random.key(config.seed), gamma=point["gamma"])
-    run = quick_jit(ll.gradient, static_argnames="method")
-    exact = jax.tree.leaves(run(problem, method=ll.Exact(1024)).gradient)
-    result = run(problem, method=ll.Polynomial(point["degree"]))
-    pairs = list(zip(jax.tree.leaves(result.gradient), exact, strict=True))
-    top = max(float(np.abs(x).max()) for x in exact)
+    worst, spread = _scan(problem, point["seed"], config).worst()
     return {
-        "features": result.rank,
-        "max_error": max(float(np.abs(got - want).max()) for got, want in pairs) / top,
-        "frobenius_error": max(frobenius_error(got, want) for got, want in pairs),
-        "bound": max(float(b) for b in jax.tree.leaves(result.bound)) / top,
-        "normaliser": float(np.asarray(result.normaliser)),
+        "errors": worst.tolist(),
+        "spread": spread.tolist(),
+        "features": [math.comb(config.width + g, g) for g in range(len(worst))],
     }
 
 
+def _base(rng: np.random.Generator, config: Config) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(tokens, frozen weights): max |X W| is base_gamma for queries and keys."""
+    x = rng.uniform(-1, 1, (config.length, config.inputs))
+    shape = (config.inputs, config.width)
+    weights = {n: rng.normal(size=shape) / config.inputs**0.5 for n in ("query", "key", "value")}
+    for name in ("query", "key"):
+        weights[name] *= config.base_gamma / np.abs(x @ weights[name]).max()
+    return x, weights
+
+
 def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    key = jax.random.key(config.seed)
-    make = functools.partial(ll.random_problem, length=config.length, width=config.width, rank=1)
-    base = quick_jit(make)(key, gamma=config.base_gamma)
-    a_key, b_key = jax.random.split(jax.random.key(config.seed + 1))
-    r = point["rank"]
-    d = config.width
-    # One large draw, cut to the rank: curves over r differ by r, not by the draw.
-    a = point["size"] * jax.random.normal(a_key, (max(config.ranks), d))[:r]
-    b = point["size"] * jax.random.normal(b_key, (d, max(config.ranks)))[:, :r]
+    """Norms of the adapted problem, how large the update is beside the weight, and what a tolerance
+    needs.
+    """
+    rng = np.random.default_rng(point["seed"])
+    x, weights = _base(rng, config)
+    r, d = point["rank"], config.width
+    # Draws of their own for every rank, so that no field beside the rank changes them.
+    rng = np.random.default_rng([point["seed"], r])
+    a = point["size"] * rng.normal(size=(r, d))
+    b = point["size"] * rng.normal(size=(config.inputs, r))
     scale = config.alpha / (r if point["convention"] == "alpha/r" else math.sqrt(r))
-    # The frozen query weight of the base problem has its own adapter merged, so that only the new
-    # one moves.
-    merged = base.adapters["query"]
-    query = base.weights.query + base.scale * jnp.matmul(merged.b, merged.a)
+    tokens = jnp.asarray(x)
     problem = ll.LoRAProblem(
-        base.x_query,
-        base.x_key,
-        base.x_value,
-        base.target,
-        weights=ll.AttentionWeights(query, base.weights.key, base.weights.value),
-        adapters={"query": ll.Adapter(a, b)},
+        tokens,
+        tokens,
+        tokens,
+        jnp.zeros((config.length, d)),
+        weights=ll.AttentionWeights(**{n: jnp.asarray(w) for n, w in weights.items()}),
+        adapters={"query": ll.Adapter(jnp.asarray(a), jnp.asarray(b))},
         scale=scale,
-        beta=base.beta,
+        beta=1 / d,
     )
     report = quick_jit(ll.norm_report)(problem)
-    run = quick_jit(ll.gradient, static_argnames="method")
-    exact = run(problem, method=ll.Exact(1024)).gradient
-    # Every degree in turn until two in a row are enough, so that k* is the smallest.
-    scan = degrees.errors_by_degree(problem, range(1, degrees.HIGHEST + 1), exact, config.tolerance)
-    degree = degrees.first_below(scan, "max_error", config.tolerance)
+    worst, _ = _scan(problem, point["seed"], config).worst()
+    share = scale * np.linalg.norm(b @ a) / np.linalg.norm(weights["query"])
+    need = needed(list(worst), config.tolerance, width=d, length=config.length)
     return {
         "gamma": float(report.gamma),
         "gamma_ratio": float(report.gamma_ratio),
         "update": float(report.query_update),
         "score_bound": float(report.score_bound),
-        "degree": degree,
-        "features": None if degree is None else math.comb(d + degree, degree),
+        "share": float(share),
+        **need,
+        "interpolated": None if need["real"] is None else features(d, need["real"]),
     }

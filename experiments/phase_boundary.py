@@ -7,6 +7,7 @@ accuracy   one problem of a family: relative errors of every degree, per array, 
            (contenders/sampled_degrees.py), and the degree and k* that each tolerance needs
 time       one (L, d): seconds of every degree that may win and of every exact contender, by turns;
            neither depends on the numbers in a problem, so cells of one (L, d) share them
+check      one problem: the estimated errors beside those of polynomial gradients against exact ones
 stream     tokens in a file, read chunk by chunk: seconds of one degree, its error from sampled
            queries, and what the exact gradient would take, extrapolated
 counted    beyond what runs: the degree that the bound R asks for, and its exponent log k* / log L
@@ -16,21 +17,16 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
-import time
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from pydantic import PositiveFloat, PositiveInt
 
-import lora_limits as ll
-from experiments.contenders import degree_times, sampled_degrees
+from experiments.contenders import checked_degrees, degree_times, sampled_degrees, streaming
 from experiments.contenders.needed_degrees import needed
-from experiments.problems import boxes, token_files
+from experiments.problems import boxes
 from experiments.runner.config import Fields
-from lora_limits.instruments.timing import median_time
 from lora_limits.polynomial.needed import degree_needed, width_exponent
 
 VERSION = 2
@@ -45,6 +41,8 @@ POINTS = (
     "long_families",
     "timed",
     "timed_width",
+    "checked",
+    "checked_targets",
     "streamed",
     "streamed_width",
     "streamed_gamma",
@@ -55,8 +53,6 @@ POINTS = (
 X64 = True
 HIGHEST = 32  # no degree above it is measured
 MOST_EXPONENT = 1.6  # nor one whose features are more than L to this power
-STREAM_ROWS = 64  # queries drawn for the error of a stream
-PILOT = 8192  # tokens of the exact gradient that a stream's is extrapolated from
 
 Family = Literal["uniform", "gaussian", "outliers", "gadget"]
 
@@ -67,7 +63,8 @@ class Config(Fields):
     long_lengths x long_gammas x long_families: the same at width ceil(log2 L), one seed. R =
     gamma^2 bounds the scores. rows: queries drawn. timed: lengths of the "time" points, at the
     timed_width and at ceil(log2 L); degrees to most_degree whose k is at most 2 L. streamed: lengths
-    of the "stream" points.
+    of the "stream" points; checked: of the "check" points, against exact gradients of
+    checked_targets targets.
     """
 
     lengths: tuple[PositiveInt, ...]
@@ -85,6 +82,9 @@ class Config(Fields):
     most_degree: PositiveInt = 10
     repeats: PositiveInt = 5
     max_seconds: PositiveFloat = 10.0
+    checked: tuple[PositiveInt, ...] = ()
+    checked_degrees: tuple[PositiveInt, ...] = (2, 3, 4)
+    checked_targets: PositiveInt = 3
     streamed: tuple[PositiveInt, ...] = ()
     streamed_width: PositiveInt = 8
     streamed_gamma: PositiveFloat = 0.7
@@ -112,6 +112,11 @@ def points(config: Config) -> list[dict[str, Any]]:
     for n in config.timed:
         widths = {"fixed": config.timed_width, "growing": _growing(n)}
         out += [{"kind": "time", "slice": s, "length": n, "width": d} for s, d in widths.items()]
+    out += [
+        {"kind": "check", "family": family, "length": n, "width": config.timed_width, "gamma": 1.0}
+        for n in config.checked
+        for family in ("uniform", "gaussian")
+    ]
     out += [
         {
             "kind": "stream",
@@ -144,7 +149,13 @@ def _cell(kind: str, family: str, n: int, width: int, gamma: float, seed: int) -
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """The metrics of a point of any kind."""
-    kinds = {"accuracy": _accuracy, "time": _time, "stream": _stream, "counted": _counted}
+    kinds = {
+        "accuracy": _accuracy,
+        "time": _time,
+        "check": _check,
+        "stream": _stream,
+        "counted": _counted,
+    }
     return kinds[point["kind"]](point, config)
 
 
@@ -213,37 +224,35 @@ def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
     )
 
 
+def _check(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    problem = boxes.problem(
+        point["family"],
+        0,
+        length=point["length"],
+        width=point["width"],
+        rank=min(config.rank, point["width"]),
+        gamma=point["gamma"],
+    )
+    scan = sampled_degrees.scan(problem, highest=max(config.checked_degrees), rows=config.rows)
+    found = checked_degrees.measured(
+        problem, config.checked_degrees, targets=config.checked_targets
+    )
+    return {"degrees": checked_degrees.beside(scan, found)}
+
+
 def _stream(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """In double precision. What an exact gradient takes is that of PILOT tokens, times (L / PILOT)^2."""
-    length, width, degree = point["length"], point["width"], point["degree"]
-    named = {"rank": config.rank, "gamma": point["gamma"]}
-    method = ll.Polynomial(degree)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "tokens.npy")
-        token_files.write(path, 0, length=length, width=width)
-        start = time.perf_counter()
-        result = ll.streamed_gradient(token_files.chunks(path, 0, **named), method)
-        jax.block_until_ready(result.gradient)
-        seconds = time.perf_counter() - start
-        problem = token_files.whole(path, 0, **named)
-    scan = sampled_degrees.scan(problem, highest=degree, rows=STREAM_ROWS)
-    worst, spread = scan.worst()
-    tokens = min(PILOT, length)
-    pilot = boxes.problem("uniform", 0, length=tokens, width=width, **named)
-    exact = jax.jit(lambda p: ll.gradient(p, ll.Exact(1024)).gradient)
-    took = median_time(exact, pilot, repeats=config.repeats, max_seconds=config.max_seconds)
-    bound = point["gamma"] ** 2
-    return {
-        "score_ratio": bound / math.log(length),
-        "features": result.rank,
-        "exponent": math.log(result.rank or 1) / math.log(length),
-        "seconds": seconds,
-        "error": _short(worst[degree]),
-        "spread": _short(spread[degree]),
-        "arrays": {name: _short(errors[degree]) for name, errors in scan.errors.items()},
-        "exact_seconds": took["seconds"] * (length / tokens) ** 2,
-        "file_bytes": 4 * length * width,
-    }
+    length = point["length"]
+    found = streaming.measured(
+        length,
+        point["width"],
+        point["degree"],
+        rank=min(config.rank, point["width"]),
+        gamma=point["gamma"],
+        repeats=config.repeats,
+    )
+    exponent = math.log(found["features"]) / math.log(length)
+    ratio = point["gamma"] ** 2 / math.log(length)
+    return {"score_ratio": ratio, "exponent": exponent, **found}
 
 
 def _counted(point: dict[str, Any], config: Config) -> dict[str, Any]:

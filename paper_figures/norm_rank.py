@@ -1,5 +1,5 @@
-"""Error over (Gamma, features), and what the adapter's size and rank do to Gamma and to the
-features needed.
+"""Error over (Gamma, degree), and what the adapter's size and rank do to Gamma and to the features
+needed.
 """
 
 from __future__ import annotations
@@ -8,90 +8,103 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from paper_figures.drawing import style
 
 CONFIG = "norm_rank"
+DASHES = {"alpha/r": "-", "alpha/sqrt(r)": ":"}
+Points = list[dict[str, Any]]
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) error map; (b) Gamma and (c) k* against the size of the adapter's entries, by rank and
-    scaling.
+    """(a) error against Gamma by degree, odd solid and even dashed, with the range of the seeds; (b)
+    Gamma and (c) k* at 0.1 %, interpolated between degrees, against the size of the adapter's
+    entries, by rank, for both scalings; (d) k* against Gamma: all ranks and scalings on one curve.
     """
-    fig, axes = style.figure(2.4, 1, 3, width_ratios=[1.25, 1, 1])
-    image = _errors(axes[0, 0], [r for r in rows if r["point"]["kind"] == "error"])
-    style.panel(axes[0, 0], "a", "relative error")
-    if image is not None:
-        bar = fig.colorbar(image, ax=axes[0, 0], pad=0.02, aspect=22)
-        powers = [-8, -6, -4, -2, 0]
-        bar.set_ticks(powers, labels=[f"$10^{{{p}}}$" if p else "1" for p in powers])
-    _adapters(axes[0, 1], axes[0, 2], [r for r in rows if r["point"]["kind"] == "adapter"])
+    points = [row["point"] | row["metrics"] for row in rows]
+    # rows of an adapter have a seed since k* is interpolated
+    adapter = [p for p in points if p["kind"] == "adapter" and "seed" in p]
+    fig, axes = style.figure(4.4, 2, 2)
+    _errors(axes[0, 0], [p for p in points if p["kind"] == "degrees"])
+    _adapters(axes[0, 1], adapter, "gamma")
+    style.panel(axes[0, 1], "b", r"$\Gamma$")
+    _adapters(axes[1, 0], adapter, "features")
+    style.panel(axes[1, 0], "c", r"$k^\star$ at 0.1 %")
+    _collapse(axes[1, 1], adapter)
+    if adapter:
+        axes[0, 1].legend(loc="upper left", handlelength=1.2, labelspacing=0.2)
+    keys = [
+        Line2D([], [], color="black", linestyle="-", label=r"$s=\alpha/r$"),
+        Line2D([], [], color="black", linestyle=":", label=r"$s=\alpha/\sqrt{r}$"),
+    ]
+    axes[1, 0].legend(handles=keys, loc="upper left", handlelength=1.6, labelspacing=0.2)
     return fig
 
 
-def _errors(ax: Axes, rows: list[dict[str, Any]]) -> QuadMesh | None:
-    """Error over (Gamma, k) with contours at 1e-4, 1e-2 and 0.1; None where there are no rows."""
-    if not rows:
-        return style.empty(ax)
-    gammas = sorted({r["point"]["gamma"] for r in rows})
-    features = sorted({r["metrics"]["features"] for r in rows})
-    grid = np.full((len(features), len(gammas)), np.nan)
-    for r in rows:
-        value = r["metrics"]["max_error"]
-        place = features.index(r["metrics"]["features"]), gammas.index(r["point"]["gamma"])
-        grid[place] = np.log10(value) if value and np.isfinite(value) else np.nan
-    ax.set_facecolor(style.GREY)
-    look: dict[str, Any] = {"cmap": "cividis_r", "vmin": -8, "vmax": 0}
-    image = ax.pcolormesh(gammas, features, grid, shading="nearest", rasterized=True, **look)
-    if min(grid.shape) > 1:
-        # A failed cell lies beyond every contour.
-        filled = np.nan_to_num(grid, nan=1)
-        white: dict[str, Any] = {"colors": "white", "linewidths": 0.8, "linestyles": "solid"}
-        lines = ax.contour(gammas, features, filled, levels=[-4, -2, -1], **white)
-        ax.clabel(lines, fmt=lambda v: f"$10^{{{int(v)}}}$", fontsize=6)
+def _errors(ax: Axes, points: Points) -> None:
+    style.panel(ax, "a", "relative error, by degree")
+    gammas = sorted({p["gamma"] for p in points})
+    last = min((len(p["errors"]) for p in points), default=1)
+    for degree in range(1, min(last, 9)):
+        values = [[p["errors"][degree] for p in points if p["gamma"] == g] for g in gammas]
+        colour = style.plt.get_cmap("viridis")(degree / 9)
+        mean = [np.exp(np.mean(np.log(v))) for v in values]
+        dash = "-" if degree % 2 else "--"
+        ax.plot(gammas, mean, dash, color=colour, linewidth=1)
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        ax.fill_between(gammas, low, high, color=colour, alpha=0.3, linewidth=0)
+        aside = 1.05 if degree % 2 else 1.2
+        at = (gammas[-1] * aside, mean[-1])
+        ax.annotate(f"{degree}", at, color=colour, fontsize=7, va="center")
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.set_ylim(1e-9, 3)
     ax.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
     ax.minorticks_off()
-    ax.set_xlim(style.edges(gammas)[0], style.edges(gammas)[-1])
     ax.set_xlabel(r"$\Gamma$")
-    ax.set_ylabel("features $k$")
-    return image
 
 
-def _adapters(norm: Axes, width: Axes, adapter: list[dict[str, Any]]) -> None:
-    """Gamma and k* against the size of the adapter's entries, by rank and scaling."""
-    for ax in () if adapter else (norm, width):
-        style.empty(ax)
-    for i, rank in enumerate(sorted({r["point"]["rank"] for r in adapter})):
-        for convention, dash in (("alpha/r", "-"), ("alpha/sqrt(r)", ":")):
-            line = sorted(
-                (r["point"]["size"], r["metrics"]["gamma"], r["metrics"]["features"])
-                for r in adapter
-                if r["point"]["rank"] == rank and r["point"]["convention"] == convention
-            )
-            if not line:
+def _value(p: dict[str, Any], name: str) -> float:
+    """Gamma, or k* interpolated between degrees; NaN where no degree measured was enough."""
+    if name == "gamma":
+        return p["gamma"]
+    return np.nan if p["interpolated"] is None else p["interpolated"]
+
+
+def _adapters(ax: Axes, points: Points, name: str) -> None:
+    """Gamma or k* against the size of the entries, by rank and scaling; the range of the seeds."""
+    for i, rank in enumerate(sorted({p["rank"] for p in points})):
+        for convention, dash in DASHES.items():
+            mine = [p for p in points if (p["rank"], p["convention"]) == (rank, convention)]
+            sizes = sorted({p["size"] for p in mine})
+            values = [[_value(p, name) for p in mine if p["size"] == s] for s in sizes]
+            if not sizes:
                 continue
-            size, gamma, need = zip(*line, strict=True)
-            need = [np.nan if n is None else n for n in need]
             label = f"$r={rank}$" if dash == "-" else None
-            norm.plot(
-                size, gamma, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label
-            )
-            width.plot(
-                size, need, dash, marker="o", markersize=2.5, color=style.COLOURS[i], label=label
-            )
-    for ax, letter, title in ((norm, "b", r"$\Gamma$"), (width, "c", r"$k^\star$ at 1 %")):
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])
-        ax.minorticks_off()
-        ax.set_xlabel("size of entries of $A$, $B$")
-        style.panel(ax, letter, title)
-    style.legend(norm, loc="upper left", handlelength=1.2, labelspacing=0.2)
-    width.plot([], [], "k-", label=r"$s=\alpha/r$")
-    width.plot([], [], "k:", label=r"$s=\alpha/\sqrt{r}$")
-    handles, labels = width.get_legend_handles_labels()
-    width.legend(handles[-2:], labels[-2:], loc="upper left", handlelength=1.6, labelspacing=0.2)
+            mean = [np.exp(np.mean(np.log(v))) for v in values]
+            colour = style.COLOURS[i]
+            ax.plot(sizes, mean, dash, marker="o", markersize=2.5, color=colour, label=label)
+            low, high = [min(v) for v in values], [max(v) for v in values]
+            ax.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks([0.01, 0.03, 0.1], ["0.01", "0.03", "0.1"])
+    ax.minorticks_off()
+    style.round_ticks(ax.yaxis)
+    ax.set_xlabel("size of entries of $A$, $B$")
+
+
+def _collapse(ax: Axes, points: Points) -> None:
+    style.panel(ax, "d", r"$k^\star$ at 0.1 % against $\Gamma$")
+    for i, rank in enumerate(sorted({p["rank"] for p in points})):
+        mine = [p for p in points if p["rank"] == rank]
+        x = [p["gamma"] for p in mine]
+        y = [_value(p, "features") for p in mine]
+        ax.plot(x, y, "o", markersize=2.5, alpha=0.7, color=style.COLOURS[i], label=f"$r={rank}$")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    style.round_ticks(ax.xaxis)
+    style.round_ticks(ax.yaxis)
+    ax.set_xlabel(r"$\Gamma$")

@@ -25,7 +25,7 @@ queries drawn with replacement with probabilities pi_i, both come without bias:
 
 the second as (|| sum_s h_s / pi_s ||^2 - sum_s || h_s / pi_s ||^2) / (m (m - 1)). Errors of degree g
 weigh queries by |q_i|^g, and a few long tokens may hold all of them: pi is a mixture over powers of
-|q_i|, whose variance is at most len(POWERS) times that of the power that is right. Standard errors
+|q_i| (drawn_queries.py). Standard errors
 are the jackknife's: every draw is left out once, in closed form.
 """
 
@@ -37,19 +37,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 import lora_limits as ll
 from experiments.contenders import sampled_moments
+from experiments.contenders.drawn_queries import Draw, distinct, mixture
 from experiments.contenders.sampled_moments import Row, times
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import Frame
 from lora_limits.estimate.intervals import draw
 from lora_limits.instruments.compiling import quick_jit
-from lora_limits.linalg import AnyArray, dot, row_norms
+from lora_limits.linalg import dot
 from lora_limits.problem import as_jax, project, scalars
-
-POWERS = (0, 2, 6, 12)  # of |q_i|, in the mixture that queries are drawn from
 
 
 class Queries(NamedTuple):
@@ -66,14 +65,6 @@ class Square(NamedTuple):
 
     value: Float[Array, ""]
     left_out: Float[Array, " m"]
-
-
-def mixture(problem: ll.LoRAProblem, frame: Frame) -> Float[Array, " lq"]:
-    """pi: the mean over POWERS p of |q_i|^p / sum |q|^p, q_i the balanced centred queries."""
-    q = row_norms(frame.x(frame.centred_queries(problem, problem.x_query)))
-    size = q / jnp.where(q.max() > 0, q.max(), 1)
-    parts = [jnp.where(q.max() > 0, size, 1) ** p for p in POWERS]
-    return jnp.stack([x / x.sum() for x in parts]).mean(0)
 
 
 def shares(
@@ -142,20 +133,6 @@ def _relative(error: Square, true: Square) -> tuple[jax.Array, jax.Array]:
     left_out = jnp.sqrt(error.left_out / jnp.maximum(true.left_out, tiny))
     spread = ((left_out - left_out.mean()) ** 2).sum() * ((m - 1) / m)
     return ratio, jnp.sqrt(spread)
-
-
-class Draw(NamedTuple):
-    """Which queries are looked at, and what each counts for in a sum over all of them."""
-
-    which: Int[AnyArray, " m"]
-    weights: Float[AnyArray, " m"]
-
-
-def distinct(problem: ll.LoRAProblem) -> Draw:
-    """One of every kind of query, with as many as there are of it. O(L log L)."""
-    rows = np.concatenate([np.asarray(problem.x_query), np.asarray(problem.target)], 1)
-    _, index, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
-    return Draw(index.astype(np.int32), counts.astype(rows.dtype))
 
 
 @functools.partial(jax.jit, static_argnames=("highest", "rows"))

@@ -64,8 +64,9 @@ def problem(
     1/width. The gadget: `_gadget`. float64; jax_enable_x64 must be on.
     Raises ValueError for another family, and where the gadget does not fit.
     """
-    if family not in FAMILIES:
-        fail("family", repr(family), f"one of {', '.join(FAMILIES)}")
+    known = (*TOKENS, GADGET)
+    if family not in known:
+        fail("family", repr(family), f"one of {', '.join(known)}")
     adapted = ll.random_problem(
         jax.random.key(seed), length=1, width=width, rank=rank, gamma=gamma, adapt=NAMES
     )

@@ -171,12 +171,11 @@ def norms(rows: Rows) -> list[Line]:
     size = max(p["size"] for p in adapter)
     lines = []
     for convention in ("alpha/r", "alpha/sqrt(r)"):
-        mine = {
-            p["rank"]: p["gamma"]
-            for p in adapter
-            if p["size"] == size and p["convention"] == convention
-        }
-        told = [f"{plain(gamma)} at r = {rank}" for rank, gamma in sorted(mine.items())]
+        mine: dict[int, list[float]] = {}
+        for p in adapter:
+            if p["size"] == size and p["convention"] == convention:
+                mine.setdefault(p["rank"], []).append(p["gamma"])
+        told = [f"{plain(float(np.mean(x)))} at r = {rank}" for rank, x in sorted(mine.items())]
         lines.append(
             (f"Gamma with adapter entries of size {size:g}, scale {convention}", listed(told))
         )

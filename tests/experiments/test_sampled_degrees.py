@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
-from experiments.contenders import degrees, sampled_degrees
+from experiments.contenders import checked_degrees, degrees, drawn_queries, sampled_degrees
 from experiments.problems import boxes
 from experiments.problems import conditioned as problems
 from lora_limits.instruments.comparing import frobenius_error
@@ -26,12 +26,6 @@ ROWS = 64
 
 def coefficients(degree, dtype):
     return jnp.zeros(degrees.HIGHEST + 1).at[: degree + 1].set(series.taylor(degree, dtype))
-
-
-def with_target(p, target):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: target if path[0].name == "target" else x, p
-    )
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "large biases"])
@@ -61,7 +55,7 @@ def test_the_noise_of_the_target_is_averaged_exactly():
     c = coefficients(degree, p.dtype)
 
     def both(target):
-        q = with_target(p, target)
+        q = checked_degrees.with_target(p, target)
         return degrees.series_gradient(q, c)[0], ll.gradient(q, ll.Exact()).gradient
 
     rough, exact = quick_jit(jax.vmap(both))(targets)
@@ -108,7 +102,7 @@ def test_standard_errors_cover_the_truth(drawn):
 
 def test_queries_that_repeat_are_taken_once_each():
     p = boxes.problem("gadget", 0, length=LENGTH, width=6, rank=2, gamma=1.5)
-    kinds = sampled_degrees.distinct(p)
+    kinds = drawn_queries.distinct(p)
     assert len(kinds.which) == 2**3 + 1
     assert kinds.weights.sum() == LENGTH
     few = sampled_degrees.scan(p, highest=HIGHEST, noise=0.0, alike=True)
@@ -161,18 +155,9 @@ def test_the_estimate_is_the_error_of_exact_gradients_at_length():
     length = 2**14
     p = boxes.problem("gaussian", 2, length=length, width=4, rank=2, gamma=3.0)
     scan = sampled_degrees.scan(p, highest=4, rows=512)
-    exact = jax.jit(lambda p: ll.gradient(p, ll.Exact(1024)).gradient)
-    for degree in (2, 3):
-        fast = jax.jit(lambda p, g=degree: ll.gradient(p, ll.Polynomial(g)).gradient)
-        squares = {}
-        for n in range(3):
-            target = jax.random.normal(jax.random.key(n), p.target.shape)
-            q = with_target(p, target)
-            want, got = arrays(exact(q)), arrays(fast(q))
-            for name, x in want.items():
-                error, size = squares.get(name, (0.0, 0.0))
-                gap = ((got[name] - x) ** 2).sum()
-                squares[name] = error + gap, size + (x**2).sum()
-        for name, (error, size) in squares.items():
-            want = np.sqrt(error / size)
+    found = checked_degrees.measured(p, (2, 3), targets=3)
+    for degree, each in found.items():
+        for name, want in each.items():
             assert scan.errors[name][degree] == pytest.approx(want, rel=0.3), (name, degree)
+    told = checked_degrees.beside(scan, found)["3"]
+    assert 0.7 < told["lowest"] <= told["highest"] < 1.3
