@@ -22,11 +22,13 @@ from experiments.runner.config import Fields
 from lora_limits.instruments import timing
 from lora_limits.instruments.compiling import quick_jit
 
-VERSION = 2
+VERSION = 3
 POINTS = ("lengths", "most", "methods", "timed")
 PLACES = ("inputs",)
+NEAR = 4  # near keys of a block tree, and samples, to each column of its width
 MAKERS: dict[str, Any] = {
     "svd": ll.Svd,
+    "tree": lambda k: ll.BlockTree(NEAR * k, NEAR * k),
     "skeleton": ll.Skeleton,
     "sparse": lambda k: ll.SparseLowRank(max(k // 2, 1), max(k // 2, 1)),
     "monomials": ll.AdaptedMonomials,
@@ -44,7 +46,8 @@ class Config(Fields):
     noise: of the target, beside the head's output: errors are relative to the gradient, which grows
     with it. inputs: a file of longer inputs made by experiments/data/make_minilm_heads.py; "" for
     the 512 tokens embedded. Times need no text: they are taken on a head whose tokens are repeated
-    with noise. sparse: half of its width is entries.
+    with noise. sparse: half of its width is entries. tree: four near keys and four samples to each
+    column of width.
     """
 
     inputs: str = ""
@@ -184,7 +187,7 @@ def _times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     problem = stretched(head, point["length"])
     exact = exact_methods(point["length"])
     methods: dict[str, ll.Method] = dict(exact)
-    for name in ("skeleton", "sparse"):
+    for name in ("skeleton", "sparse", "tree"):
         methods |= {f"{name} {k}": make(name, k) for k in config.timed_widths}
     out: dict[str, dict[str, Any]] = {}
     programs = {}

@@ -1,5 +1,5 @@
-"""Factors of f on real heads: error by width beside the SVD, error and speed against exact, width
-each head needs.
+"""Factors of f on real heads: error and speed over L, error by width beside the SVD, error over time,
+width each head needs.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ from paper_figures.drawing import style
 CONFIG = "factors"
 LABELS = {
     "svd": "SVD (limit)",
+    "tree": "block tree",
     "sparse": "sparse + low rank",
     "skeleton": "skeleton",
     "monomials": "adapted monomials",
     "random": "random features",
     "nystrom": "Nyström",
 }
-COLOURS = dict(
-    zip(LABELS, ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"], strict=True)
-)
+COLOURS = {
+    "svd": "#000000",
+    "tree": "#D55E00",
+    "sparse": "#0072B2",
+    "skeleton": "#56B4E9",
+    "monomials": "#009E73",
+    "random": "#CC79A7",
+    "nystrom": "#E69F00",
+}
 TOLERANCE = 0.1
 KINDS = ("tame", "middling", "wild")
 
@@ -40,7 +47,7 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
     failed.
     """
     if not rows:
-        style.empty(ax)
+        return style.empty(ax)
     for method in LABELS:
         own = [r["metrics"]["widths"] for r in rows if r["point"]["method"] == method]
         if not own:
@@ -54,7 +61,7 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
         ax.plot(widths, median, color=COLOURS[method], linestyle="--" if method == "svd" else "-")
         ax.plot(np.array(widths)[~failed], median[~failed], "o", color=COLOURS[method])
         ax.plot(np.array(widths)[failed], median[failed], "x", color=COLOURS[method])
-        if method in ("sparse", "svd"):
+        if method in ("tree", "sparse", "svd"):
             ax.fill_between(
                 widths, errors.min(0), errors.max(0), color=COLOURS[method], alpha=0.12, linewidth=0
             )
@@ -65,42 +72,34 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xlabel("width $k$")
 
 
-def _by_length(ax: Axes, rows: list[dict[str, Any]], kinds: dict[tuple[int, int], int]) -> None:
-    """Median error of the widest sparse plus low rank over the heads of each third, by L; bars: its
-    range.
-    """
-    rows = [r for r in rows if r["point"]["method"] == "sparse"]
+def _by_length(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """Median error of the widest of each method over all heads, by L; bands: its middle 80 %."""
     if not rows:
         return style.empty(ax)
     lengths = sorted({r["point"]["length"] for r in rows})
-    for i, (kind, marker) in enumerate(zip(KINDS, "os^", strict=True)):
+    for method in LABELS:
         own: dict[int, list[float]] = {}
         for r in rows:
-            if _kind(r, kinds) == i:
-                own.setdefault(r["point"]["length"], []).append(r["metrics"]["widths"][-1]["error"])
+            if r["point"]["method"] == method:
+                error = r["metrics"]["widths"][-1]["error"]
+                # Useless is useless: NaN, None and more than 30 are drawn at the top.
+                drawn = min(float(np.nan_to_num(np.asarray(error, float), nan=30.0)), 30.0)
+                own.setdefault(r["point"]["length"], []).append(drawn)
         if not own:
             continue
-        middle = np.array([np.median(e) for e in own.values()])
-        bars = [middle - [min(e) for e in own.values()], [max(e) for e in own.values()] - middle]
-        # Apart by a tenth, so that bars do not cover one another.
-        x = np.array([*own]) * 1.1 ** (i - 1)
-        ax.errorbar(
-            x,
-            middle,
-            bars,
-            marker=marker,
-            color=style.COLOURS[i],
-            elinewidth=0.6,
-            linewidth=0.9,
-            label=kind,
-        )
+        x = sorted(own)
+        low, middle, high = (np.array([np.quantile(own[n], q) for n in x]) for q in (0.1, 0.5, 0.9))
+        line = "--o" if method == "svd" else "-o"
+        ax.plot(x, middle, line, color=COLOURS[method])
+        if method in ("tree", "sparse"):
+            ax.fill_between(x, low, high, color=COLOURS[method], alpha=0.15, linewidth=0)
     ax.axhline(TOLERANCE, color="black", linewidth=0.5, linestyle=":")
     ax.set_yscale("log")
+    ax.set_ylim(2e-3, 40)
     style.powers_of_two(ax, lengths)
     ax.set_xlim(lengths[0] / 1.4, lengths[-1] * 1.4)
     ax.set_xlabel("tokens $L$")
     ax.set_ylabel("relative error")
-    ax.legend(handlelength=1.2, borderaxespad=0.1, labelspacing=0.2)
 
 
 def _kind(row: dict[str, Any], kinds: dict[tuple[int, int], int]) -> int:
@@ -108,7 +107,7 @@ def _kind(row: dict[str, Any], kinds: dict[tuple[int, int], int]) -> int:
 
 
 def _against_time(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Error over time, both at the longest sequence timed, the last of the rows."""
+    """Error over time, both at the longest sequence timed."""
     if not rows:
         return style.empty(ax)
     m = rows[-1]["metrics"]
@@ -211,7 +210,7 @@ def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 def _longest(errors: list[dict[str, Any]]) -> int:
     """The longest length of sparse plus low rank that has its limit, the SVD, beside it; its
-    longest where none has, the longest of any method where it has none; 0 where there is none.
+    longest where none has.
     """
     lengths = {
         method: {r["point"]["length"] for r in errors if r["point"]["method"] == method}
@@ -222,41 +221,42 @@ def _longest(errors: list[dict[str, Any]]) -> int:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a-c) error by width on each third of the heads; (d) error over L; (e) over time; (f) speed;
-    (g) width needed.
+    """(a) error and (b) speed over L; (c-e) error by width on each third of the heads; (f) error over
+    time; (g) width needed.
     """
     fig, axes = style.figure(6.0)
     axes[0, 0].remove()
-    grid = fig.add_gridspec(3, 1, height_ratios=(1, 1, 0.6))
-    top, middle = ([fig.add_subplot(part) for part in grid[n].subgridspec(1, 3)] for n in (0, 1))
-    bottom = fig.add_subplot(grid[2])
+    grid = fig.add_gridspec(3, 1)
+    top = [fig.add_subplot(part) for part in grid[0].subgridspec(1, 2)]
+    middle = [fig.add_subplot(part) for part in grid[1].subgridspec(1, 3)]
+    bottom = [fig.add_subplot(part) for part in grid[2].subgridspec(1, 2, width_ratios=(1, 2))]
     errors = [r for r in rows if r["point"]["kind"] == "error"]
     timed = [r for r in rows if r["point"]["kind"] == "time"]
     times = sorted(timed, key=lambda r: r["point"]["length"])
-    sparse = [r for r in errors if r["point"]["method"] == "sparse"]
+    widest = max((w["width"] for r in errors for w in r["metrics"]["widths"]), default=0)
+    _by_length(top[0], errors)
+    style.panel(top[0], "a", f"all heads, $k = {widest}$")
+    _speed(top[1], times)
+    style.panel(top[1], "b", "times as fast as exact")
     at = _longest(errors)
     shown = [r for r in errors if r["point"]["length"] == at]
     kinds = _kinds(errors)
     for i, kind in enumerate(KINDS):
-        _by_width(top[i], [r for r in shown if _kind(r, kinds) == i])
-        style.panel(top[i], "abc"[i], f"{kind} heads, $L = {at}$")
-    top[0].set_ylabel("relative error")
-    _by_length(middle[0], errors, kinds)
-    widest = max((w["width"] for r in sparse for w in r["metrics"]["widths"]), default=0)
-    style.panel(middle[0], "d", f"sparse, $k = {widest}$")
-    _against_time(middle[1], times)
+        _by_width(middle[i], [r for r in shown if _kind(r, kinds) == i])
+        style.panel(middle[i], "cde"[i], f"{kind} heads, $L = {at}$")
+    middle[0].set_ylabel("relative error")
+    _against_time(bottom[0], times)
     longest = max((r["point"]["length"] for r in times), default=0)
-    style.panel(middle[1], "e", f"error, $L = {longest}$")
-    _speed(middle[2], times)
-    style.panel(middle[2], "f", "times as fast as exact")
-    _map(bottom, [r for r in sparse if r["point"]["length"] == at])
-    style.panel(bottom, "g", f"width that sparse + low rank needs for 10 %, $L = {at}$")
-    used = {r["point"]["method"] for r in errors}
+    style.panel(bottom[0], "f", f"error, $L = {longest}$")
+    methods = {r["point"]["method"] for r in errors}
+    best = "tree" if "tree" in methods else "sparse"
+    _map(bottom[1], [r for r in shown if r["point"]["method"] == best])
+    style.panel(bottom[1], "g", f"width of {LABELS[best]} for 10 %, $L = {at}$")
     handles = [
-        top[0].plot([], [], "--" if m == "svd" else "-o", color=COLOURS[m], label=LABELS[m])[0]
+        middle[0].plot([], [], "--" if m == "svd" else "-o", color=COLOURS[m], label=LABELS[m])[0]
         for m in LABELS
-        if m in used
+        if m in methods
     ]
-    handles.append(top[0].plot([], [], "x", color="black", label="reported as failed")[0])
+    handles.append(middle[0].plot([], [], "x", color="black", label="reported as failed")[0])
     fig.legend(handles=handles, loc="outside lower center", ncols=4)
     return fig

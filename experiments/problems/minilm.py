@@ -19,6 +19,7 @@ from lora_limits.instruments.comparing import softmax
 from lora_limits.problem import NAMES
 
 PATH = Path(__file__).parents[1] / "data" / "minilm_heads.npz"
+ASIDE = PATH.with_name("minilm_aside.npz")  # other heads, on 2048 tokens, that nothing was tuned on
 TOKENS, WIDTH = 512, 32
 # The size of the random update beside its weight, and of the target's noise beside the head's
 # output.

@@ -29,6 +29,7 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
     ("chain_errors", limits.chain),
     ("hardness", limits.hardness),
     ("real_heads", limits.real_heads),
+    ("factors", training.tree),
     ("factors", training.sparse),
     ("factors", training.sparse_speed),
     ("factors", training.failures),

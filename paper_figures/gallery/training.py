@@ -105,16 +105,25 @@ def outliers(rows: Rows) -> list[Line]:
 
 def sparse(rows: Rows) -> list[Line]:
     """Sparse plus low rank on real heads, by length, at the largest width."""
+    return _on_real_heads(rows, "sparse", "SparseLowRank")
+
+
+def tree(rows: Rows) -> list[Line]:
+    """The block tree on real heads, by length, at the largest width."""
+    return _on_real_heads(rows, "tree", "BlockTree")
+
+
+def _on_real_heads(rows: Rows, method: str, name_of_class: str) -> list[Line]:
     lines = []
-    for length in sorted({p["length"] for p in points(rows, kind="error", method="sparse")}):
-        found = points(rows, kind="error", method="sparse", length=length)
+    for length in sorted({p["length"] for p in points(rows, kind="error", method=method)}):
+        found = points(rows, kind="error", method=method, length=length)
         widest = [p["widths"][-1] for p in found]
         told = []
         for name in ("query", "key", "value"):
             errors = [max(w["errors"][f"{name}.{half}"] for half in "ab") for w in widest]
             told.append(f"{plain(np.median(errors))} ({plain(np.quantile(errors, 0.9))}) {name}")
         width = widest[0]["width"]
-        what = f"`SparseLowRank` of width {width} on {len(found)} real heads, L = {length}"
+        what = f"`{name_of_class}` of width {width} on {len(found)} real heads, L = {length}"
         lines.append((f"{what}: median error (90 %)", listed(told)))
     return lines
 

@@ -147,7 +147,8 @@ def transposed(
     s: Scores, f: Kernel, p: Weights, c: Float[Array, "b dv"], zq: Float[Array, "b m"], far: Sums
 ) -> tuple[Float[Array, "near dv_and_m"], Returns]:
     """(what the near keys get, what the far ones get): columns of f^T c, then of p^T zq."""
-    near = jnp.concatenate([dot(s.near.T, c * f.near), dot(p.near.T, zq)], 1)
-    node = jnp.concatenate([dot(s.node.T, p.h), dot(p.node.T, zq)], 1)
+    # the few columns are turned round and not the many keys
+    near = jnp.concatenate([dot((c * f.near).T, s.near), dot(zq.T, p.near)]).T
+    node = jnp.concatenate([dot(p.h.T, s.node), dot(zq.T, p.node)]).T
     node = node / jnp.maximum(far.n, jnp.finfo(c.dtype).tiny)[:, None]
     return near, Returns(node, dot(s.gamma.T, outer(p.h, zq)))

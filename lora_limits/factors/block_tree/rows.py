@@ -141,11 +141,11 @@ def repaired(
     """The same with rows `index` exact."""
     lk = zk.shape[0]
     in_tree = take(zk, layout.key).reshape(layout.key.size, -1)
-    of_keys = dot(rows.for_keys.T, zq[index])
+    of_keys = dot(zq[index].T, rows.for_keys)
     # f^T c less that of the tree
     tree_f = rows.f - rows.less_f
-    of_values = dot(rows.less_f.T, rows.c) + dot(tree_f.T, rows.less_c)
-    both = passes.in_order(layout.key, jnp.concatenate([of_keys, of_values], 1), lk)
+    of_values = dot(rows.c.T, rows.less_f) + dot(rows.less_c.T, tree_f)
+    both = passes.in_order(layout.key, jnp.concatenate([of_keys, of_values]).T, lk)
     m = zk.shape[1]
     return found._replace(
         out=found.out.at[index].add(rows.less_c),
