@@ -57,6 +57,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="JAX sees no accelerator"))
 
 
+@pytest.fixture(autouse=True)
+def precision():
+    """64 bits after every test: a sweep that is run in it sets the precision of its experiment."""
+    yield
+    if not jax.config.jax_enable_x64:
+        jax.config.update("jax_enable_x64", True)
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """Write toy.toml, whole or changed, into an empty folder that becomes the current one."""

@@ -93,7 +93,7 @@ def test_on_an_accelerator_a_block_is_an_equal_part_of_the_input_and_as_long_as_
     monkeypatch,
 ):
     problem = jax.eval_shape(
-        lambda: accelerator.make_problem(300_000, accelerator.Config(lengths=(1,)))
+        lambda: accelerator.make_problem(300_000, accelerator.Config(lengths=(2,)))
     )
     assert plan.block_size(problem, 3) == 2048
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -237,6 +237,28 @@ def test_what_the_points_of_an_experiment_cannot_be_made_of_is_refused(make, sai
 
 
 @pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        # The draw of an adapter is cut from one of the largest rank.
+        ("norm_rank", "ranks", [1, 64]),
+        # Which attentions are timed side by side.
+        ("outlier_free", "attentions", ["softmax"]),
+        # What the degree of the sweep's name is.
+        ("scaling", "degree", 5),
+    ],
+)
+def test_a_field_that_measure_reads_makes_other_rows(name, field, value):
+    sweep = load(ROOT / "configs" / f"{name}.toml", "smoke")
+    changed = override(sweep, {field: value})
+    assert sweep.identity()["fields"][field] != changed.identity()["fields"][field] == value
+
+
+def test_a_field_that_only_makes_points_or_names_a_place_keeps_the_rows():
+    sweep = load(ROOT / "configs" / "batch_and_rank.toml", "smoke")
+    assert override(sweep, {"seeds": 9, "cache": "elsewhere"}).identity() == sweep.identity()
+
+
+@pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
         ("scaling", "--lengths 1", "--lengths: got 1, expected greater than or equal to 2"),
