@@ -42,7 +42,7 @@ from tests.support.tools import later, quick_jit
         (taylor(2), True),
         (taylor(0), True),
         *later((taylor(2, 5, centred=False), False), (taylor(2, 1, series="chebyshev"), False)),
-        *later((taylor(3, 8, series="fitted"), False), (taylor(1, 1), True)),
+        *later((taylor(3, 8, series="fitted"), False), (taylor(4, 1), True)),
     ],
     ids=str,
 )
