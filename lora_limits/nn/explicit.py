@@ -26,7 +26,8 @@ def by_device(
     sharding: Any = jax.typeof(q).sharding
     batch, along, heads, _ = (*sharding.spec, *[None] * 4)[:4]
     if along is not None:
-        fail("query", f"tokens split over {along!r}", "batch or heads split, or sharded_attention")
+        remedy = "batch or heads split alone: gather the tokens (jax.sharding.reshard)"
+        fail("query", f"tokens split over {along!r}", remedy)
     if batch is None and heads is None:
         return attend(tokens, q, k, v, scale)
     whole = PartitionSpec()

@@ -10,6 +10,8 @@ import pytest
 
 import lora_limits as ll
 from lora_limits.instruments.counting import count_operations
+from lora_limits.nn import heads
+from lora_limits.nn.visibility import Pattern
 from tests.support.dense_attention import (
     HOLES,
     SCALE,
@@ -40,7 +42,7 @@ from tests.support.tools import later, quick_jit
         (taylor(2), True),
         (taylor(0), True),
         *later((taylor(2, 5, centred=False), False), (taylor(2, 1, series="chebyshev"), False)),
-        *later((taylor(3, 8, series="fitted"), False), (taylor(1, 1), True)),
+        *later((taylor(3, 8, series="fitted"), False), (taylor(4, 1), True)),
     ],
     ids=str,
 )
@@ -233,6 +235,26 @@ def test_memory_of_exact_attention_in_blocks():
             return jax.vjp(call, q, k, v)[1](t)
 
         assert count_operations(back, x, x, x, x)["largest"] <= block * length
+
+
+@pytest.mark.parametrize(
+    ("platform", "causal", "width", "want"),
+    [
+        ("cpu", False, 4, 512),
+        ("cpu", True, 64, 128),
+        ("gpu", False, 4, 2**20),
+        ("gpu", False, 64, 8005),
+        ("gpu", True, 4, 2048),
+    ],
+)
+def test_blocks_fit_the_platform(monkeypatch, platform, causal, width, want):
+    """A cache on a CPU; on an accelerator equal parts of the input, of 2^25 entries at most."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    x = jax.ShapeDtypeStruct((2**20, width), np.float32)
+    found = heads.block_size(x, x, 2, Pattern(is_causal=causal))
+    entries = max(math.comb(width + 2, 2), width * (1 + width))
+    assert found == want
+    assert platform == "cpu" or found * entries <= 2**25
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

@@ -28,7 +28,14 @@ METHODS = [
     ll.Svd(5),
 ]
 CAUSAL = [ll.Exact(), ll.Exact(8), ll.Polynomial(2, block_size=8), ll.Polynomial(3, block_size=8)]
-SLOW = [ll.Exact(8), METHODS[4], ll.RandomFeatures(8), ll.Svd(5)]
+SLOW = [
+    ll.Exact(8),
+    METHODS[4],
+    ll.RandomFeatures(8),
+    ll.Svd(5),
+    ll.AdaptedMonomials(20),
+    ll.Nystrom(4),
+]
 FILLINGS = (3.0, 10.0, 100.0, 1e20, np.nan, np.inf)
 
 

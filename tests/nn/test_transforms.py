@@ -54,7 +54,7 @@ def test_forward_derivatives_of_what_is_exact(options):
     np.testing.assert_allclose(jnp.tensordot(jacobian, t, axes=4), slope, atol=1e-8)
 
 
-@pytest.mark.parametrize("method", REVERSE_ONLY, ids=str)
+@pytest.mark.parametrize("method", [*REVERSE_ONLY[:2], *later(REVERSE_ONLY[2])], ids=str)
 def test_forward_derivatives_of_the_others_are_refused_by_name(method):
     q, k, v, t = inputs()
     name = type(method).__name__
@@ -64,7 +64,7 @@ def test_forward_derivatives_of_the_others_are_refused_by_name(method):
         jax.jacfwd(lambda q: ll.attention(q, k, v, method=method))(q)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [*later(False), True])
 def test_the_gradient_of_a_gradient(causal):
     """Of Polynomial too, whose derivative is written by hand; beside finite differences."""
     q, k, v, t = inputs(1)
@@ -103,7 +103,7 @@ def test_layers_in_a_scan_with_rematerialisation(method):
 
 @pytest.mark.parametrize(
     ("method", "causal"),
-    [(m, False) for m in (*CHEAP, ll.Skeleton(3))] + [(m, True) for m in CHEAP],
+    [(CHEAP[1], True), *later((CHEAP[0], True), *((m, False) for m in (*CHEAP, ll.Skeleton(3))))],
     ids=str,
 )
 def test_an_export_serves_every_batch(method, causal):
@@ -124,7 +124,7 @@ def test_an_export_serves_every_batch(method, causal):
 @pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"])
 @pytest.mark.parametrize(
     "method",
-    [*CHEAP, ll.Skeleton(3), *later(ll.SparseLowRank(3, 3), ll.AdaptedMonomials(10))],
+    [*CHEAP, *later(ll.Skeleton(3), ll.SparseLowRank(3, 3), ll.AdaptedMonomials(10))],
     ids=str,
 )
 def test_no_infinity_and_no_nan_on_the_way(method, flag):

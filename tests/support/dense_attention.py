@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lora_limits as ll
+from lora_limits.coordinates import frame as frames
 from lora_limits.nn import polynomial_full
 from lora_limits.polynomial import series
 from tests.support.tools import quick_jit
@@ -84,10 +85,11 @@ def oracle(q, k, v, *, method, is_causal, mask, scale):
                 shares = jax.nn.softmax(jnp.where(exists, hold(log_w), -jnp.inf))
                 mu = shares @ hold(k)
             if method.series != "taylor":
-                f = polynomial_full.frame(rows, hold(k), hold(v), exists, method.centred)
+                asked = jnp.ones_like(rows[:, 0], bool)
+                f = frames.of_rows(rows, hold(k), hold(v), asked, exists, method.centred)
                 x, y = f.to_x @ (rows - f.nu[None]).T, f.to_y @ (hold(k) - f.mu[None]).T
                 weights = jnp.where(exists, jnp.exp(hold(log_w) - f.shift), 0)
-                c = polynomial_full.series(method, x, y, weights)
+                c = polynomial_full.coefficients(method, x, y, asked, weights)
         s = jnp.einsum("tgh,sh->gts", q - nu[None, None], k - mu[None])
         p = sum(c[n] * s**n for n in range(method.degree + 1))
         f = jnp.exp(log_w)[None, None] * p
