@@ -177,15 +177,19 @@ def _accuracy(point: dict[str, Any], config: Config) -> dict[str, Any]:
         "score_ratio": bound / math.log(length),
         "gamma_ratio": point["gamma"] / math.sqrt(math.log(length)),
         "score_rms": scan.score,
-        "errors": [_short(x) for x in worst],
-        "spread": [_short(x) for x in spread],
         "normaliser": _short(scan.normaliser[1:].min()),
     }
     for name, tolerance in tolerances(length).items():
         need = functools.partial(needed, tolerance=tolerance, width=width, length=length)
         arrays = {array: need(list(errors))["degree"] for array, errors in scan.errors.items()}
         out[name] = need(list(worst)) | {"arrays": arrays}
-    return out
+    # what lies beyond the degree that the stricter tolerance needs is not read
+    degree = out["1/L" if 1 / length < 0.01 else "1%"]["degree"]
+    last = len(worst) if degree is None else degree + 3
+    return out | {
+        "errors": [_short(x) for x in worst[:last]],
+        "spread": [_short(x) for x in spread[:last]],
+    }
 
 
 def _short(x: Any) -> float:
