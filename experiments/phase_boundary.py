@@ -94,7 +94,14 @@ def points(config: Config) -> list[dict[str, Any]]:
         widths = {"fixed": config.timed_width, "growing": _growing(n)}
         out += [{"kind": "time", "slice": s, "length": n, "width": d} for s, d in widths.items()]
     out += [
-        {"kind": "check", "family": family, "length": n, "width": config.timed_width, "gamma": 1.0}
+        {
+            "kind": "check",
+            "family": family,
+            "length": n,
+            "width": config.timed_width,
+            "gamma": 1.0,
+            "targets": config.checked_targets,
+        }
         for n in config.checked
         for family in ("uniform", "gaussian")
     ]
@@ -219,9 +226,7 @@ def _check(point: dict[str, Any], config: Config) -> dict[str, Any]:
         gamma=point["gamma"],
     )
     scan = sampled_degrees.scan(problem, highest=max(config.checked_degrees), rows=config.rows)
-    found = checked_degrees.measured(
-        problem, config.checked_degrees, targets=config.checked_targets
-    )
+    found = checked_degrees.measured(problem, config.checked_degrees, targets=point["targets"])
     return {"degrees": checked_degrees.beside(scan, found)}
 
 
