@@ -113,7 +113,14 @@ def points(config: Config) -> list[dict[str, Any]]:
         widths = {"fixed": config.timed_width, "growing": _growing(n)}
         out += [{"kind": "time", "slice": s, "length": n, "width": d} for s, d in widths.items()]
     out += [
-        {"kind": "check", "family": family, "length": n, "width": config.timed_width, "gamma": 1.0}
+        {
+            "kind": "check",
+            "family": family,
+            "length": n,
+            "width": config.timed_width,
+            "gamma": 1.0,
+            "targets": config.checked_targets,
+        }
         for n in config.checked
         for family in ("uniform", "gaussian")
     ]
@@ -196,15 +203,19 @@ def _accuracy(point: dict[str, Any], config: Config) -> dict[str, Any]:
         "score_ratio": bound / math.log(length),
         "gamma_ratio": point["gamma"] / math.sqrt(math.log(length)),
         "score_rms": scan.score,
-        "errors": [_short(x) for x in worst],
-        "spread": [_short(x) for x in spread],
         "normaliser": _short(scan.normaliser[1:].min()),
     }
     for name, tolerance in tolerances(length).items():
         need = functools.partial(needed, tolerance=tolerance, width=width, length=length)
         arrays = {array: need(list(errors))["degree"] for array, errors in scan.errors.items()}
         out[name] = need(list(worst)) | {"arrays": arrays}
-    return out
+    # what lies beyond the degree that the stricter tolerance needs is not read
+    degree = out["1/L" if 1 / length < 0.01 else "1%"]["degree"]
+    last = len(worst) if degree is None else degree + 3
+    return out | {
+        "errors": [_short(x) for x in worst[:last]],
+        "spread": [_short(x) for x in spread[:last]],
+    }
 
 
 def _short(x: Any) -> float:
@@ -234,9 +245,7 @@ def _check(point: dict[str, Any], config: Config) -> dict[str, Any]:
         gamma=point["gamma"],
     )
     scan = sampled_degrees.scan(problem, highest=max(config.checked_degrees), rows=config.rows)
-    found = checked_degrees.measured(
-        problem, config.checked_degrees, targets=config.checked_targets
-    )
+    found = checked_degrees.measured(problem, config.checked_degrees, targets=point["targets"])
     return {"degrees": checked_degrees.beside(scan, found)}
 
 

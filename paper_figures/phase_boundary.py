@@ -32,11 +32,12 @@ PICKS = ["#BBBBBB", "#FDE725", "#9BD93C", "#4AC16D", "#1F9A8A", "#365C8D", "#463
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """(a-d) colour: log k* / log L of uniform inputs, by width and tolerance; lines: where k* = L,
-    by family, with the band of the seeds; white: where time breaks even with the best exact
-    gradient; dashed: k* = L by the bound alone, counted. (e, f) the fastest gradient that meets the
-    tolerance, uniform inputs, d = log2 L. (g) the law k* = binom(d + g, g), g the degree of Taylor's
-    remainder at rho = c R, one c a family: predicted against measured. (h) tolerance 1/L beyond what
-    runs: the law for uniform inputs, the bound for the worst case.
+    by family, with the band of the seeds (the gadget is the worst case for polynomials); white:
+    where time breaks even with the best exact gradient; dashed: k* = L by the bound alone, counted.
+    (e, f) the fastest gradient that meets the tolerance, uniform inputs, d = log2 L. (g) the law k*
+    = binom(d + g, g), g the degree of Taylor's remainder at rho = c R, one c a family: predicted
+    against measured. (h) tolerance 1/L beyond what runs: the law for uniform inputs, the bound for
+    the worst case.
     """
     points = [row["point"] | row["metrics"] for row in rows]
     cells = [p for p in points if p["kind"] == "accuracy"]

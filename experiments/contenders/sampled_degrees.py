@@ -43,6 +43,7 @@ import lora_limits as ll
 from experiments.contenders import sampled_moments
 from experiments.contenders.drawn_queries import Draw, distinct, mixture
 from experiments.contenders.sampled_moments import Row, times
+from lora_limits.checks import check_integer
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import Frame
 from lora_limits.estimate.intervals import draw
@@ -207,9 +208,12 @@ def scan(
     Expected over a target whose mean is problem.target and whose noise has standard deviation
     `noise`; noise = 0 is the problem as it is. rows: queries drawn, with `key`. Where there are no
     more tokens than that, or with `alike`, which is for tokens that repeat, every (kind of) query is
-    looked at and the standard errors are 0. highest is at least 2. In double precision.
+    looked at and the standard errors are 0. In double precision.
     O(rows L highest d_model d_value) time, nothing L x L.
+    Raises ValueError for a highest below 2 or fewer than 3 rows.
     """
+    check_integer("highest", highest, 2)
+    check_integer("rows", rows, 3)
     problem = as_jax(problem)
     length = problem.x_query.shape[0]
     whole = None

@@ -149,6 +149,14 @@ def test_other_families_and_gadgets_that_do_not_fit_are_refused():
         boxes.problem("gadget", 0, length=96, width=4, **shape)
 
 
+def test_too_few_degrees_or_rows_are_refused():
+    p = boxes.problem("uniform", 0, length=8, width=2, rank=1, gamma=1.0)
+    with pytest.raises(ValueError, match="highest: got 1, expected an integer of at least 2"):
+        sampled_degrees.scan(p, highest=1)
+    with pytest.raises(ValueError, match="rows: got 2, expected an integer of at least 3"):
+        sampled_degrees.scan(p, highest=2, rows=2)
+
+
 @pytest.mark.slow
 def test_the_estimate_is_the_error_of_exact_gradients_at_length():
     """At 2^14 tokens, where the coherent part is as large as the noise: over three targets."""
