@@ -37,7 +37,7 @@ def relative_if_independent(
     """Estimate of || G - G~ ||_F / || G ||_F where errors of rows are mostly independent.
 
     Then || E ||_F^2 ~ sum_i || E_i ||_F^2, which few draws see well. What they say of the other
-    products <E_i, E_j>, of mean <X_s, X_t> over s != t, counts where it is twice its own standard
+    products <E_i, E_j>, of mean <X_s, X_t> over s != t, counts where it is four times its own standard
     error. weights: 1 / pi, 0 for rows that are exact. inf where G~ is not finite.
     """
     m = weights.shape[0]
@@ -49,7 +49,7 @@ def relative_if_independent(
     apart = apart - jnp.diag(jnp.diagonal(apart))
     together = apart.sum() / (m * (m - 1))
     doubt = jnp.sqrt(2 * (apart**2).sum()) / (m * (m - 1))
-    error = jnp.maximum(own, jnp.where(together > 2 * doubt, together, 0))
+    error = jnp.maximum(own, jnp.where(together > 4 * doubt, together, 0))
     # G~ is G and an error at right angles to it
     true = jnp.maximum((approximate**2).sum() - error, jnp.finfo(error.dtype).tiny)
     relative = jnp.sqrt(error / true)
