@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from lora_limits.coordinates.frame import Frame
 from lora_limits.estimate.intervals import check_sampling, draw, interval
@@ -31,14 +31,30 @@ def squared_norm(terms: Terms, weights: Float[Array, " m"]) -> Float[Array, ""]:
     return ((both**2).sum() - own.sum()) / (m * (m - 1))
 
 
-def incoherent(terms: Terms, weights: Float[Array, " m"]) -> Float[Array, ""]:
-    """Estimate of sum_i || E_i ||_F^2, what || E ||_F^2 is on average where errors are independent.
+def relative_if_independent(
+    terms: Terms, weights: Float[Array, " m"], approximate: Float[Array, "n1 n2"]
+) -> Float[Array, ""]:
+    """Estimate of || G - G~ ||_F / || G ||_F where errors of rows are mostly independent.
 
-    weights: 1 / pi.
+    Then || E ||_F^2 ~ sum_i || E_i ||_F^2, which few draws see well. What they say of the other
+    products <E_i, E_j>, of mean <X_s, X_t> over s != t, counts where it is four times its own standard
+    error. weights: 1 / pi, 0 for rows that are exact. inf where G~ is not finite.
     """
-    left = jnp.einsum("smi,tmi->mst", terms.left, terms.left, precision=PRECISION)
-    right = jnp.einsum("smi,tmi->mst", terms.right, terms.right, precision=PRECISION)
-    return (weights * (left * right).sum((1, 2))).mean()
+    m = weights.shape[0]
+    left = jnp.einsum("ami,bni->abmn", terms.left, terms.left, precision=PRECISION)
+    right = jnp.einsum("ami,bni->abmn", terms.right, terms.right, precision=PRECISION)
+    products = (left * right).sum((0, 1))
+    own = (weights * jnp.diagonal(products)).mean()
+    apart = products * weights[:, None] * weights[None]
+    apart = apart - jnp.diag(jnp.diagonal(apart))
+    together = apart.sum() / (m * (m - 1))
+    doubt = jnp.sqrt(2 * (apart**2).sum()) / (m * (m - 1))
+    error = jnp.maximum(own, jnp.where(together > 4 * doubt, together, 0))
+    # G~ is G and an error at right angles to it
+    true = jnp.maximum((approximate**2).sum() - error, jnp.finfo(error.dtype).tiny)
+    relative = jnp.sqrt(error / true)
+    usable = jnp.isfinite(approximate).all() & ~jnp.isnan(relative)
+    return jnp.where(usable, relative, jnp.inf)
 
 
 def relative_error(
@@ -46,18 +62,17 @@ def relative_error(
     weights: Float[Array, " m"],
     certain: Terms,
     approximate: Float[Array, "n1 n2"],
-    least: Float[Array, ""] | float = 0.0,
 ) -> Float[Array, ""]:
     """Estimate of || G - G~ ||_F / || G ||_F, G = G~ + E; inf where G~ is not finite.
 
     certain: of rows whose part of E is known; terms: of rows drawn, weights 1 / pi, but 0 for those
-    that are certain. The error is never put below what the certain rows make of it, and least.
+    that are certain. The error is never put below what the certain rows make of it.
     """
     known = jnp.einsum("tmi,tmj->ij", *certain, precision=PRECISION)
     mean = jnp.einsum("tmi,tmj,m->ij", terms.left, terms.right, weights, precision=PRECISION)
     mean = mean / weights.shape[0]
     sampled = 2 * (known * mean).sum() + squared_norm(terms, weights)
-    error = jnp.maximum((known**2).sum() + jnp.maximum(sampled, 0), least)
+    error = (known**2).sum() + jnp.maximum(sampled, 0)
     true = (approximate**2).sum() + 2 * (approximate * (known + mean)).sum() + error
     relative = jnp.sqrt(error / jnp.maximum(true, jnp.finfo(true.dtype).tiny))
     usable = jnp.isfinite(approximate).all() & ~jnp.isnan(relative)
@@ -84,39 +99,18 @@ def from_rows(
     """
     check_sampling(rows, level)
     index = draw(key, pi, rows)
+    weights = 1 / pi[index]
     terms = row_errors(problem, frame, kernel(index), index, block)
     certain = jax.lax.top_k(pi, min(max(rows // 4, 1), pi.shape[0]))[1]
     known = row_errors(problem, frame, kernel(certain), certain, block)
-    others = (index[:, None] != certain[None]).all(1)
-    return from_terms(terms, known, 1 / pi[index], others, gradient, level)
-
-
-def from_terms(
-    terms: dict[str, Adapter],
-    known: dict[str, Adapter],
-    weights: Float[Array, " m"],
-    others: Bool[Array, " m"],
-    gradient: dict[str, Adapter],
-    level: float = 0.95,
-    independent: bool = False,
-) -> tuple[dict[str, Adapter], dict[str, Adapter]]:
-    """(Estimate, relative error) of every array from the terms of rows drawn.
-
-    independent: errors of rows are mostly independent, so that their squares add up; few draws see
-    that better than they see the sum.
-
-    weights: 1 / pi of each. known: terms of the rows that are certain; others: which rows drawn are
-    none of these.
-    """
+    others = jnp.where((index[:, None] == certain[None]).any(1), 0, weights)
     estimates, relative = {}, {}
-    rest = jnp.where(others, weights, 0)
     for name, each in terms.items():
         estimates[name] = Adapter(
             interval(each.a, weights, level), interval(each.b, weights, level)
         )
-        least = [incoherent(z, rest) if independent else 0.0 for z in (each.a, each.b)]
         relative[name] = Adapter(
-            relative_error(each.a, rest, known[name].a, gradient[name].a, least[0]),
-            relative_error(each.b, rest, known[name].b, gradient[name].b, least[1]),
+            relative_error(each.a, others, known[name].a, gradient[name].a),
+            relative_error(each.b, others, known[name].b, gradient[name].b),
         )
     return estimates, relative

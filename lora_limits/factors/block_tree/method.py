@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from lora_limits.checks import check_integer
 from lora_limits.coordinates import frame as frames
-from lora_limits.estimate import relative
-from lora_limits.estimate.intervals import draw, half_uniform
+from lora_limits.estimate.intervals import draw, half_uniform, interval
+from lora_limits.estimate.relative import relative_if_independent
 from lora_limits.factors.block_tree import passes
 from lora_limits.factors.block_tree import rows as written
 from lora_limits.factors.block_tree.layout import Layout, arrange
@@ -21,6 +21,7 @@ from lora_limits.method import GradientResult, Method, Sampling
 from lora_limits.problem import Adapter, LoRAProblem, inputs, projections, pull_back, scalars
 
 REPAIRED = 128  # rows computed exactly in the end, but no more than every sixteenth
+LEVEL = 0.95  # of the intervals of estimates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +111,12 @@ def _judged(terms, exact, doubt, gradient, count: int, key) -> tuple[dict, dict]
     index = draw(key, pi, count)
     others = (index[:, None] != exact[None]).all(1)
     weights = jnp.where(others, 1 / pi[index], 0)
-    found = terms(index)
-    none = jax.tree.map(lambda x: x[:, :0], found)
-    return relative.from_terms(found, none, weights, others, gradient, independent=True)
+    estimates, wrong = {}, {}
+    for name, each in terms(index).items():
+        arrays = (each.a, gradient[name].a), (each.b, gradient[name].b)
+        estimates[name] = Adapter(*(interval(z, weights, LEVEL) for z, _ in arrays))
+        wrong[name] = Adapter(*(relative_if_independent(z, weights, g) for z, g in arrays))
+    return estimates, wrong
 
 
 def _columns(problem: LoRAProblem, q: jax.Array, k: jax.Array):
