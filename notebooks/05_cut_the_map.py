@@ -33,7 +33,7 @@ from experiments.contenders.needed_degrees import needed
 from experiments.contenders.sampled_degrees import scan
 from experiments.problems import boxes
 from lora_limits.polynomial import law
-from paper_figures.__main__ import STORED, load
+from paper_figures.command.finding import STORED, load
 
 # %% [markdown]
 # ## 1. One cell

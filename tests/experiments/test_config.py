@@ -239,8 +239,8 @@ def test_what_the_points_of_an_experiment_cannot_be_made_of_is_refused(make, sai
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [
-        # The draw of an adapter is cut from one of the largest rank.
-        ("norm_rank", "ranks", [1, 64]),
+        # What of the sizes of adapters is wide enough.
+        ("norm_rank", "inputs", 32),
         # Which attentions are timed side by side.
         ("outlier_free", "attentions", ["softmax"]),
         # What the degree of the sweep's name is.
