@@ -14,7 +14,7 @@ from lora_limits.certificate.terms import Grounds
 from lora_limits.checks import fail, set_integers
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.estimate.intervals import error_estimate
-from lora_limits.gradients import confidence, exact, fitting, plan, sweeps
+from lora_limits.gradients import confidence, exact, fitting, key_summary, plan, sweeps
 from lora_limits.gradients.plan import Plan
 from lora_limits.linalg import dot, widened
 from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
@@ -129,7 +129,7 @@ def _sweep(
     """The plan, the polynomial, and what the sweeps give."""
     run = plan.make(problem, method, axis, certified=certified)
     run = run._replace(sampled=certified and sampling is not None)
-    summary = sweeps.summarise(run)
+    summary = key_summary.summarise(run)
     setup = fitting.setup(run, summary.moments)
     grounds = None
     if run.columns is not None:

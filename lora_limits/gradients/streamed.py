@@ -22,7 +22,7 @@ from lora_limits.coordinates import blocks, sampling
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import Frame
 from lora_limits.coordinates.sampling import Sample
-from lora_limits.gradients import plan, sweeps
+from lora_limits.gradients import key_summary, plan, sweeps
 from lora_limits.gradients.methods import Polynomial, in_inputs
 from lora_limits.gradients.plan import Plan
 from lora_limits.method import GradientResult
@@ -174,7 +174,7 @@ def _part(work, chunk, *args, frame: Frame, sample: Sample, method: Polynomial):
 
 def _keys(run: Plan):
     """(M, what `visit_queries` would certify by, which nothing here reads)."""
-    summary = sweeps.summarise(run)
+    summary = key_summary.summarise(run)
     return summary.m, summary.moments
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import lora_limits as ll
 from experiments.problems import conditioned as problems
-from lora_limits.gradients import fitting, plan, sweeps
+from lora_limits.gradients import fitting, key_summary, plan
 from tests.support import reference
 from tests.support.compiled import (
     BATCH,
@@ -70,7 +70,7 @@ def coefficients(problem, m):
 
     def run(p):
         made = plan.make(p, m)
-        return fitting.setup(made, sweeps.summarise(made).moments).c
+        return fitting.setup(made, key_summary.summarise(made).moments).c
 
     return np.asarray(quick_jit(run)(problem))
 
