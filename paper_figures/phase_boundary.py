@@ -63,7 +63,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     laws = {f: boundary.fit(boundary.select(cells, family=f)) for f in FAMILIES}
     _law(axes[3, 0], laws)
     _continued(axes[3, 1], [p for p in points if p["kind"] == "counted"], laws[TYPICAL])
-    _keys(fig)
+    _keys(fig, {p["family"] for p in cells})
     if image is not None:
         bar = fig.colorbar(image, ax=axes[:2, :].ravel().tolist(), pad=0.02, aspect=30)
         bar.set_label(r"$\log k^\star / \log L$, uniform inputs")
@@ -222,12 +222,13 @@ def _continued(ax: Axes, rows: boundary.Points, law: boundary.Law | None) -> Non
     ax.legend(handles=keys, loc="lower right", handlelength=1.6, labelspacing=0.1)
 
 
-def _keys(fig: Figure) -> None:
+def _keys(fig: Figure, families: set[str]) -> None:
     keys = [
         Line2D(
             [], [], color=colour, linestyle=dash, linewidth=1.4, label=f"$k^\\star = L$, {label}"
         )
-        for label, colour, dash in FAMILIES.values()
+        for family, (label, colour, dash) in FAMILIES.items()
+        if family in families
     ]
     keys.append(Line2D([], [], **COUNTED, label="$k^\\star = L$, by the bound"))
     even: dict[str, Any] = EVEN | {"color": "#999999"}
