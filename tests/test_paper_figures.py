@@ -193,6 +193,12 @@ def stored(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
+def test_rows_are_kept_whatever_is_drawn_after(stored, tmp_path, drawn):
+    folder = kept.folder(tmp_path / "mine", "scaling")
+    assert main(["--keep", str(folder), "scaling"]) == 0
+    assert len(load(stored, "scaling")) == len(ROWS)
+
+
 def test_rows_are_kept_with_the_account_of_their_run(stored, tmp_path, capsys, drawn):
     folder = kept.folder(tmp_path / "mine", "scaling")
     assert main(["--keep", str(folder)]) == 0

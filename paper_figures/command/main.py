@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _read(argv)
     try:
         if args.keep is not None:
-            args.names = args.names or [keeping.keep(args.keep, force=args.force)]
+            kept = keeping.keep(args.keep, force=args.force)
+            args.names = args.names or [kept]
         tasks = _tasks(args)
     except (Refused, OSError) as error:
         return _refuse(error)
