@@ -80,7 +80,8 @@ def _lengths(ax: Axes, families: Points, heads: Points) -> None:
             y = [p["ranks"][TOLERANCE]["p"] / n for p in mine]
             size = 1.5 + 0.6 * (math.log2(n) - 8)
             ax.plot(x, y, "o-", color=colour, markersize=size, linewidth=0.7)
-        ax.plot([], [], color=colour, label=family)
+        if any(p["family"] == family for p in families):
+            ax.plot([], [], color=colour, label=family)
     x = [p["score_ratio"] for p in heads]
     ax.plot(x, [p["ranks"][TOLERANCE]["p"] / p["tokens"] for p in heads], "x", color=HEADS)
     ax.plot([], [], "x", color=HEADS, label="real heads")

@@ -52,18 +52,17 @@ def _errors(ax: Axes, points: Points) -> None:
         colour = style.plt.get_cmap("viridis")(degree / 9)
         mean = [np.exp(np.mean(np.log(v))) for v in values]
         dash = "-" if degree % 2 else "--"
-        ax.plot(gammas, mean, dash, color=colour, linewidth=1)
+        ax.plot(gammas, mean, dash, color=colour, linewidth=1, label=f"{degree}")
         low, high = [min(v) for v in values], [max(v) for v in values]
         ax.fill_between(gammas, low, high, color=colour, alpha=0.3, linewidth=0)
-        aside = 1.05 if degree % 2 else 1.2
-        at = (gammas[-1] * aside, mean[-1])
-        ax.annotate(f"{degree}", at, color=colour, fontsize=7, va="center")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_ylim(1e-9, 3)
     ax.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
     ax.minorticks_off()
     ax.set_xlabel(r"$\Gamma$")
+    tight = {"handlelength": 1.4, "columnspacing": 0.6, "labelspacing": 0.2, "borderaxespad": 0.1}
+    style.legend(ax, title="degree", title_fontsize=7, loc="lower right", ncols=2, **tight)
 
 
 def _value(p: dict[str, Any], name: str) -> float:
