@@ -95,7 +95,8 @@ def _attacks(axis: Axes, rows: Rows) -> None:
             if part is None:
                 continue
             key = (part, row["point"]["dtype"])
-            worst[key] = max(worst[key], tally["worst"])
+            # a bound that is no number has no ratio, and is written as "inf"
+            worst[key] = max(worst[key], float(tally["worst"]))
             problems[part] += tally["problems"]
             violations += tally["violations"]
     names = list(problems)
@@ -109,7 +110,7 @@ def _attacks(axis: Axes, rows: Rows) -> None:
     axis.set_xlim(5e-5, 3)
     axis.set_yticks(range(len(names)), names, fontsize=6)
     axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xlabel(f"{sum(problems.values()):,} problems, {violations} violations")
+    axis.set_xlabel(f"{sum(problems.values()):,} problems, {violations} violated", fontsize=8)
     handles = [
         Line2D(
             [], [], color=style.COLOURS[i], marker=m, markerfacecolor="white", linestyle="", label=d

@@ -156,7 +156,8 @@ class Parts(NamedTuple):
 
 def known(bound: Float[Array, ""]) -> Float[Array, ""]:
     """The bound; infinite where it came out as no number, which is to say that nothing is known."""
-    return jnp.where(jnp.isnan(bound), jnp.inf, bound)
+    # a comparison, which NaN does not pass: isnan was seen to miss it in a compiled batch
+    return jnp.where(bound < jnp.inf, bound, jnp.inf)
 
 
 def finish(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.certificate import bound, floors
+from lora_limits.certificate.bound import known
 from lora_limits.certificate.row_bounds import Setup
 from lora_limits.certificate.terms import Grounds
 from lora_limits.checks import fail, set_integers
@@ -171,10 +172,10 @@ def _told_of_narrow(
 
         def added(bound, x, y):
             distance = jnp.abs(x.astype(jnp.float64) - y).max()
-            total = bound + jnp.where(jnp.isnan(distance), jnp.inf, distance)
+            total = known(bound + distance)
             # outward, where it is rounded to the precision of the problem, or x or it to 0
             info = jnp.finfo(dtype)
-            return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(dtype)
+            return known((total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(dtype))
 
         def of_narrow(bounds):
             return jax.tree.map(added, bounds, gradient, swept.gradient)

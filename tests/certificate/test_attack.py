@@ -11,6 +11,7 @@ import pytest
 import lora_limits as ll
 from experiments.attacks import ATTACKS
 from experiments.attacks.directed import build as problem_of
+from experiments.attacks.families import compiled, draw
 from experiments.attacks.tally import ratios
 from experiments.problems import conditioned as problems
 from experiments.problems import extended
@@ -94,3 +95,17 @@ def test_no_climb_breaks_a_bound():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_long_sequence_breaks_a_bound(dtype):
     assert sound(ATTACKS["long sequences"](2, 7, dtype)) > 0
+
+
+def test_a_bound_is_a_number_or_infinite_in_a_batch_too():
+    """In single precision scores like these overflow: some gradients are NaN, and nothing is said."""
+    rng = np.random.default_rng(0)
+    shape = problems.Shape(lq=1, lk=9, inputs=(2, 3, 3), width=3, value_width=2, rank=3)
+    drawn = [draw(rng, shape, ("query", "key"), np.float32, (1, 3))[0] for _ in range(64)]
+    method = ll.Polynomial(5, "fitted", centred=False, block_size=7)
+    result = compiled(method)(problems.stack(drawn))
+    bounds = np.stack(jax.tree.leaves(result.bound))
+    assert not np.isnan(bounds).any()
+    lost = [np.isnan(x).any((1, 2)) for x in jax.tree.leaves(result.gradient)]
+    assert np.stack(lost).any()
+    assert np.isinf(bounds[np.stack(lost)]).all()
