@@ -29,8 +29,9 @@ def draw(rows: Rows) -> Figure:
     axes[0, 1].sharey(axes[0, 0])
     plain = [row for row in rows if "length" in row["point"]]
     for axis, letter, dtype in zip(axes[0], "ab", MARKERS, strict=False):
-        style.panel(axis, letter, f"{dtype}, of largest entry")
+        style.panel(axis, letter, dtype)
         _against_length(axis, [row for row in plain if row["point"]["dtype"] == dtype])
+    axes[0, 0].set_ylabel("over the largest entry")
     axes[0, 1].tick_params(labelleft=False)
     _looks(axes[0, 0], axes[0, 1], plain)
     style.panel(axes[0, 2], "c", "error / bound, attacked")
@@ -78,7 +79,7 @@ def _looks(first: Axes, second: Axes, rows: Rows) -> None:
     first.legend(handles=colours, **tight)
     lines = [Line2D([], [], color="black", linestyle=d, label=what) for what, d in LOOKS.items()]
     second.legend(handles=lines, **tight)
-    style.headroom(first, 0.3)
+    style.headroom(first, 0.16)
 
 
 def _attacks(axis: Axes, rows: Rows) -> None:
@@ -117,7 +118,7 @@ def _attacks(axis: Axes, rows: Rows) -> None:
         )
         for i, (d, m) in enumerate(MARKERS.items())
     ]
-    axis.legend(handles=handles, loc="lower left", handletextpad=0.1, borderaxespad=0.1)
+    axis.legend(handles=handles, loc="center left", handletextpad=0.1, borderaxespad=0.1)
 
 
 def _part(attack: str, family: str) -> str | None:
