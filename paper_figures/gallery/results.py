@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from paper_figures.command.finding import STORED, load
 from paper_figures.drawing.tables import markdown
-from paper_figures.gallery import limits, speed, training
+from paper_figures.gallery import limits, promises, speed, training
 from paper_figures.gallery.saying import Line, Rows
 
 # (config, what to say of its rows), in the order of the table
@@ -19,6 +19,8 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
     ("accelerator", speed.accelerator),
     ("accelerator", speed.overtaken),
     ("certificates", limits.certificates),
+    ("promises", promises.bounds),
+    ("promises", promises.attacks),
     ("phase_boundary", limits.crossings),
     ("phase_boundary", limits.boundary_speed),
     ("phase_boundary", limits.law),
