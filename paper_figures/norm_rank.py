@@ -34,7 +34,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     style.panel(axes[1, 0], "c", r"$k^\star$ at 0.1 %")
     _collapse(axes[1, 1], adapter)
     if adapter:
-        axes[0, 1].legend(loc="upper left", handlelength=1.2, labelspacing=0.2)
+        style.legend(axes[0, 1], loc="upper left", handlelength=1.2, labelspacing=0.2)
     keys = [
         Line2D([], [], color="black", linestyle="-", label=r"$s=\alpha/r$"),
         Line2D([], [], color="black", linestyle=":", label=r"$s=\alpha/\sqrt{r}$"),
