@@ -60,6 +60,14 @@ def assert_whole(folder="out"):
     )
 
 
+@pytest.fixture(autouse=True)
+def heeding_interrupts():
+    """A shell's background jobs ignore SIGINT, and so would the programs that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def taken_over(process):
     """Whether the program has begun, and not only its interpreter: whether it heeds SIGTERM."""
     with contextlib.suppress(OSError):
