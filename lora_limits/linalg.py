@@ -38,6 +38,15 @@ def row_norms(x: Float[Array, "n d"]) -> Float[Array, " n"]:
     return jnp.sqrt((x**2).sum(1))
 
 
+def largest(x: Float[Array, ...]) -> Float[Array, ""]:
+    """The largest entry of all; NaN if any is NaN.
+
+    XLA's maximum over thousands of entries passes NaN by (CPU, jax 0.10.2), and what is promised of
+    an array must not.
+    """
+    return jnp.where(jnp.isnan(x).any(), jnp.nan, x.max())
+
+
 def frobenius(x: Float[AnyArray, ...]) -> Float[Array, ""]:
     """The Frobenius norm of an array of any shape."""
     return jnp.sqrt((x**2).sum())

@@ -87,4 +87,6 @@ def test_the_figure_draws_what_is_there(cells, monkeypatch):
     ]
     figure = phase_boundary.draw(rows)
     figure.draw_without_rendering()
+    first = figure.axes[0]
+    assert bool([*first.lines, *first.collections]) == bool(cells)
     style.plt.close(figure)

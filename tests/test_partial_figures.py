@@ -18,6 +18,7 @@ def draw(name, rows, *, render=False):
     module = find(name)
     also = {config: load(STORED, config) or [] for config in getattr(module, "ALSO", ())}
     figure = module.draw(rows, also) if also else module.draw(rows)
+    assert figure.axes
     if render:
         figure.draw_without_rendering()
     if hasattr(module, "table"):

@@ -68,9 +68,9 @@ from lora_limits.certificate import key, query, terms, value
 from lora_limits.certificate.columns import names
 from lora_limits.certificate.floors import LIGHTEST
 from lora_limits.certificate.rounding import SECOND, column_lengths, frobenius, unit_roundoff
-from lora_limits.certificate.row_bounds import FIRST_ORDER, OUTWARD, KeyMoments, Rows, by_name
+from lora_limits.certificate.row_bounds import FIRST_ORDER, OUTWARD, Rows, by_name
 from lora_limits.certificate.terms import Grounds, Visit
-from lora_limits.linalg import dot
+from lora_limits.linalg import dot, largest
 from lora_limits.problem import Adapter, LoRAProblem, scalars
 
 SCORE = 0.01  # the most that a score may be rounded by
@@ -151,18 +151,16 @@ class Parts(NamedTuple):
 
     def certified(self) -> Float[Array, ""]:
         """The bound of the array: its largest entry."""
-        return known((self.truncation + self.rounding).max() + self.rest)
+        return known(largest(self.truncation + self.rounding) + self.rest)
 
 
 def known(bound: Float[Array, ""]) -> Float[Array, ""]:
     """The bound; infinite where it came out as no number, which is to say that nothing is known."""
-    # a comparison, which NaN does not pass: isnan was seen to miss it in a compiled batch
-    return jnp.where(bound < jnp.inf, bound, jnp.inf)
+    return jnp.where(jnp.isnan(bound), jnp.inf, bound)
 
 
 def finish(
     grounds: Grounds,
-    moments: KeyMoments,
     sums: Sums,
     gradient: dict[str, Adapter],
     devices: int = 1,
@@ -171,15 +169,16 @@ def finish(
 
     gradient: what is certified.
     """
-    sound = _sound(grounds, moments, sums)
-    lost = _lost(grounds, moments, sums, devices)
+    sound = _sound(grounds, sums)
+    lost = _lost(grounds, sums, devices)
     out = {}
     for name in grounds.problem.adapters:
         pair = []
         for half, (worst, rounding) in ADAPTERS[name].finish(grounds, sums.adapters[name]).items():
             # the last products, by the scale
-            own = 4 * unit_roundoff(grounds.problem) * jnp.abs(getattr(gradient[name], half)).max()
-            rest = jnp.where(sound & ~jnp.isnan(own), own + lost, jnp.inf)
+            size = largest(jnp.abs(getattr(gradient[name], half)))
+            own = 4 * unit_roundoff(grounds.problem) * size
+            rest = known(jnp.where(sound, own + lost, jnp.inf))
             pair.append(Parts(*outward(grounds.problem, worst, rounding), rest))
         out[name] = Adapter(*pair)
     return out
@@ -191,7 +190,7 @@ def outward(problem: LoRAProblem, truncation: Array, rounding: Array) -> tuple[A
     return scale * truncation, scale * SECOND * rounding
 
 
-def _sound(grounds: Grounds, moments: KeyMoments, sums: Sums) -> Bool[Array, ""]:
+def _sound(grounds: Grounds, sums: Sums) -> Bool[Array, ""]:
     """Whether the first-order analysis holds: nothing that it takes for small is not."""
     small = grounds.setup.gamma * grounds.floors.from_x < FIRST_ORDER
     # (N3^-T c) . (N3 v) stands for c . v
@@ -202,11 +201,11 @@ def _sound(grounds: Grounds, moments: KeyMoments, sums: Sums) -> Bool[Array, ""]
     sizes = frobenius(columns.n3) * frobenius(columns.n3_inverse)
     whitened = frobenius(defect) * sizes < (OUTWARD - 1) / 4
     scores = sums.score <= SCORE
-    weights = moments.lightest >= math.exp(LIGHTEST)
+    weights = grounds.moments.lightest >= math.exp(LIGHTEST)
     return small & whitened & scores & weights & (sums.certain > 1e-30)
 
 
-def _lost(grounds: Grounds, moments: KeyMoments, sums: Sums, devices: int) -> Float[Array, ""]:
+def _lost(grounds: Grounds, sums: Sums, devices: int) -> Float[Array, ""]:
     """What operations that underflow may lose in all.
 
     Each loses at most the smallest normal number, and is then multiplied by no more than eight of
@@ -218,7 +217,7 @@ def _lost(grounds: Grounds, moments: KeyMoments, sums: Sums, devices: int) -> Fl
     matrices += jax.tree.leaves((problem.weights, problem.adapters))
     sizes = [frobenius(x) for x in matrices] + [scale, beta, 1 / beta, sums.largest, grounds.reach]
     largest = jnp.maximum(jnp.stack(sizes).max(), 1)
-    features = ((1 + sums.largest) * (1 + moments.reach)) ** (2 * grounds.setup.degree)
+    features = ((1 + sums.largest) * (1 + grounds.moments.reach)) ** (2 * grounds.setup.degree)
     tokens = devices * (problem.x_query.shape[0] + problem.x_key.shape[0])
     operations = 1e6 * tokens / jnp.minimum(sums.certain, 1)
     return operations * float(jnp.finfo(problem.dtype).tiny) * largest**8 * features

@@ -1,6 +1,6 @@
 """The bound of the key adapter, whose gradient is beta sum_i (columns of X_K under p) Q_i^T.
 
-dA    k = X_K B,  x = Q             dB    k = X_K,  x = Q A^T
+    dA    k = X_K B,  x = Q             dB    k = X_K,  x = Q A^T
 
 Keys are centred by construction, and so the derivative of f reaches them through P' at Q_i - nu and
 through P at nu: two terms, of which the second has eta for eta'. In units of sigma the row's bound

@@ -1,6 +1,6 @@
 """The bound of the query adapter: G - G~ = ((*) - a G~) / (1 + a), row by row, times |u_i|.
 
-dA    u = X_Q B,  k = K             dB    u = X_Q,  k = K A^T
+    dA    u = X_Q B,  k = K             dB    u = X_Q,  k = K A^T
 
 In units of sigma the row's bound is the same for both arrays: one column stands for every k.
 """

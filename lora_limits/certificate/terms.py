@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from lora_limits.certificate.columns import Columns
 from lora_limits.certificate.floors import Floors, QueryRounding
 from lora_limits.certificate.rounding import column_lengths, frobenius
-from lora_limits.certificate.row_bounds import Column, Rows, Setup, settle
+from lora_limits.certificate.row_bounds import Column, KeyMoments, Rows, Setup, settle
 from lora_limits.coordinates.frame import Frame
 from lora_limits.linalg import dot
 from lora_limits.problem import LoRAProblem
@@ -23,6 +23,7 @@ class Grounds(NamedTuple):
     columns: Columns
     floors: Floors
     setup: Setup
+    moments: KeyMoments
     reach: Float[Array, ""]  # the longest centred input row of a key or a value
 
 

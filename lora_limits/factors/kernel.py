@@ -19,6 +19,8 @@ k m n numbers.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -133,27 +135,55 @@ def factored_gradient(
 
 def _by_adapters(problem: LoRAProblem, factor: Factor, big_c, big_h, q, k) -> dict[str, Adapter]:
     """dA and dB of query and key through p~ times the adapters' own few columns, all at once."""
+    on = adapter_columns(problem, q, k)
+    for_queries = kernel(factor, big_c, big_h, on.keys)
+    for_keys = kernel_transposed(factor, big_c, big_h, on.queries)
+    return from_columns(problem, q, k, for_queries, for_keys)
+
+
+class AdapterColumns(NamedTuple):
+    """All that the adapters of query and key need of p is p times `keys` and p^T times `queries`.
+
+    The first columns, as many as its rank, are the query adapter's, the others the key adapter's.
+    """
+
+    queries: Float[Array, "lq m"]  # [X_Q B_Q, Q A_K^T]
+    keys: Float[Array, "lk m"]  # [K A_Q^T, X_K B_K]
+
+
+def adapter_columns(problem: LoRAProblem, q: Float[Array, "lq d"], k: Float[Array, "lk d"]):
+    """Those of a problem; without columns where it has neither adapter."""
+    adapters = problem.adapters
+    x = inputs(problem)
+    of_queries, of_keys = [q[:, :0]], [k[:, :0]]
+    if "query" in adapters:
+        of_queries.append(dot(x["query"], adapters["query"].b))
+        of_keys.append(dot(k, adapters["query"].a.T))
+    if "key" in adapters:
+        of_queries.append(dot(q, adapters["key"].a.T))
+        of_keys.append(dot(x["key"], adapters["key"].b))
+    return AdapterColumns(jnp.concatenate(of_queries, 1), jnp.concatenate(of_keys, 1))
+
+
+def from_columns(
+    problem: LoRAProblem,
+    q: Float[Array, "lq d"],
+    k: Float[Array, "lk d"],
+    for_queries: Float[Array, "lq m"],
+    for_keys: Float[Array, "lk m"],
+) -> dict[str, Adapter]:
+    """dA and dB of query and key from p and p^T times `adapter_columns`."""
     scale, beta = scalars(problem)
     adapters = problem.adapters
     x = inputs(problem)
-    to_queries, to_keys, r = [], [], 0
-    if "query" in adapters:
-        r = adapters["query"].a.shape[0]
-        to_keys.append(dot(x["query"], adapters["query"].b))
-        to_queries.append(dot(k, adapters["query"].a.T))
-    if "key" in adapters:
-        to_keys.append(dot(q, adapters["key"].a.T))
-        to_queries.append(dot(x["key"], adapters["key"].b))
-    # p~ [K A_Q^T, X_K B_K] and p~^T [X_Q B_Q, Q A_K^T]
-    on_queries = beta * kernel(factor, big_c, big_h, jnp.concatenate(to_queries, 1))
-    on_keys = beta * kernel_transposed(factor, big_c, big_h, jnp.concatenate(to_keys, 1))
+    r = adapters["query"].a.shape[0] if "query" in adapters else 0
     found = {}
     if "query" in adapters:
-        half_a = dot(on_keys[:, :r].T, k)
-        half_b = dot(x["query"].T, on_queries[:, :r])
-        found["query"] = Adapter(scale * half_a, scale * half_b)
+        half_a = dot(for_keys[:, :r].T, k)
+        half_b = dot(x["query"].T, for_queries[:, :r])
+        found["query"] = Adapter(half_a, half_b)
     if "key" in adapters:
-        half_a = dot(on_queries[:, r:].T, q)
-        half_b = dot(x["key"].T, on_keys[:, r:])
-        found["key"] = Adapter(scale * half_a, scale * half_b)
-    return found
+        half_a = dot(for_queries[:, r:].T, q)
+        half_b = dot(x["key"].T, for_keys[:, r:])
+        found["key"] = Adapter(half_a, half_b)
+    return jax.tree.map(lambda z: scale * beta * z, found)

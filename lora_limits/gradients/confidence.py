@@ -20,6 +20,7 @@ from lora_limits.coordinates.frame import Frame
 from lora_limits.estimate import coin
 from lora_limits.estimate.betting import mean_bound
 from lora_limits.estimate.rows import Terms, polynomial_kernel, row_errors
+from lora_limits.linalg import largest
 from lora_limits.method import Sampling
 from lora_limits.problem import Adapter, LoRAProblem
 
@@ -66,11 +67,11 @@ def confident(
     log_chances = math.log(2 * entries / sampling.delta)
 
     def bound(place: int, part: Parts, rows: Terms) -> Float[Array, ""]:
-        most = (truncation[place] / pi).max()
+        most = largest(truncation[place] / pi)
         lost = COMPUTED * rounding[place][index] * weights
         seen = mean_bound(rows, weights, most, lost, log_chances)
         truncated = jnp.fmin(seen, part.truncation)
-        return known((truncated + part.rounding).max() + part.rest)
+        return known(largest(truncated + part.rounding) + part.rest)
 
     found = {
         (name, half): bound(i, getattr(parts[name], half), getattr(terms[name], half))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lora_limits.certificate.rounding import EXP_ULP, gamma, projection_size, unit_roundoff
 from lora_limits.gradients.methods import Exact
-from lora_limits.linalg import frobenius, row_norms
+from lora_limits.linalg import frobenius, largest, row_norms
 from lora_limits.problem import Adapter, LoRAProblem, scalars
 
 
@@ -87,16 +87,16 @@ def rounding(problem: LoRAProblem, method: Exact) -> tuple[dict[str, Adapter], d
     """
     solve = jax.jit(lambda p: method.solve(p).gradient)
     got = solve(problem)
-    largest = jax.tree.map(lambda x: jnp.abs(x).max(), got)
+    sizes = jax.tree.map(lambda x: largest(jnp.abs(x)), got)
     if jnp.finfo(problem.dtype).bits == 64:
-        return worst_case(problem), largest
+        return worst_case(problem), sizes
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem)
         true = solve(wide)
         lost = jax.tree.map(
-            lambda x, y, least: jnp.abs(x.astype(jnp.float64) - y).max() + least,
+            lambda x, y, least: largest(jnp.abs(x.astype(jnp.float64) - y)) + least,
             got,
             true,
             worst_case(wide),
         )
-    return lost, largest
+    return lost, sizes

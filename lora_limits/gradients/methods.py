@@ -17,7 +17,7 @@ from lora_limits.coordinates.collectives import Axis
 from lora_limits.estimate.intervals import error_estimate
 from lora_limits.gradients import confidence, exact, fitting, key_summary, plan, sweeps
 from lora_limits.gradients.plan import Plan
-from lora_limits.linalg import dot, widened
+from lora_limits.linalg import dot, largest, widened
 from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial.series import SERIES
@@ -136,14 +136,14 @@ def _sweep(
     if run.columns is not None:
         limits = floors.make(problem, run.frame, run.columns, *summary.longest, run.devices)
         reach = jnp.maximum(*summary.longest)
-        grounds = Grounds(problem, run.frame, run.columns, limits, setup, reach)
+        grounds = Grounds(problem, run.frame, run.columns, limits, setup, summary.moments, reach)
     c = monomials.coefficients(setup.c, run.width)
-    seen = sweeps.visit_queries(run, grounds, summary.moments, summary.m * c)
+    seen = sweeps.visit_queries(run, grounds, summary.m * c)
     late = {} if seen.back is None else sweeps.visit_keys(run, seen.back * c)
     gradient = in_inputs(run, seen, late)
     if grounds is None or seen.sums is None:
         return run, setup, _Swept(gradient, seen.loss, None)
-    parts = bound.finish(grounds, summary.moments, seen.sums, gradient, run.devices)
+    parts = bound.finish(grounds, seen.sums, gradient, run.devices)
     certain = {n: Adapter(x.a.certified(), x.b.certified()) for n, x in parts.items()}
     sure = None
     if seen.each is not None and sampling is not None:
@@ -171,11 +171,10 @@ def _told_of_narrow(
         assert told is not None
 
         def added(bound, x, y):
-            distance = jnp.abs(x.astype(jnp.float64) - y).max()
-            total = known(bound + distance)
+            total = known(bound + largest(jnp.abs(x.astype(jnp.float64) - y)))
             # outward, where it is rounded to the precision of the problem, or x or it to 0
             info = jnp.finfo(dtype)
-            return known((total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(dtype))
+            return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(dtype)
 
         def of_narrow(bounds):
             return jax.tree.map(added, bounds, gradient, swept.gradient)

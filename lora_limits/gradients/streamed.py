@@ -58,10 +58,9 @@ def streamed_gradient(
     frame, sample = _frame(source, first, q_shift, lengths, method.centred)
     each = functools.partial(_part, frame=frame, sample=sample, method=method)
 
-    summaries = (each(_keys, chunk) for chunk in source.read("keys"))
-    m, moments = functools.reduce(lambda a, b: (a[0] + b[0], b[1]), summaries)
+    m = functools.reduce(jnp.add, (each(_keys, chunk) for chunk in source.read("keys")))
     c = monomials.coefficients(series.taylor(method.degree, first.dtype), frame.nu.shape[0])
-    seen = (each(_queries, chunk, m * c, moments) for chunk in source.read("queries"))
+    seen = (each(_queries, chunk, m * c) for chunk in source.read("queries"))
     seen = functools.reduce(_added, seen)
     late: dict[str, Any] = {}
     if seen.back is not None:
@@ -172,14 +171,12 @@ def _part(work, chunk, *args, frame: Frame, sample: Sample, method: Polynomial):
     return work(_plan(chunk, frame, sample, method), *args)
 
 
-def _keys(run: Plan):
-    """(M, what `visit_queries` would certify by, which nothing here reads)."""
-    summary = key_summary.summarise(run)
-    return summary.m, summary.moments
+def _keys(run: Plan) -> jax.Array:
+    return key_summary.summarise(run).m
 
 
-def _queries(run: Plan, m: jax.Array, moments: Any) -> sweeps.Seen:
-    return sweeps.visit_queries(run, None, moments, m)
+def _queries(run: Plan, m: jax.Array) -> sweeps.Seen:
+    return sweeps.visit_queries(run, None, m)
 
 
 def _keys_again(run: Plan, back: jax.Array) -> dict[str, Any]:

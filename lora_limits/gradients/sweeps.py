@@ -30,7 +30,6 @@ from jaxtyping import Array, Float
 
 from lora_limits.certificate import bound, floors, row_bounds
 from lora_limits.certificate.rounding import column_lengths, frobenius
-from lora_limits.certificate.row_bounds import KeyMoments
 from lora_limits.certificate.terms import Grounds, Visit
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.blocks import Queries
@@ -74,9 +73,7 @@ def _nothing_seen(plan: Plan) -> Seen:
     )
 
 
-def visit_queries(
-    plan: Plan, grounds: Grounds | None, moments: KeyMoments, m: Float[Array, "k columns"]
-) -> Seen:
+def visit_queries(plan: Plan, grounds: Grounds | None, m: Float[Array, "k columns"]) -> Seen:
     """Second sweep: loss, gradients that live on queries, and T for those that live on keys.
 
     m: C M. grounds: None where nothing is certified.
@@ -91,7 +88,7 @@ def visit_queries(
     highest = degree if start.back is not None else max(degree - 1, 0)
     checked = None
     if grounds is not None:
-        checked = row_bounds.polynomials(grounds.setup, moments, plan.width)
+        checked = row_bounds.polynomials(grounds.setup, grounds.moments, plan.width)
         highest = max(highest, row_bounds.even_order(degree))
 
     def body(carry: Seen, first, fresh):
@@ -133,7 +130,7 @@ def visit_queries(
             at_rows = row_bounds.evaluate(checked, degree, parts)
             scale_y = column_lengths(target) + frobenius(frame.v_mean)
             block = _Block(t, dq, c, mean_v, m_xb, scale_y, u[:1], live)
-            sums, found = _certify(plan, grounds, moments, sums, block, at_rows)
+            sums, found = _certify(plan, grounds, sums, block, at_rows)
             each = None if each is None else _written(each, found, first)
         return Seen(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums, each)
 
@@ -162,11 +159,13 @@ class _Block(NamedTuple):
 
 
 def _certify(
-    plan: Plan, grounds: Grounds, moments: KeyMoments, sums: bound.Sums, block: _Block, values
+    plan: Plan, grounds: Grounds, sums: bound.Sums, block: _Block, values: row_bounds.Polynomials
 ) -> tuple[bound.Sums, bound.PerQuery]:
     """Adds a block of queries to the certificate; values: of `row_bounds.evaluate`."""
     problem, frame, t = plan.problem, plan.frame, block.t
-    rounded = floors.query_rounding(problem, frame, grounds.floors, t.xq, t.x, moments.reach)
+    rounded = floors.query_rounding(
+        problem, frame, grounds.floors, t.xq, t.x, grounds.moments.reach
+    )
     q = None
     if "key" in problem.adapters:
         q = project_columns(problem, "query", t.xq - frame.q_shift[None])
@@ -183,7 +182,7 @@ def _certify(
         rounded,
         block.live,
     )
-    rows = row_bounds.rows(grounds.setup, moments, t.x, values, block.d_sum, rounded.score)
+    rows = row_bounds.rows(grounds.setup, grounds.moments, t.x, values, block.d_sum, rounded.score)
     return bound.add(grounds, sums, visit, rows)
 
 

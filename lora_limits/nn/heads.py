@@ -6,7 +6,7 @@ Gradients and factors know nothing of models; what attention makes of them is lo
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,25 +50,15 @@ def _(method: Exact, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
 
 
 @attend.register
-def _(method: FactorMethod, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
+def _(method: FactorMethod | BlockTree, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
     if pattern.is_causal:
         expected = "Exact or Polynomial: a factor looks ahead"
         fail("method of causal attention", repr(method), expected)
     if tokens.query_document is not None:
         fail("method of packed documents", repr(method), "Exact, or a causal Polynomial")
     asked = jnp.repeat(tokens.query, pattern.group)
-    return cast(jax.Array, factored.head(method, q, k, v, asked, tokens.key))
-
-
-@attend.register
-def _(method: BlockTree, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
-    if pattern.is_causal:
-        expected = "Exact or Polynomial: clusters look ahead"
-        fail("method of causal attention", repr(method), expected)
-    if tokens.query_document is not None:
-        fail("method of packed documents", repr(method), "Exact, or a causal Polynomial")
-    asked = jnp.repeat(tokens.query, pattern.group)
-    return cast(jax.Array, clustered.head(method, q, k, v, asked, tokens.key))
+    whole: Any = clustered.head if isinstance(method, BlockTree) else factored.head
+    return whole(method, q, k, v, asked, tokens.key)
 
 
 @attend.register

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from lora_limits.checks import check_integer
+from lora_limits.checks import set_integers
 from lora_limits.coordinates import frame as frames
 from lora_limits.estimate.intervals import draw, half_uniform, interval
 from lora_limits.estimate.relative import relative_if_independent
 from lora_limits.factors.block_tree import passes
 from lora_limits.factors.block_tree import rows as written
 from lora_limits.factors.block_tree.layout import Layout, arrange
+from lora_limits.factors.kernel import adapter_columns, from_columns
 from lora_limits.factors.method import LOST, ROWS, coordinates
-from lora_limits.linalg import dot, row_norms
+from lora_limits.linalg import row_norms
 from lora_limits.method import GradientResult, Method, Sampling
-from lora_limits.problem import Adapter, LoRAProblem, inputs, projections, pull_back, scalars
+from lora_limits.problem import Adapter, LoRAProblem, projections, pull_back
 
 REPAIRED = 128  # rows computed exactly in the end, but no more than every sixteenth
 LEVEL = 0.95  # of the intervals of estimates
@@ -43,7 +44,8 @@ class BlockTree(Method):
     Randomness: `key` of `gradient` draws the keys too, so fold the step of training into it; where
     there is none, `seed` and the numbers of the queries make one, so that no two steps repeat the
     same error, and equal inputs give equal results.
-    Raises ValueError for near or samples that are not integers of at least 1.
+    Raises ValueError for near or samples that are not integers of at least 1, and for a seed that is
+    none of at least 0.
     """
 
     near: int = 1024
@@ -51,8 +53,7 @@ class BlockTree(Method):
     seed: int = 0
 
     def __post_init__(self):
-        check_integer("BlockTree near", self.near, 1)
-        check_integer("BlockTree samples", self.samples, 1)
+        set_integers(self, near=1, samples=1, seed=0)
 
     def solve(self, problem: LoRAProblem, sampling: Sampling | None = None) -> GradientResult:
         """The gradient, its error estimated from sampled rows (64 unless given)."""
@@ -65,13 +66,13 @@ class BlockTree(Method):
         v = v - mean
         target = problem.target - mean
         layout = arrange(*coordinates(problem, frames.of_problem(problem)), self.near)
-        zq, zk, r = _columns(problem, q, k)
+        zq, zk = adapter_columns(problem, q, k)
         found = passes.through(layout, v, target, zq, zk, to_keys, self.samples)
         doubt, lost = _doubt(layout, found, target)
         worst = jax.lax.top_k(doubt, min(REPAIRED, -(-doubt.shape[0] // 16)))[1]
         exact = written.written_out(layout, found, v, target, worst)
         whole = written.repaired(layout, found, exact, worst, zq, zk)
-        gradient = _to_adapters(problem, whole, q, k, r)
+        gradient = _to_adapters(problem, whole, q, k)
 
         def terms(index: Int[Array, " m"]) -> dict[str, Adapter]:
             rows = written.written_out(layout, found, v, target, index)
@@ -119,39 +120,9 @@ def _judged(terms, exact, doubt, gradient, count: int, key) -> tuple[dict, dict]
     return estimates, wrong
 
 
-def _columns(problem: LoRAProblem, q: jax.Array, k: jax.Array):
-    """(zq, zk, r): p zk and p^T zq are all that the adapters of query and key need of p.
-
-    The first r columns are the query adapter's, the others the key adapter's.
-    """
-    adapters = problem.adapters
-    x = inputs(problem)
-    on_queries = [q[:, :0]]
-    on_keys = [k[:, :0]]
-    r = 0
-    if "query" in adapters:
-        r = adapters["query"].a.shape[0]
-        on_queries.append(dot(x["query"], adapters["query"].b))
-        on_keys.append(dot(k, adapters["query"].a.T))
-    if "key" in adapters:
-        on_queries.append(dot(q, adapters["key"].a.T))
-        on_keys.append(dot(x["key"], adapters["key"].b))
-    return jnp.concatenate(on_queries, 1), jnp.concatenate(on_keys, 1), r
-
-
-def _to_adapters(problem: LoRAProblem, found: passes.Through, q, k, r: int) -> dict[str, Adapter]:
-    """Gradients of the adapters from p zk, p^T zq and f^T c."""
-    scale, beta = scalars(problem)
-    x = inputs(problem)
-    out = {}
-    if "query" in problem.adapters:
-        a = dot(found.keys[:, :r].T, k)
-        b = dot(x["query"].T, found.queries[:, :r])
-        out["query"] = Adapter(scale * beta * a, scale * beta * b)
-    if "key" in problem.adapters:
-        a = dot(found.queries[:, r:].T, q)
-        b = dot(x["key"].T, found.keys[:, r:])
-        out["key"] = Adapter(scale * beta * a, scale * beta * b)
+def _to_adapters(problem: LoRAProblem, found: passes.Through, q, k) -> dict[str, Adapter]:
+    """Gradients of the adapters from p z, p^T z and f^T c."""
+    out = from_columns(problem, q, k, found.queries, found.keys)
     if "value" in problem.adapters:
         out["value"] = pull_back(problem, "value", found.values)
     return {name: out[name] for name in problem.adapters}
