@@ -88,7 +88,7 @@ class Config(Fields):
     streamed: tuple[PositiveInt, ...] = ()
     streamed_width: PositiveInt = 8
     streamed_gamma: PositiveFloat = 0.7
-    streamed_degree: PositiveInt = 5
+    streamed_degree: PositiveInt = 4
     counted_exponents: tuple[PositiveInt, ...] = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
     counted_ratios: tuple[PositiveFloat, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
 

@@ -14,7 +14,7 @@ import lora_limits as ll
 from experiments.contenders.methods import BLOCKS, compiled, exact_methods, fastest
 from experiments.runner.config import Fields, Tokens
 from lora_limits.instruments import timing
-from lora_limits.instruments.comparing import frobenius_error
+from lora_limits.instruments.comparing import certified_share, frobenius_error
 
 VERSION = 1
 POINTS = ("exact_lengths", "lengths", "cases")
@@ -79,14 +79,8 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     for name, time in times.items():
         out[name] |= time
     told = certified(problem)
-    result = {"methods": out, "features": told.rank, "bound": _bound(told)}
+    result = {"methods": out, "features": told.rank, "bound": certified_share(told)}
     return result | (_against(fastest(out, exact), out, values) if exact else {})
-
-
-def _bound(told: ll.GradientResult) -> float:
-    """What is certified at that speed: the largest bound of an array over its largest entry."""
-    shares = jax.tree.map(lambda bound, x: bound / abs(x).max(), told.bound, told.gradient)
-    return max(float(share) for share in jax.tree.leaves(shares))
 
 
 def _exact(length: int) -> dict[str, ll.Exact]:
