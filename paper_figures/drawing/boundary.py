@@ -146,6 +146,33 @@ def slowdown(clock: Clock, tolerance: str) -> Callable[[dict[str, Any]], float]:
     return value
 
 
+class Pick(NamedTuple):
+    """What a user would take: the fastest that meets the tolerance."""
+
+    name: str  # "exact", a degree, or a factor
+    seconds: float  # log
+
+
+def pick(clock: Clock, factors: Points, point: dict[str, Any], tolerance: str) -> Pick:
+    """For one cell. factors: "factor" points; of these the nearest length that was run, and the least
+    norm that is no smaller, speak for the cell: their errors grow with the norm.
+    """
+    x = math.log2(point["length"])
+    choices = [Pick("exact", clock.exact_at(x))]
+    degree = point[tolerance]["degree"]
+    if degree is not None:
+        choices.append(Pick(str(max(degree, 1)), clock.degree_at(x, max(degree, 1))))
+    near = min((abs(math.log2(p["length"]) - x) for p in factors), default=0.0)
+    beside = [p for p in factors if abs(math.log2(p["length"]) - x) == near]
+    above = sorted((p for p in beside if p["gamma"] >= point["gamma"]), key=lambda p: p["gamma"])
+    for name, found in above[0]["factors"].items() if above else ():
+        if found["error"] <= tolerance_of(point, tolerance):
+            # by its ratio to the exact gradient in its own run, which another length shares
+            ratio = math.log(found["seconds"] / above[0]["exact"]["seconds"])
+            choices.append(Pick(name, clock.exact_at(x) + ratio))
+    return min(choices, key=lambda choice: choice.seconds)
+
+
 # ---------------------------------------------------------------------------------------- the law
 
 
