@@ -13,7 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lora_limits.checks import fail
-from lora_limits.nn.visibility import Tokens
+from lora_limits.heads.visibility import Tokens
 
 
 def by_device(

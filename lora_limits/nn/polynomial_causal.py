@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lora_limits.coordinates.sweep import scan
+from lora_limits.heads.visibility import Tokens
 from lora_limits.linalg import dot
 from lora_limits.nn.features import (
     asked_for,
@@ -39,7 +40,6 @@ from lora_limits.nn.features import (
     split,
     with_ones,
 )
-from lora_limits.nn.visibility import Tokens
 from lora_limits.polynomial import evaluation, monomials, series
 
 
