@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "nn": GROUND | {"coordinates", "factors", "gradients", "heads", "method", "norms"},
     "hardness": GROUND | {"gradients", "method"},
     "training": GROUND | {"gradients", "instruments", "method", "nn"},
+    "pilot": GROUND | {"factors", "gradients", "instruments", "method", "nn", "training"},
     "ledger": GROUND | {"gradients", "hardness", "instruments", "method", "norms"},
     "diagnose": GROUND | {"factors", "gradients", "instruments", "method", "norms"},
 }
