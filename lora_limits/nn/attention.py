@@ -12,6 +12,7 @@ from jaxtyping import Array, Shaped
 
 from lora_limits.checks import check_integer, fail
 from lora_limits.coordinates import collectives
+from lora_limits.coordinates.collectives import Axis
 from lora_limits.method import Method
 from lora_limits.nn import explicit, heads, padding
 from lora_limits.nn.padding import Masks
@@ -35,6 +36,7 @@ def attention(
     query_segment_ids: Any = None,
     key_value_segment_ids: Any = None,
     local_window_size: int | tuple[int, int] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
     bias: Any = None,
     return_residual: bool = False,
 ) -> jax.Array:
@@ -44,9 +46,9 @@ def attention(
     B. Query head n reads key head n // (N / K). scale: a scalar, 1/sqrt(H) by default. is_causal:
     query t sees keys s <= t, whatever T and S are. local_window_size: (left, right), query t sees
     keys t - left to t + right; one integer for both.
-    Returns (B, T, N, Hv) in that dtype, computed in at least float32. jit with method, is_causal
-    and local_window_size static; vmap; reverse-mode derivatives in query, key, value and scale, and
-    with Exact or a window forward-mode ones too. Batch and heads may be split over devices.
+    Returns (B, T, N, Hv) in that dtype, computed in at least float32. jit with method, is_causal,
+    local_window_size and axis_name static; vmap; reverse-mode derivatives in query, key, value and scale, and
+    with Exact or a window forward-mode ones too.
 
     Padding: mask, (B, S) or (B, 1, 1, S) booleans, or key_value_seq_lengths, (B,) integers, say
     which keys exist; query_mask, (B, T), or query_seq_lengths which queries. What stands in tokens
@@ -56,6 +58,13 @@ def attention(
     are numbers up to 1e4 (factors give 0).
     Documents: query_segment_ids, (B, T) integers; for self-attention alone, where a run of equal
     numbers is a document, else with key_value_segment_ids, (B, S), where equal numbers are.
+
+    Devices: batch and heads may be split anyhow. Tokens may be split by a shard_map that names its
+    mesh axes as axis_name, each device giving its part of all arrays, in device order, or by an
+    explicit mesh. Polynomial then sums over the keys and queries of each device where they lie, and
+    (K k (1 + Hv)) numbers a batch entry cross devices each way, whatever T and S are: summed, or
+    gathered from all devices if causal. Exact has all keys and values sent to each device. Factors,
+    windows and documents are refused; causal, so are odd degrees on fewer than 128 tokens a device.
 
     Costs are those of one batch entry; the entries, and the heads, are vmapped. Exact(): O(N T S (H
     + Hv)) time, memory O(N T S); Exact(block_size): memory O(N block_size S), derivative included.
@@ -105,6 +114,8 @@ def attention(
         query_segment_ids,
         key_value_segment_ids,
     )
+    if axis_name is not None:
+        padding.check_split(masks)
     given = padding.read(masks, q, k)
     pattern = Pattern(
         is_causal=bool(is_causal), window=_window(local_window_size), packed=given.packed
@@ -117,7 +128,7 @@ def attention(
     scale = jnp.asarray(1 / np.sqrt(q.shape[-1]) if scale is None else scale, dtype)
     attend = functools.partial(_attention, method, pattern, given.answered)
     try:
-        out = explicit.by_device(attend, given.tokens, q, k, v, scale)
+        out = explicit.by_device(attend, axis_name, given.tokens, q, k, v, scale)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
@@ -131,15 +142,15 @@ def attention(
 
 
 # One program where nobody else compiles: its parts alone would be hundreds.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _attention(
-    method: Method, pattern: Pattern, answered: bool, tokens: Tokens, q, k, v, scale
+    method: Method, pattern: Pattern, answered: bool, axis: Axis, tokens: Tokens, q, k, v, scale
 ) -> jax.Array:
-    """`attention` of checked arrays. answered: as in Padding."""
+    """`attention` of checked arrays. answered: as in Padding; axis: as in Pattern."""
     (b, t, n, h), key_heads = q.shape, k.shape[2]
     # A device may hold some heads of queries and the only one of keys.
-    pattern = pattern._replace(group=n // key_heads)
-    if pattern.is_causal:
+    pattern = pattern._replace(group=n // key_heads, axis=axis)
+    if pattern.is_causal and axis is None:
         k, v = (_as_long_as(x, t) for x in (k, v))
         tokens = tokens._replace(key=_as_long_as(tokens.key, t))
     # Padding may hold anything, NaN too: zeros in its place.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.checks import fail
+from lora_limits.coordinates import collectives
 from lora_limits.factors.block_tree import BlockTree
 from lora_limits.factors.method import FactorMethod
 from lora_limits.gradients.methods import Exact, Polynomial
@@ -38,10 +39,32 @@ def attend(method: Any, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
 
 
 def head(method: Any, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Array:
-    """`attend`, but that a window is a band of f, which every method computes exactly."""
+    """`attend`, but that a window is a band of f, which every method computes exactly.
+
+    Raises ValueError too for what cannot be where tokens are split over devices.
+    """
+    if pattern.axis is not None:
+        _check_split(method, pattern, tokens, k.shape[0], q.shape[0] // pattern.group)
     if pattern.window is None or attend.dispatch(type(method)) is attend.dispatch(object):
         return attend(method, pattern, tokens, q, k, v)
     return exact.band(pattern, tokens, q, k, v)
+
+
+def _check_split(method: Any, pattern: Pattern, tokens: Tokens, keys: int, queries: int) -> None:
+    where = "with tokens split over devices"
+    if not isinstance(method, Exact | Polynomial):
+        expected = "Polynomial, or Exact, to which all keys are sent"
+        fail(f"method {where}", repr(method), expected)
+    if pattern.window is not None:
+        fail(f"local_window_size {where}", pattern.window, "None")
+    if tokens.query_document is not None:
+        fail(f"query_segment_ids {where}", "documents", "none: batch or heads split alone")
+    if pattern.is_causal and keys != queries:
+        fail(f"key {where} and is_causal", f"{keys} tokens", f"{queries}, as there are queries")
+    if isinstance(method, Exact) or not pattern.is_causal:
+        return
+    if method.degree % 2 == 1 and keys < FEW:
+        fail(f"degree {where}", method.degree, f"an even one, or {FEW} tokens a device")
 
 
 @attend.register
@@ -73,11 +96,11 @@ def _(method: Polynomial, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Arra
     # block_size counts queries, which a causal group has several of to a token.
     keys = -(-block // pattern.group) if pattern.is_causal else block
     # Keys that fit in one block are cheaper exactly.
-    if k.shape[0] <= keys:
+    if k.shape[0] * collectives.devices(pattern.axis) <= keys:
         return exact.attend(block, pattern, tokens, q, k, v)
     if not pattern.is_causal:
         return polynomial_full.head(method, block, pattern, tokens, q, k, v)
-    out = polynomial_causal.head(method.degree, keys, tokens, q, k, v)
+    out = polynomial_causal.head(method.degree, keys, pattern, tokens, q, k, v)
     if method.degree % 2 == 0 or (keys >= FEW and tokens.query_document is None):
         return out
     return _first_exactly(block, out, pattern, tokens, q, k, v)
@@ -92,7 +115,12 @@ def _first_exactly(block: int, out, pattern: Pattern, tokens: Tokens, q, k, v) -
     if tokens.query_document is None:
         few = min(FEW, k.shape[0])
         tokens = Tokens(tokens.query[:few], tokens.key[:few])
-        first = exact.attend(block, pattern, tokens, q[: few * group], k[:few], v[:few])
+        alone = pattern._replace(axis=None)
+        first = exact.attend(block, alone, tokens, q[: few * group], k[:few], v[:few])
+        if pattern.axis is not None:
+            # the sequence begins on the first device alone
+            begins = jax.lax.axis_index(pattern.axis) == 0
+            first = jnp.where(begins, first, out[: few * group])
         return jnp.concatenate([first, out[few * group :]])
     near = exact.band(pattern._replace(window=(FEW - 1, 0)), tokens, q, k, v)
     at = jnp.arange(k.shape[0], dtype=jnp.int32) - runs(tokens.query_document)[0]

@@ -14,6 +14,10 @@ centres would be made of tokens yet to come.
 
 Documents are runs of tokens. One that a block shares with the block before is the last there and
 the first here, so that M need only hold the keys of one: it starts anew where a document does.
+
+Where tokens are split over devices (`axis`), each begins with the M of the devices before it and,
+on the way back, with the T of those behind it: both are gathered once, whatever the length. Devices
+work side by side, so they first sum over their own tokens, which takes a sweep more each way.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lora_limits.coordinates import collectives
+from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.sweep import scan
 from lora_limits.linalg import dot
 from lora_limits.nn.features import (
@@ -39,7 +45,7 @@ from lora_limits.nn.features import (
     split,
     with_ones,
 )
-from lora_limits.nn.visibility import Tokens
+from lora_limits.nn.visibility import Pattern, Tokens
 from lora_limits.polynomial import evaluation, monomials, series
 
 
@@ -97,23 +103,25 @@ def _diagonal(tile: _Tile) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
     return jnp.where(allowed, jnp.exp(exponents), 0), jnp.exp(-top).T
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def attend(
     block: int,
     degree: int,
+    axis: Axis,
     x: Float[Array, "d gt"],
     y: Float[Array, "d t"],
     w: Float[Array, " t"],
     v: Float[Array, "dv t"],
     document: Int[Array, " t"] | None,
 ) -> Float[Array, "dv gt"]:
-    """Outputs of the queries x, `block` tokens to a block. document: runs, numbered upwards.
+    """Outputs of the queries x, `block` tokens to a block. document: runs, numbered upwards; None
+    where tokens are split over devices.
 
     O(T G (k (1 + d_value) + block (d + d_value))) time, O(k (1 + d_value) + G block (k + block))
     memory besides inputs and outputs. NaN where the normaliser is not positive. The derivative in w
     is taken to be 0.
     """
-    return _forward(block, degree, x, y, w, v, document)[0]
+    return _forward(block, degree, axis, x, y, w, v, document)[0]
 
 
 def _tiles(block, x, y, w, v, document) -> _Tile:
@@ -137,7 +145,32 @@ def _nothing(c, columns: int, document: Int[Array, " t"] | None, at: int) -> _Su
     return _Sum(jnp.zeros((c.shape[0], columns), c.dtype), one)
 
 
-def _forward(block, degree, x, y, w, v, document):
+def _keys_before(degree: int, axis: Axis, start: _Sum, tiles: _Tile) -> _Sum:
+    """M of the tokens before this device's first."""
+    if axis is None:
+        return start
+
+    def add(before, tile):
+        return _add_keys(before, tile, degree), None
+
+    own = scan(add, start, tiles)[0].total
+    return _Sum(collectives.before(own, axis), None)
+
+
+def _queries_after(degree: int, axis: Axis, end: _Sum, tiles: _Tile, far: jax.Array) -> _Sum:
+    """T of the tokens behind this device's last."""
+    if axis is None:
+        return end
+
+    def add(total, this):
+        x, far = this
+        return total + monomials.products(monomials.by_degree(x, degree), far), None
+
+    own = scan(add, end.total, (tiles.x, far))[0]
+    return _Sum(collectives.after(own, axis), None)
+
+
+def _forward(block, degree, axis, x, y, w, v, document):
     width = y.shape[0]
     columns = 1 + v.shape[0]
     c = monomials.coefficients(series.taylor(degree, x.dtype), width)
@@ -150,15 +183,15 @@ def _forward(block, degree, x, y, w, v, document):
         u = far + dot(tile.one_v, near.T)
         return _add_keys(before, tile, degree), jnp.concatenate([u[:1], normalised(u)])
 
-    start = _nothing(c, columns, document, 0)
-    both = scan(visit, start, _tiles(block, x, y, w, v, document))[1]
-    both = join(both, x.shape[1])
+    tiles = _tiles(block, x, y, w, v, document)
+    start = _keys_before(degree, axis, _nothing(c, columns, document, 0), tiles)
+    both = join(scan(visit, start, tiles)[1], x.shape[1])
     normaliser, out = both[0], both[1:]
-    return out, (x, y, w, v, document, normaliser, out)
+    return out, (x, y, w, v, document, start, normaliser, out)
 
 
-def _backward(block, degree, kept, gout):
-    x, y, w, v, document, normaliser, out = kept
+def _backward(block, degree, axis, kept, gout):
+    x, y, w, v, document, start, normaliser, out = kept
     x, out, normaliser = asked_for(gout, x, out, normaliser)
     width = y.shape[0]
     columns = 1 + v.shape[0]
@@ -189,9 +222,8 @@ def _backward(block, degree, kept, gout):
         return after.plus(more, tile.end(0)), jnp.concatenate([dy, u[1:] * w])
 
     g = split(cotangent(gout, out, normaliser), tiles.y.shape[2] * group)
-    start = _nothing(c, columns, document, 0)
     dx, far, near_keys = scan(earlier_keys, start, (tiles, g))[1]
-    end = _nothing(c, columns, document, -1)
+    end = _queries_after(degree, axis, _nothing(c, columns, document, -1), tiles, far)
     far_keys = scan(later_queries, end, (tiles, far), reverse=True)[1]
     keys = join(near_keys + far_keys, y.shape[1])
     dy, dv = keys[:width], keys[width:]
@@ -204,6 +236,7 @@ attend.defvjp(_forward, _backward)
 def head(
     degree: int,
     block: int,
+    pattern: Pattern,
     tokens: Tokens,
     q: Float[Array, "n d"],
     k: Float[Array, "t d"],
@@ -212,5 +245,6 @@ def head(
     """Outputs of one key head, `block` tokens to a block, by Taylor's polynomial."""
     # Features lie tokens last, models tokens first.
     exists = tokens.key.astype(q.dtype)
-    out: Any = attend(block, degree, q.T, k.T, exists, v.T, tokens.query_document)
+    given = q.T, k.T, exists, v.T, tokens.query_document
+    out: Any = attend(block, degree, pattern.axis, *given)
     return out.T
