@@ -77,8 +77,9 @@ def attention(
     blocks of block_size / (N / K); a query reads its own block exactly and the blocks before it
     through P, Taylor's and not centred, so that nothing depends on tokens to come, bit for bit; at
     odd degrees the first 128 tokens of a document are exact, as P may be negative over few keys.
-    Sequences whose keys fit in one such block are computed exactly, causal or not: block_size below
-    S to prevent it. Documents: causal ones only. Worth it while scores are small (o(log S), Theorem
+    Packed documents of self-attention in the same way, causal or not (then documents of up to 128
+    tokens are exact). Sequences whose keys fit in one such block are computed exactly: block_size
+    below S to prevent it. Worth it while scores are small (o(log S), Theorem
     3.1), the more so the higher the degree; no error is certified.
 
     A factor (Skeleton, SparseLowRank, ...): not causal, no documents; O(N T rank H Hv) time beside
@@ -89,8 +90,8 @@ def attention(
 
     A normaliser D_i that is not positive (odd or low degree, large scores) makes the output of that
     query NaN, and NaN every gradient that it enters; raise the degree, make it even, or use Exact.
-    A query that sees no key gives 0. Causal or in a window, one that sees NaN or infinity gives
-    NaN, and others are as if it were not there.
+    A query that sees no key gives 0. Causal, in a window or packed, one that sees NaN or infinity
+    gives NaN, and others are as if it were not there.
 
     Raises ValueError for shapes or dtypes that do not fit together, for Chain, for causal factors
     and series other than "taylor": they are fitted to all scores, the future's included; for masks
@@ -180,13 +181,14 @@ def _head(method: Method, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Arra
     t, group, h = q.shape
     bad_key = ~(jnp.isfinite(k).all(1) & jnp.isfinite(v).all(1))
     bad_query = ~jnp.isfinite(q).all(2)
-    if pattern.is_local:
+    apart = pattern.is_local or pattern.packed
+    if apart:
         # 0 times NaN is NaN: what is not finite must not be in sums from which it is masked out.
         k, v = (jnp.where(bad_key[:, None], 0, x) for x in (k, v))
         q = jnp.where(bad_query[:, :, None], 0, q)
     out = heads.head(method, pattern, tokens, q.reshape(t * group, h), k, v)
     out = out.reshape(t, group, -1)
-    if pattern.is_local:
+    if apart:
         lost = sees_any(pattern, tokens, bad_key, t)[:, None] | bad_query
         out = jnp.where(lost[:, :, None], jnp.nan, out)
     if tokens.query_document is not None and not pattern.packed:
