@@ -16,6 +16,7 @@ from lora_limits.coordinates.collectives import Axis
 from lora_limits.method import Method
 from lora_limits.nn import explicit, heads, padding
 from lora_limits.nn.padding import Masks
+from lora_limits.nn.reverse import refusal
 from lora_limits.nn.visibility import Pattern, Tokens, sees_any
 
 PLAUSIBLE = 1e4  # what is larger in a query that seems to be padding is read as 0
@@ -131,14 +132,10 @@ def attention(
     try:
         out = explicit.by_device(attend, axis_name, given.tokens, q, k, v, scale)
     except TypeError as error:
-        if "forward-mode" not in str(error):
+        # Forward mode in a batch is seen by JAX before it is seen by `reverse_only`.
+        if "to a custom_vjp function" not in str(error):
             raise
-        # JAX would name a function that nobody has heard of.
-        remedy = "reverse-mode ones (grad, vjp, jacrev), or Exact"
-        raise TypeError(
-            f"derivative of {method!r}: got a forward-mode one (jvp, jacfwd, hessian), "
-            f"expected {remedy}"
-        ) from error
+        raise refusal(repr(method)) from error
     return out if batched else out[0]
 
 

@@ -17,6 +17,7 @@ from lora_limits.factors.block_tree import BlockTree
 from lora_limits.factors.method import FactorMethod
 from lora_limits.gradients.methods import Exact, Polynomial
 from lora_limits.nn import clustered, exact, factored, polynomial_blocks, polynomial_full
+from lora_limits.nn.reverse import reverse_only
 from lora_limits.nn.visibility import Pattern, Tokens, runs
 from lora_limits.polynomial import monomials
 
@@ -79,6 +80,7 @@ def _(method: FactorMethod | BlockTree, pattern: Pattern, tokens: Tokens, q, k, 
         fail("method of causal attention", repr(method), expected)
     if tokens.query_document is not None:
         fail("method of packed documents", repr(method), "Exact or Polynomial")
+    q, k, v = reverse_only(repr(method), (q, k, v))
     asked = jnp.repeat(tokens.query, pattern.group)
     whole: Any = clustered.head if isinstance(method, BlockTree) else factored.head
     return whole(method, q, k, v, asked, tokens.key)
@@ -100,6 +102,7 @@ def _(method: Polynomial, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Arra
     # Keys that fit in one block are cheaper exactly.
     if k.shape[0] * collectives.devices(pattern.axis) <= keys:
         return exact.attend(block, pattern, tokens, q, k, v)
+    q, k, v = reverse_only(repr(method), (q, k, v))
     if not by_block:
         return polynomial_full.head(method, block, pattern, tokens, q, k, v)
     out = polynomial_blocks.head(method.degree, keys, pattern, tokens, q, k, v)
