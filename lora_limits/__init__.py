@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from lora_limits.nn.attention_fn import AttentionFn
     from lora_limits.norms import NormReport, norm_report
     from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
+    from lora_limits.rotary import rotary_angles
     from lora_limits.synthetic import random_problem
 
 __version__ = "0.2.0.dev0"
@@ -77,6 +78,7 @@ _HOMES = {
     "nn.attention_fn": ("AttentionFn",),
     "norms": ("NormReport", "norm_report"),
     "problem": ("Adapter", "AttentionWeights", "LoRAProblem"),
+    "rotary": ("rotary_angles",),
     "synthetic": ("random_problem",),
 }
 _HOME = {name: f"lora_limits.{module}" for module, names in _HOMES.items() for name in names}
@@ -107,6 +109,7 @@ __all__ = [
     "loss",
     "norm_report",
     "random_problem",
+    "rotary_angles",
     "sharded_gradient",
     "streamed_gradient",
 ]

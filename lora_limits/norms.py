@@ -21,6 +21,7 @@ from lora_limits.problem import (
     project_back,
     scalars,
 )
+from lora_limits.problem_checks import refuse_structure
 
 BLOCK = 512  # rows of a projection that are held at once
 
@@ -145,6 +146,7 @@ def norm_report(problem: LoRAProblem) -> NormReport:
     """
     # Values are not looked at, so that a report may be traced.
     check_static(problem)
+    refuse_structure(problem, "norm_report")
     problem = as_jax(problem)
     frame = frames.of_problem(problem)
     q = _reach(problem, "query", frame.nu, frame.to_x)

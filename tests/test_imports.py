@@ -5,24 +5,25 @@ import ast
 from tests.support import ROOT
 
 # Rooms of lora_limits from the ground up. A room may import itself and the rooms named, no other.
-GROUND = {"checks", "linalg", "problem", "polynomial"}
+GROUND = {"checks", "linalg", "problem", "problem_checks", "polynomial", "rotary"}
 MAY_IMPORT = {
     "checks": set(),
     "linalg": set(),
     "polynomial": {"checks", "linalg"},
     "problem_checks": {"checks"},
-    "problem": {"linalg", "problem_checks"},
+    "rotary": {"checks", "linalg"},
+    "problem": {"checks", "linalg", "problem_checks", "rotary"},
     "coordinates": GROUND,
-    "norms": GROUND | {"coordinates"},
+    "heads": GROUND | {"coordinates"},
+    "norms": GROUND | {"coordinates", "heads"},
     "synthetic": GROUND | {"instruments"},
     "method": GROUND,
     "instruments": GROUND,
     "certificate": GROUND | {"coordinates"},
     "estimate": GROUND | {"coordinates"},
     "factors": GROUND | {"coordinates", "estimate", "method"},
-    "gradients": GROUND
-    | {"problem_checks", "coordinates", "certificate", "estimate", "factors", "method"},
-    "nn": GROUND | {"coordinates", "factors", "gradients", "method", "norms"},
+    "gradients": GROUND | {"coordinates", "certificate", "estimate", "factors", "heads", "method"},
+    "nn": GROUND | {"coordinates", "factors", "gradients", "heads", "method", "norms"},
     "hardness": GROUND | {"gradients", "method"},
     "training": GROUND | {"gradients", "instruments", "method", "nn"},
     "ledger": GROUND | {"gradients", "hardness", "instruments", "method", "norms"},

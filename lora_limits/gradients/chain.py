@@ -40,6 +40,7 @@ from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial import series as polynomial
 from lora_limits.problem import Adapter, LoRAProblem, projections, pull_back, scalars
+from lora_limits.problem_checks import refuse_structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,7 @@ def chain_terms(
 
     Rows of u1 are divided by the row sums of u1 v1^T first; these must not be 0.
     """
+    refuse_structure(problem, "a chain")
     v = projections(problem)[2]
     u1 = u1 / dot(u1, v1.sum(0)[:, None])
     out = dot(u1, dot(v1.T, v))

@@ -14,7 +14,7 @@ from lora_limits.gradients.methods import Polynomial
 from lora_limits.gradients.solve import gradient
 from lora_limits.method import GradientResult, Method
 from lora_limits.problem import Adapter, LoRAProblem, as_jax
-from lora_limits.problem_checks import check_static, check_values
+from lora_limits.problem_checks import check_static, check_values, refuse_structure
 
 ROWS = 1024  # queries drawn where the promise with a probability is enough
 UPWARDS = 3  # degrees that are run from the guess up
@@ -75,6 +75,7 @@ def choose(
         fail("tolerance", repr(tolerance), wanted)
     check_static(problem)
     check_values(problem)
+    refuse_structure(problem, "choose")
     problem = as_jax(problem)
     tolerance = float(tolerance)
     most = affordable(problem)

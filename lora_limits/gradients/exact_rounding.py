@@ -18,6 +18,7 @@ from lora_limits.certificate.rounding import EXP_ULP, gamma, projection_size, un
 from lora_limits.gradients.methods import Exact
 from lora_limits.linalg import frobenius, largest, row_norms
 from lora_limits.problem import Adapter, LoRAProblem, scalars
+from lora_limits.problem_checks import refuse_structure
 
 
 class _Sizes(NamedTuple):
@@ -50,6 +51,7 @@ def _sizes(problem: LoRAProblem) -> _Sizes:
 @jax.jit
 def worst_case(problem: LoRAProblem) -> dict[str, Adapter]:
     """{name: Adapter of scalars}: at least the rounding of the exact gradient, dense or tiled."""
+    refuse_structure(problem, "a bound of exact rounding")
     size = _sizes(problem)
     scale, beta = (jnp.abs(x) for x in scalars(problem))
     d_in, d = problem.weights.query.shape

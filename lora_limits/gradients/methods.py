@@ -22,6 +22,7 @@ from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial.series import SERIES
 from lora_limits.problem import Adapter, LoRAProblem, scalars
+from lora_limits.problem_checks import STRUCTURE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Exact(Method):
     """
 
     block_size: int | None = None
+    knows = frozenset(STRUCTURE)
 
     def __post_init__(self):
         if self.block_size is not None:

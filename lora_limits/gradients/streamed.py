@@ -32,6 +32,7 @@ from lora_limits.gradients.plan import Plan
 from lora_limits.method import GradientResult
 from lora_limits.polynomial import monomials
 from lora_limits.problem import LoRAProblem, as_jax, check_static
+from lora_limits.problem_checks import refuse_structure
 
 Chunks = Iterable[LoRAProblem] | Callable[[], Iterable[LoRAProblem]]
 TOKENS = {"x_query": "queries", "target": "queries", "x_key": "keys", "x_value": "keys"}
@@ -129,6 +130,7 @@ class _Source:
             if not isinstance(chunk, LoRAProblem):
                 fail("chunks", f"a {type(chunk).__name__} in it", "LoRAProblems")
             check_static(chunk)
+            refuse_structure(chunk, "streamed_gradient")
             shapes = _shapes(chunk)
             if self._shapes not in (None, shapes):
                 fail("chunks", f"one of {shapes}", f"widths and ranks as before, {self._shapes}")

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, Int
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.sweep import scan
+from lora_limits.heads.visibility import Pattern, Tokens
 from lora_limits.linalg import dot
 from lora_limits.nn.features import (
     asked_for,
@@ -46,7 +47,6 @@ from lora_limits.nn.features import (
     split,
     with_ones,
 )
-from lora_limits.nn.visibility import Pattern, Tokens
 from lora_limits.polynomial import evaluation, monomials, series
 
 FIRST, LAST = 0, -1  # a token of a block: the one that is next to the blocks before, or behind

@@ -29,6 +29,7 @@ from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.sampling import own, sample_rows
 from lora_limits.coordinates.sweep import scan
 from lora_limits.gradients.methods import Polynomial
+from lora_limits.heads.visibility import Pattern, Tokens
 from lora_limits.linalg import dot
 from lora_limits.nn.features import (
     asked_for,
@@ -41,7 +42,6 @@ from lora_limits.nn.features import (
     split,
     with_ones,
 )
-from lora_limits.nn.visibility import Pattern, Tokens
 from lora_limits.polynomial import evaluation, monomials, series
 
 QUERIES = 64  # sampled, for the scores that a series is fitted to
