@@ -36,6 +36,7 @@ MAKERS: dict[str, Any] = {
     "nystrom": ll.Nystrom,
 }
 METHODS = tuple(MAKERS)
+TRUTHS: dict[tuple[Any, ...], Any] = {}
 DENSE = 2048  # the longest sequence whose singular value decomposition is computed
 
 
@@ -147,10 +148,12 @@ def _exact() -> Any:
     return quick_jit(lambda problem: ll.gradient(problem, ll.Exact(min(BLOCKS))).gradient)
 
 
-@functools.lru_cache(maxsize=64)
 def _truth(config: Config, layer: int, head: int, length: int) -> Any:
-    """The exact gradient of a head, once for all methods."""
-    return truth.of_gradient(_exact()(_problem(config, layer, head, length)))
+    """The exact gradient of a head, computed once for all methods."""
+    place = (config.inputs, config.noise, config.rank, config.seed, layer, head, length)
+    if place not in TRUTHS:
+        TRUTHS[place] = truth.of_gradient(_exact()(_problem(config, layer, head, length)))
+    return TRUTHS[place]
 
 
 def _problem(config: Config, layer: int, head: int, length: int) -> ll.LoRAProblem:
