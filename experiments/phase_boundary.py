@@ -44,6 +44,8 @@ POINTS = (
     "families",
     "seeds",
     "widths",
+    "once",
+    "once_lengths",
     "long_lengths",
     "long_gammas",
     "long_families",
@@ -71,6 +73,7 @@ Family = Literal["uniform", "gaussian", "outliers", "gadget"]
 class Config(Fields):
     """lengths x gammas x families x seeds, at every fixed width and at width ceil(log2 L).
 
+    once x once_lengths: further families, with the first seed alone.
     long_lengths x long_gammas x long_families: the same at width ceil(log2 L), one seed. R =
     gamma^2 bounds the scores. rows: queries drawn. timed: lengths of the "time" points, at the
     timed_width and at ceil(log2 L); degrees to most_degree whose k is at most 2 L. factored x
@@ -84,6 +87,8 @@ class Config(Fields):
     families: tuple[Family, ...]
     seeds: tuple[int, ...]
     widths: tuple[PositiveInt, ...] = (8,)
+    once: tuple[Family, ...] = ()
+    once_lengths: tuple[PositiveInt, ...] = ()
     long_lengths: tuple[PositiveInt, ...] = ()
     long_gammas: tuple[PositiveFloat, ...] = ()
     long_families: tuple[Family, ...] = ()
@@ -123,6 +128,10 @@ def points(config: Config) -> list[dict[str, Any]]:
             for n in config.lengths:
                 for family in config.families:
                     out += [_cell(kind, family, n, width, g, seed) for g in config.gammas]
+    for kind, width in slices:
+        for n in config.once_lengths:
+            for family in config.once:
+                out += [_cell(kind, family, n, width, g, config.seeds[0]) for g in config.gammas]
     for n in config.long_lengths:
         for family in config.long_families:
             out += [_cell("growing", family, n, 0, g, config.seeds[0]) for g in config.long_gammas]

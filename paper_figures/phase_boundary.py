@@ -129,12 +129,13 @@ def _map(ax: Axes, cells: boundary.Points, times: boundary.Clock | None, toleran
     typical = boundary.select(cells, family=TYPICAL)
     if not typical:
         return None
-    x, y, z = boundary.grid(typical, tolerance)
     ax.set_facecolor(style.GREY)
     image = None
-    if min(z.shape) > 1:
-        look: dict[str, Any] = {"cmap": "viridis_r", "vmin": 0, "vmax": 1.5}
-        image = ax.pcolormesh(x, y, z, shading="nearest", rasterized=True, **look)
+    look: dict[str, Any] = {"cmap": "viridis_r", "vmin": 0, "vmax": 1.5}
+    for alike in boundary.by_gammas(typical):
+        x, y, z = boundary.grid(alike, tolerance)
+        if min(z.shape) > 1:
+            image = ax.pcolormesh(x, y, z, shading="nearest", rasterized=True, **look)
     for family, (_, colour, dash) in FAMILIES.items():
         curve = boundary.width_crossing(boundary.select(cells, family=family), tolerance, level=1.0)
         if curve is not None:
@@ -208,7 +209,7 @@ def _law(ax: Axes, laws: dict[str, boundary.Law | None]) -> None:
         ax.plot(x, y, ".", markersize=1.5, color=colour, alpha=0.5, rasterized=True)
         ax.plot([], [], ".", markersize=4, color=colour, label=text)
     ax.plot([0, 2], [0, 2], color="black", linewidth=0.7)
-    ax.set_xlim(0.1, 1.8)
+    ax.set_xlim(0.1, 2.7)
     ax.set_ylim(0.1, 2.7)
     ax.set_xlabel(r"$\log k^\star / \log L$ predicted")
     ax.set_ylabel("measured")
@@ -247,7 +248,7 @@ def _ranks(ax: Axes, points: boundary.Points) -> None:
     """Inset: k* / L over r, the mean of the seeds; flat, as Gamma is fixed."""
     if not points:
         return
-    inside = ax.inset_axes((0.68, 0.1, 0.3, 0.26))
+    inside = ax.inset_axes((0.68, 0.14, 0.3, 0.26))
     ranks = sorted({p["rank"] for p in points})
     for i, tolerance in enumerate(boundary.TOLERANCES):
         cells = [boundary.select(points, rank=r) for r in ranks]
@@ -259,7 +260,7 @@ def _ranks(ax: Axes, points: boundary.Points) -> None:
     inside.tick_params(labelsize=5.5, length=2, pad=1)
     inside.minorticks_off()
     inside.set_ylim(0, 1)
-    inside.set_title("measured, over $r$", fontsize=5.5, pad=2)
+    inside.set_title("measured, over rank $r$", fontsize=5.5, pad=2)
 
 
 def _streams(ax: Axes, points: boundary.Points) -> None:
@@ -267,7 +268,7 @@ def _streams(ax: Axes, points: boundary.Points) -> None:
         x = math.log2(p["length"])
         ax.plot(x, p["exponent"], "*", color="black", markersize=6, zorder=4)
         text = f"$2^{{{x:.0f}}}$ tokens, error {p['error']:.0e}"
-        ax.annotate(text, (x + 1.5, p["exponent"]), fontsize=5.5, va="center")
+        ax.annotate(text, (x + 2, p["exponent"] * 0.93), fontsize=6, va="center")
 
 
 def _keys(fig: Figure, families: set[str]) -> None:

@@ -31,11 +31,24 @@ def select(points: Points, **where: Any) -> Points:
     return [p for p in points if all(p.get(name) == value for name, value in where.items())]
 
 
+def by_gammas(points: Points) -> list[Points]:
+    """The points of the lengths that have the same norms, one list for each set of norms: only some
+    cells are measured at the longest.
+    """
+    norms = {n: frozenset(p["gamma"] for p in select(points, length=n)) for n in _lengths(points)}
+    groups = dict.fromkeys(norms.values())
+    return [[p for p in points if norms[p["length"]] == group] for group in groups]
+
+
+def _lengths(points: Points) -> list[int]:
+    return sorted({p["length"] for p in points})
+
+
 def grid(points: Points, tolerance: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(log2 L, height, exponent of k*) as arrays over (gamma, L), means over seeds; NaN for a cell
     that is not there, BEYOND where no degree measured was enough.
     """
-    lengths = sorted({p["length"] for p in points})
+    lengths = _lengths(points)
     gammas = sorted({p["gamma"] for p in points})
     x, y = np.meshgrid(np.log2(lengths), np.zeros(len(gammas)))
     z = np.full(x.shape, np.nan)
