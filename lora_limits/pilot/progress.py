@@ -34,11 +34,15 @@ class Telling:
         """Steps done, of how many, and what is going on."""
         self.bar.update(self.task, completed=done, total=total, description=said)
         now = time.monotonic()
-        if self.began is None or done < self.began[1]:
+        # From the first step on: what comes before it is read and compiled once.
+        if self.began is None and done:
             self.began = now, done
         if not self.is_terminal and now - self.spoke >= EVERY:
             self.spoke = now
-            start, before = self.began
-            left = (now - start) / (done - before) * (total - done) if done > before else None
-            about = "" if left is None else f", about {left / 60:.0f} min left"
+            about = f", about {self._left(now, done, total):.0f} min left" if done else ""
             print(f"{done} of {total} steps: {said}{about}", file=sys.stderr, flush=True)
+
+    def _left(self, now: float, done: int, total: int) -> float:
+        """Minutes that are left at the pace so far."""
+        start, before = self.began or (now, done)
+        return (now - start) / max(done - before, 1) * (total - done) / 60
