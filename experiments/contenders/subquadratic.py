@@ -8,6 +8,7 @@ baselines.py.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -28,12 +29,12 @@ def _softmax_of(parts: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
     top = jnp.stack([s.max(-1) for s, _ in parts]).max(0)[..., None]
     top = jax.lax.stop_gradient(top)
     weights = [jnp.exp(s - top) for s, _ in parts]
-    total = sum(w.sum(-1) for w in weights)
-    out = sum(
+    outs = [
         jnp.einsum("...n,...nv->...v", w, v, precision="highest")
         for w, (_, v) in zip(weights, parts, strict=True)
-    )
-    return out / total[..., None]
+    ]
+    total = functools.reduce(jnp.add, (w.sum(-1) for w in weights))
+    return functools.reduce(jnp.add, outs) / total[..., None]
 
 
 # ---------------------------------------------------------------------------------- HyperAttention

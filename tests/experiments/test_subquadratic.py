@@ -72,7 +72,7 @@ def test_thinned_keys_are_better_than_drawn_ones():
     halve = jax.jit(subquadratic._halve)
     thinned = [distance(halve(jnp.asarray(kernel), key)) for key in seeds]
     drawn = [distance(jax.random.choice(key, 512, (256,), replace=False)) for key in seeds]
-    assert np.mean(thinned) < 0.6 * np.mean(drawn)
+    assert np.mean(thinned) < 0.8 * np.mean(drawn)
 
 
 def test_lengths_that_do_not_fit_are_refused(tokens):
