@@ -12,6 +12,7 @@ is computed again in the backward pass instead of being kept: memory for one blo
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,14 +21,15 @@ from typing import Any
 import numpy as np
 
 from lora_limits.checks import fail
+from lora_limits.diagnose import losses
 from lora_limits.diagnose.layers import Layer, Mask, Place, block_of, read_mask
+from lora_limits.diagnose.losses import Inputs
 
 RECORDER = "lora_limits_recorder"
 FAR = -1e4  # an entry of a mask below this hides its key
 # Arguments of transformers' attention functions that change the scores, in words.
 SPECIAL = {"softcap": "caps its scores", "s_aux": "has attention sinks"}
 
-Inputs = Mapping[str, Any]
 Taken = Callable[[Place, Layer], None]
 Residual = Callable[[Place, dict[int, np.ndarray]], None]
 
@@ -204,29 +206,28 @@ def forward(model: Any, inputs: Inputs, recorder: Recorder) -> None:
 def forward_and_back(model: Any, inputs: Inputs, recorder: Recorder) -> float:
     """One pass and its backward pass; the loss. Weights get no gradient.
 
-    Without labels what is differentiated is the mean square of what the model puts out, which
-    stands for no task. Raises ValueError for a loss that is not finite.
+    Raises ValueError for a loss that is not finite.
     """
     wanted = [p for p in model.parameters() if p.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)
+    in_pieces = losses.splits(model, inputs)
     # The graph starts at the embeddings, since no weight is in it.
     start = model.get_input_embeddings().register_forward_hook(
         lambda _module, _inputs, out: out.requires_grad_()
     )
     try:
         with recorder.on(model), _blocks_run_again(model, recorder.places):
-            out = model(**inputs)
-            loss = out.loss if "labels" in inputs else out[0].square().mean()
+            loss, back = losses.loss_and_back(model, inputs, in_pieces)
             recorder.open = False
-            if not bool(loss.isfinite()):
-                fail(type(model).__name__, f"a loss of {float(loss)}", "a finite one")
-            loss.backward()
+            if not math.isfinite(loss):
+                fail(type(model).__name__, f"a loss of {loss}", "a finite one")
+            back()
     finally:
         start.remove()
         for parameter in wanted:
             parameter.requires_grad_(True)
-    return float(loss.detach())
+    return loss
 
 
 @contextmanager

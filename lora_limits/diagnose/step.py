@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_limits.diagnose.layers import Place
-from lora_limits.diagnose.recording import Inputs, Recorder, forward_and_back
+from lora_limits.diagnose.losses import Inputs
+from lora_limits.diagnose.recording import Recorder, forward_and_back
 
 ROUNDS, MOST_SECONDS = 5, 20.0
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from lora_limits.diagnose import losses
 from lora_limits.diagnose.layers import NAMES
 from tests.diagnose.recorded import recorded
 from tests.support.tiny_models import tiny
@@ -90,3 +91,23 @@ def check(place, whole, parts, want, names):
             a = a[:, np.argsort(np.concatenate([whole[n].columns for n in here]))]
         np.testing.assert_allclose(b.T, want_a, rtol=2e-3, atol=2e-3 * abs(want_a).max())
         np.testing.assert_allclose(a.T, want_b, rtol=2e-3, atol=2e-3 * abs(want_b).max())
+
+
+@pytest.mark.parametrize(("kind", "split"), [("llama", True), ("granite", False), ("gpt2", True)])
+def test_a_loss_in_pieces_is_the_loss(kind, split, tmp_path, monkeypatch):
+    """Pieces of 5 of 31 tokens; Granite scales its logits, so that its own loss is taken."""
+    extra("torch")
+    monkeypatch.setattr(losses, "PIECE", 5)
+    with recorded(tiny(kind, tmp_path)) as found:
+        base, inputs = found.base, found.task.inputs(0)
+        assert losses.splits(base, inputs) == split
+        told = {}
+        for pieces in {False, split}:
+            rows = base.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
+            hook = base.get_input_embeddings().register_forward_hook(lambda *_, rows=rows: rows)
+            loss, back = losses.loss_and_back(base, inputs, pieces)
+            back()
+            hook.remove()
+            told[pieces] = loss, rows.grad.numpy()
+        assert told[split][0] == pytest.approx(told[False][0], rel=1e-6)
+        np.testing.assert_allclose(told[split][1], told[False][1], rtol=1e-4, atol=1e-6)

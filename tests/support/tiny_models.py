@@ -72,7 +72,11 @@ MODELS = {
     "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", GROUPED),
     "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", GROUPED),
     "cohere": ("CohereConfig", "CohereForCausalLM", GROUPED),
-    "granite": ("GraniteConfig", "GraniteForCausalLM", GROUPED | {"attention_multiplier": 0.4}),
+    "granite": (
+        "GraniteConfig",
+        "GraniteForCausalLM",
+        GROUPED | {"attention_multiplier": 0.4, "logits_scaling": 4.0},
+    ),
     "glm": ("GlmConfig", "GlmForCausalLM", GROUPED | {"head_dim": 8}),
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", GROUPED),
     "falcon": ("FalconConfig", "FalconForCausalLM", USUAL),
