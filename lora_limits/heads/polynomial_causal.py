@@ -1,7 +1,7 @@
 """Causal attention in linear time: a query's own block exactly, the blocks before by k features.
 
-One key head: x (d, T G) queries, those of one token side by side, y (d, T) keys, w (T,) 1 where a
-key exists and 0 where not, v (d_value, T); psi, C, phi and P (Taylor) as in gradients/sweeps.py.
+One key head: x (d, T G) queries, those of one token side by side, y (d, T) keys, w (T,) weights,
+0 where a key does not exist, v (d_value, T); psi, C, phi and P (Taylor) as in gradients/sweeps.py.
 For a query i of block b:
 
     [D_i, D_i out_i] = psi(x_i) C M_{<b} + sum_{j <= i in b} w_j exp(x_i . y_j) [1, v_j],
@@ -9,8 +9,8 @@ For a query i of block b:
 
 Backward, with g_i = [-<gout_i, out_i>, gout_i] / D_i, M_{<b} is built again, in order, for dx; and
 then from the last block to the first T_{>b} = sum_{i in blocks after b} psi(x_i) g_i, for dy and
-dv. What is kept for the way back is the inputs, D and the output. Nothing is centred or fitted:
-centres would be made of tokens yet to come.
+dv. What is kept for the way back is the inputs, D and the output. Nothing is centred or fitted
+here: `head` must not look at tokens yet to come. Weights are for a gradient, which sees them all.
 
 Documents are runs of tokens. One that a block shares with the block before is the last there and
 the first here, so that M need only hold the keys of one: it starts anew where a document does.
@@ -27,9 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lora_limits.coordinates.sweep import scan
-from lora_limits.heads.visibility import Tokens
-from lora_limits.linalg import dot
-from lora_limits.nn.features import (
+from lora_limits.heads.features import (
     asked_for,
     cotangent,
     evaluate,
@@ -40,6 +38,8 @@ from lora_limits.nn.features import (
     split,
     with_ones,
 )
+from lora_limits.heads.visibility import Tokens
+from lora_limits.linalg import dot, down
 from lora_limits.polynomial import evaluation, monomials, series
 
 
@@ -80,8 +80,12 @@ def _of(documents: Any, document: Any, x: jax.Array) -> jax.Array:
     return x if documents is None else jnp.where(documents == document, x, 0)
 
 
-def _diagonal(tile: _Tile) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
-    """(exp(x_i . y_j - m_i) w_j for j <= i, else 0; exp(-m_i)), m_i >= 0 the largest exponent."""
+def _diagonal(tile: _Tile, before: _Sum) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
+    """(w_j exp(x_i . y_j - m_i) for j <= i, else 0; exp(-m_i), 0 for queries that see no block before).
+
+    m_i is the largest exponent, and 0 at least where blocks before are seen: neither these nor, where
+    there are none, the query's own block can then over- or underflow as a whole.
+    """
     x, y = tile.x, tile.y
     group = x.shape[1] // y.shape[1]
     token = np.arange(x.shape[1]) // group
@@ -91,10 +95,17 @@ def _diagonal(tile: _Tile) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
     if of_queries is not None:
         allowed = allowed & (tile.document == of_queries.T)
     s = dot(x.T, y)
-    top = jnp.max(s, axis=1, keepdims=True, where=allowed, initial=0.0)
+    least = float(jnp.finfo(s.dtype).min)
+    # the first feature and the first column are ones: the sum of the weights before
+    weights = jnp.broadcast_to(before.total[0, 0], (1, x.shape[1]))
+    further = _of(of_queries, before.document, weights) > 0
+    top = jnp.max(s, axis=1, keepdims=True, where=allowed, initial=least)
+    top = jnp.where(further.T, jnp.maximum(top, 0), top)
     # Later tokens are masked before exp too, so that none of them can overflow.
     exponents = jnp.where(allowed, s - top, 0)
-    return jnp.where(allowed, jnp.exp(exponents), 0), jnp.exp(-top).T
+    return jnp.where(allowed, tile.w * jnp.exp(exponents), 0), jnp.exp(
+        jnp.where(further, -top.T, least)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -113,7 +124,7 @@ def attend(
     memory besides inputs and outputs. NaN where the normaliser is not positive. The derivative in w
     is taken to be 0.
     """
-    return _forward(block, degree, x, y, w, v, document)[0]
+    return forward(block, degree, x, y, w, v, document)[0]
 
 
 def _tiles(block, x, y, w, v, document) -> _Tile:
@@ -137,15 +148,15 @@ def _nothing(c, columns: int, document: Int[Array, " t"] | None, at: int) -> _Su
     return _Sum(jnp.zeros((c.shape[0], columns), c.dtype), one)
 
 
-def _forward(block, degree, x, y, w, v, document):
+def forward(block, degree, x, y, w, v, document):
+    """(outputs, what `backward` keeps, whose last two are the normalisers, scaled, and outputs)."""
     width = y.shape[0]
     columns = 1 + v.shape[0]
     c = monomials.coefficients(series.taylor(degree, x.dtype), width)
 
     def visit(before, tile):
-        near, shrink = _diagonal(tile)
         # Both parts of u are scaled by exp(-m_i), which cancels in the output.
-        shrink = _of(tile.of_queries, before.document, shrink)
+        near, shrink = _diagonal(tile, before)
         far = evaluate(c * before.total, monomials.by_degree(tile.x, degree)) * shrink
         u = far + dot(tile.one_v, near.T)
         return _add_keys(before, tile, degree), jnp.concatenate([u[:1], normalised(u)])
@@ -157,7 +168,8 @@ def _forward(block, degree, x, y, w, v, document):
     return out, (x, y, w, v, document, normaliser, out)
 
 
-def _backward(block, degree, kept, gout):
+def backward(block, degree, kept, gout):
+    """(dx, dy, derivative in log w, dv) from the cotangent of the outputs."""
     x, y, w, v, document, normaliser, out = kept
     x, out, normaliser = asked_for(gout, x, out, normaliser)
     width = y.shape[0]
@@ -168,14 +180,15 @@ def _backward(block, degree, kept, gout):
 
     def earlier_keys(before, this):
         tile, g = this
-        near, shrink = _diagonal(tile)
         # D was kept scaled by exp(-m_i), so g is right for the diagonal and too large beyond it.
-        far = g * _of(tile.of_queries, before.document, shrink)
+        near, shrink = _diagonal(tile, before)
+        far = g * shrink
         p = near * dot(g.T, tile.one_v)
         lifted = evaluation.make(c * before.total, columns, width, degree)
         parts = monomials.by_degree(tile.x, lower(degree) - 1)
         dx = slopes(lifted, tile.x, parts, far)[1] + dot(tile.y, p.T)
-        near_keys = jnp.concatenate([dot(tile.x, p), dot(g[1:], near)])
+        # every key's row of p summed is the derivative in its log-weight
+        near_keys = jnp.concatenate([dot(tile.x, p), down(p), dot(g[1:], near)])
         return _add_keys(before, tile, degree), (dx, far, near_keys)
 
     def later_queries(after, this):
@@ -186,7 +199,9 @@ def _backward(block, degree, kept, gout):
         u, dy = slopes(back, tile.y, parts, tile.one_v * w)
         more = monomials.products(monomials.by_degree(tile.x, degree), far)
         # Of the queries here, those of the first document alone see keys of earlier blocks.
-        return after.plus(more, tile.end(0)), jnp.concatenate([dy, u[1:] * w])
+        return after.plus(more, tile.end(0)), jnp.concatenate(
+            [dy, down(u * tile.one_v) * w, u[1:] * w]
+        )
 
     g = split(cotangent(gout, out, normaliser), tiles.y.shape[2] * group)
     start = _nothing(c, columns, document, 0)
@@ -194,11 +209,16 @@ def _backward(block, degree, kept, gout):
     end = _nothing(c, columns, document, -1)
     far_keys = scan(later_queries, end, (tiles, far), reverse=True)[1]
     keys = join(near_keys + far_keys, y.shape[1])
-    dy, dv = keys[:width], keys[width:]
-    return join(dx, x.shape[1]), dy, jnp.zeros_like(w), dv, None
+    dy, dlog_w, dv = keys[:width], keys[width], keys[width + 1 :]
+    return join(dx, x.shape[1]), dy, dlog_w, dv
 
 
-attend.defvjp(_forward, _backward)
+def _attend_backward(block, degree, kept, gout):
+    dx, dy, dlog_w, dv = backward(block, degree, kept, gout)
+    return dx, dy, jnp.zeros_like(dlog_w), dv, None
+
+
+attend.defvjp(forward, _attend_backward)
 
 
 def head(
