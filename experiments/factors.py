@@ -36,6 +36,7 @@ MAKERS: dict[str, Any] = {
     "nystrom": ll.Nystrom,
 }
 METHODS = tuple(MAKERS)
+TRUTHS: dict[tuple[Any, ...], Any] = {}
 DENSE = 2048  # the longest sequence whose singular value decomposition is computed
 
 
@@ -147,12 +148,24 @@ def _exact() -> Any:
     return quick_jit(lambda problem: ll.gradient(problem, ll.Exact(min(BLOCKS))).gradient)
 
 
+def _truth(config: Config, layer: int, head: int, length: int) -> Any:
+    """The exact gradient of a head, computed once for all methods."""
+    place = (config.inputs, config.noise, config.rank, config.seed, layer, head, length)
+    if place not in TRUTHS:
+        TRUTHS[place] = truth.of_gradient(_exact()(_problem(config, layer, head, length)))
+    return TRUTHS[place]
+
+
+def _problem(config: Config, layer: int, head: int, length: int) -> ll.LoRAProblem:
+    own = {"rank": config.rank, "seed": config.seed, "noise": config.noise}
+    return minilm.problem(layer, head, length=length, path=_path(config), **own)
+
+
 def _errors(point: dict[str, Any], config: Config) -> dict[str, Any]:
     place = point["layer"], point["head"]
     path = _path(config)
-    own = {"rank": config.rank, "seed": config.seed, "noise": config.noise}
-    problem = minilm.problem(*place, length=point["length"], path=path, **own)
-    true = truth.of_gradient(_exact()(problem))
+    problem = _problem(config, *place, point["length"])
+    true = _truth(config, *place, point["length"])
     widths = []
     for width in config.widths:
         gradient, estimated, failed = _quick(point["method"], width)(problem)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from lora_limits.checks import fail
 from lora_limits.coordinates.balancing import balance
 from lora_limits.gradients import plan
-from lora_limits.heads import polynomial_causal, polynomial_full
+from lora_limits.heads import polynomial_blocks, polynomial_full
 from lora_limits.heads.tokens import tokens_of
 from lora_limits.heads.visibility import Tokens
 from lora_limits.linalg import dot
@@ -135,14 +135,15 @@ def solve(problem: LoRAProblem, method: Any) -> Solved:
     """
     tokens = tokens_of(problem)
     block = block_size(problem, method)
+    rule = polynomial_blocks.Rule(block, method.degree, is_causal=True)
     rows = rows_of(problem, method)
     x, y, v, w = rows.x, rows.y, rows.v, rows.centres.w
     if problem.causal:
         document = tokens.key_document
-        out, kept = polynomial_causal.forward(block, method.degree, x, y, w, v, document)
+        out, kept = polynomial_blocks.forward(rule, x, y, w, v, document)
     else:
         c = polynomial_full.coefficients(method, x, y, tokens.query, w)
-        out, kept = polynomial_full.forward(block, c, x, y, w, v)
+        out, kept = polynomial_full.forward(block, None, c, x, y, w, v)
     normaliser = kept[-2]
     # A query that sees no key has no mean to get back, and the output 0.
     sees = normaliser != 0
@@ -151,9 +152,9 @@ def solve(problem: LoRAProblem, method: Any) -> Solved:
     # and no gradient flows through it
     back = jnp.where(sees[:, None], c, 0).T
     if problem.causal:
-        dx, dy, dlog_w, dv = polynomial_causal.backward(block, method.degree, kept, back)
+        dx, dy, dlog_w, dv = polynomial_blocks.backward(rule, kept, back)
     else:
-        _, dx, dy, dw, dv = polynomial_full.backward(block, kept, back)
+        _, dx, dy, dw, dv = polynomial_full.backward(block, None, kept, back)
         dlog_w = dw * w
     gradient = _pulled_back(problem, rows, dx, dy, dlog_w, dv)
     least = jnp.min(normaliser, where=tokens.query & sees, initial=jnp.inf)
