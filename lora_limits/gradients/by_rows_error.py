@@ -20,8 +20,8 @@ from lora_limits.problem import Adapter, LoRAProblem
 
 
 def kernel_of(problem: LoRAProblem, method: Any, rows: by_rows.Rows) -> masked_rows.Kernel:
-    """What stands for w e^s in a row of the gradient: w P and w P', w e^s in a causal block."""
-    if problem.causal:
+    """What stands for w e^s in a row of the gradient: w P and w P', w e^s in a block of its own."""
+    if by_rows.in_blocks(problem):
         c = series.taylor(method.degree, problem.dtype)
     else:
         asked = tokens_of(problem).query
@@ -33,7 +33,7 @@ def kernel_of(problem: LoRAProblem, method: Any, rows: by_rows.Rows) -> masked_r
 
     def kernel(s, seen, i):
         far = w * series.evaluate(c, s), w * series.evaluate(prime, s)
-        if not problem.causal:
+        if not by_rows.in_blocks(problem):
             return far
         near = at // block == i // block
         # as in the sweep, so that no exponential overflows
