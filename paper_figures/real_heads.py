@@ -140,7 +140,7 @@ def _features(ax: Axes, heads: list[_Head]) -> None:
     ax.set_xscale("log")
     style.round_ticks(ax.xaxis)
     ax.set_xlabel("centred score range $R$")
-    marks = list(range(math.floor(np.nanmin([*logs, 4.0])), top, max(1, (top - 4) // 5)))
+    marks = list(range(math.floor(np.nanmin([*logs, 4.0])), top - 1, max(1, (top - 4) // 5)))
     ax.set_yticks([*marks, top], [*(f"$10^{{{m}}}$" for m in marks), "none"])
     lost = sum(k is None for k in found)
     if lost:
@@ -164,6 +164,7 @@ def _ranks(ax: Axes, heads: list[_Head]) -> None:
         ax.plot(list(x.values()), y, color=h.colour, linewidth=0.5, alpha=0.6)
         ax.plot(list(x.values()), y, **_mark(h, heads))
     ax.set_yscale("log")
+    style.round_ticks(ax.yaxis)
     ax.set_xlim(-0.5, 3.5)
     names = ["encoder", "bare", "rotated", "rotated,\ncausal"]
     ax.set_xticks(range(4), names, fontsize=6)
@@ -178,7 +179,9 @@ def _log_log(ax: Axes) -> None:
 
 
 def _diagonal(ax: Axes) -> None:
-    """Log axes, and the line on which nothing is gained."""
+    """Log axes of one scale, and the line on which nothing changes."""
     _log_log(ax)
-    ends = [min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])]
-    ax.plot(ends, ends, color="black", linewidth=0.6, scalex=False, scaley=False)
+    ends = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
+    ax.plot(ends, ends, color="black", linewidth=0.6)
+    ax.set_xlim(*ends)
+    ax.set_ylim(*ends)
