@@ -15,6 +15,7 @@ from lora_limits.diagnose import adapters, heads, loading, methods, projections,
 from lora_limits.diagnose.layers import NAMES, Mask, find_places
 from lora_limits.diagnose.outputs import output as rebuilt
 from lora_limits.diagnose.recording import Recorder, forward_and_back, own_outputs, survey
+from lora_limits.diagnose.times import Clock
 from lora_limits.problem_checks import structure_of
 from tests.diagnose.recorded import recorded
 from tests.support.tiny_models import KINDS, TEXT, tiny
@@ -132,6 +133,29 @@ def test_the_command_leaves_ten_lines_a_json_a_picture_and_a_page(
         "diagnosis.json",
         "diagnosis.png",
     }
+
+
+def test_a_length_that_the_model_takes_is_measured_in_it(made, tmp_path, monkeypatch):
+    """Windows of 20 tokens, heads that would pay from 27: one window of 32 tells."""
+    monkeypatch.setattr(methods, "ladder", few)
+    monkeypatch.setattr(Clock, "pays_from", lambda self, problem, method: 27)
+    monkeypatch.setattr(Clock, "pair", lambda self, problem, method: (1.0, 2.0))
+    text = tmp_path / "text"
+    text.write_text(TEXT * 4)
+    arguments = ["diagnose", str(made("llama")), "--text", str(text), "--length", "20"]
+    given = ["--batch", "1", "--tolerance", "0.9", "--layers", "0", "--out", str(tmp_path)]
+    with jax.enable_x64(False):
+        assert main([*arguments, *given]) == 0
+    rows = json.loads((tmp_path / "diagnosis.json").read_text())["heads"]
+    there = [row["longer"] for row in rows if "longer" in row]
+    assert there
+    assert {found["length"] for found in there} == {32}
+    for row in rows:
+        if "longer" in row:
+            right = row["longer"]["error"] is not None and row["longer"]["error"] <= 0.9
+            assert (row["verdict"], row["basis"]) == (
+                ("later", "measured") if right else ("never", None)
+            )
 
 
 def test_a_classifier_is_diagnosed_on_labelled_lines(made, tmp_path, capsys, monkeypatch):
