@@ -99,7 +99,7 @@ def _prepare(
     """The problem of a gamma, its dense terms, the largest entry of each term and gradient,
     and R.
     """
-    shape = {"length": length, "width": width, "rank": rank}
+    shape: dict[str, Any] = {"length": length, "width": width, "rank": rank}
     problem = ll.random_problem(jax.random.key(seed), **shape, gamma=gamma, adapt=NAMES)
     true = exact.dense_terms(problem)
     sizes = {name: float(jnp.abs(true[name]).max()) for name in ("f", "c", "q", "p1", "p2", "p")}

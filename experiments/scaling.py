@@ -15,7 +15,7 @@ import lora_limits as ll
 from experiments.contenders.methods import BLOCKS, compiled, exact_methods, fastest
 from experiments.runner.config import Fields, Tokens
 from lora_limits.instruments import timing
-from lora_limits.instruments.comparing import frobenius_error
+from lora_limits.instruments.comparing import certified_share, frobenius_error
 from lora_limits.instruments.counting import exchanged_bytes
 
 VERSION = 1
@@ -82,7 +82,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     for name, time in times.items():
         out[name] |= time
     told = certified(problem)
-    result = {"methods": out, "features": told.rank, "bound": _bound(told)}
+    result = {"methods": out, "features": told.rank, "bound": certified_share(told)}
     result["exchanged"] = _exchanged(problem, config)
     return result | (_against(fastest(out, exact), out, values) if exact else {})
 
@@ -110,12 +110,6 @@ def _exchanged(problem: ll.LoRAProblem, config: Config) -> dict[str, int]:
         "attention": exchanged_bytes(attention(method), x),
         "exact attention": exchanged_bytes(attention(ll.Exact()), x),
     }
-
-
-def _bound(told: ll.GradientResult) -> float:
-    """What is certified at that speed: the largest bound of an array over its largest entry."""
-    shares = jax.tree.map(lambda bound, x: bound / abs(x).max(), told.bound, told.gradient)
-    return max(float(share) for share in jax.tree.leaves(shares))
 
 
 def _exact(length: int) -> dict[str, ll.Exact]:

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from lora_limits.nn.attention import attention
     from lora_limits.nn.attention_fn import AttentionFn
     from lora_limits.norms import NormReport, norm_report
-    from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
+    from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem, batch_axes
+    from lora_limits.rotary import rotary_angles
     from lora_limits.synthetic import random_problem
 
 __version__ = "0.2.0.dev0"
@@ -76,7 +77,8 @@ _HOMES = {
     "nn.attention": ("attention",),
     "nn.attention_fn": ("AttentionFn",),
     "norms": ("NormReport", "norm_report"),
-    "problem": ("Adapter", "AttentionWeights", "LoRAProblem"),
+    "problem": ("Adapter", "AttentionWeights", "LoRAProblem", "batch_axes"),
+    "rotary": ("rotary_angles",),
     "synthetic": ("random_problem",),
 }
 _HOME = {name: f"lora_limits.{module}" for module, names in _HOMES.items() for name in names}
@@ -101,12 +103,14 @@ __all__ = [
     "SparseLowRank",
     "Svd",
     "attention",
+    "batch_axes",
     "choose",
     "gradient",
     "hardness",
     "loss",
     "norm_report",
     "random_problem",
+    "rotary_angles",
     "sharded_gradient",
     "streamed_gradient",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
@@ -62,14 +62,18 @@ class Method:
 
     Frozen and hashable. To JAX it is a pytree without leaves, so that jit compiles once for each
     method whether or not it is named among the static arguments.
+    knows: which of problem_checks.STRUCTURE (causal, rotations, ...) `solve` takes into account;
+    problems that have anything else are refused before it is called.
     """
+
+    knows: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         jax.tree_util.register_static(cls)
 
     def solve(self, problem: LoRAProblem, sampling: Sampling | None = None) -> GradientResult:
-        """The gradient of a checked problem.
+        """The gradient of a problem that is checked, and settled (heads/tokens.py).
 
         Raises ValueError for a sampling where the method has no error to estimate.
         """

@@ -14,6 +14,7 @@ from lora_limits.checks import fail
 from lora_limits.instruments.compiling import quick_jit
 from lora_limits.linalg import dot
 from lora_limits.problem import NAMES, Adapter, AttentionWeights, LoRAProblem
+from lora_limits.rotary import rotary_angles
 
 
 def _signed_permutation(key: jax.Array, width: int, dtype) -> Float[Array, "width width"]:
@@ -31,14 +32,20 @@ def random_problem(
     rank: int,
     gamma: float | jax.Array,
     adapt: Sequence[str] = ("query", "value"),
+    causal: bool = False,
+    rotary: bool = False,
 ) -> LoRAProblem:
     """Self-attention whose score factors fill the box of Theorem 3.1: max |Q| = max |K| = gamma.
 
     beta = 1/width, so R <= gamma^2. Tokens are (length, width), uniform on [-1, 1]; the adapted
     query and key projections are gamma times signed permutations (so that entries reach gamma
     whatever the width), the value projection is gaussian, the target has unit variance. scale = 1;
-    adapters are small and random on both sides. Default float dtype.
-    Raises ValueError for sizes below 1, gamma < 0, rank > width, or an unknown adapter.
+    adapters are small and random on both sides. Default float dtype. causal: a query sees the keys
+    up to its own token. rotary: the first 2 floor(width / 2) coordinates are turned by rotary
+    angles, which takes max |Q| and max |K| to sqrt(2) gamma at most; R stays within width gamma^2
+    beta, as rotations keep lengths.
+    Raises ValueError for sizes below 1, gamma < 0, rank > width, an unknown adapter, or rotary
+    positions of a single coordinate.
     """
     for name, value in (("length", length), ("width", width), ("rank", rank)):
         if value < 1:
@@ -57,8 +64,18 @@ def random_problem(
     x, target, weights, adapters = draw(
         key, gamma, length=length, width=width, rank=rank, adapt=tuple(adapt)
     )
+    angles = rotary_angles(length, width - width % 2) if rotary else None
     return LoRAProblem(
-        x, x, x, target, weights=weights, adapters=adapters, scale=1.0, beta=1.0 / width
+        x,
+        x,
+        x,
+        target,
+        weights=weights,
+        adapters=adapters,
+        scale=1.0,
+        beta=1.0 / width,
+        rotations=angles,
+        causal=causal,
     )
 
 

@@ -5,28 +5,31 @@ import ast
 from tests.support import ROOT
 
 # Rooms of lora_limits from the ground up. A room may import itself and the rooms named, no other.
-GROUND = {"checks", "linalg", "problem", "polynomial"}
+GROUND = {"checks", "linalg", "problem", "problem_checks", "polynomial", "rotary"}
 MAY_IMPORT = {
+    "checklist": set(),
     "checks": set(),
     "linalg": set(),
     "polynomial": {"checks", "linalg"},
     "problem_checks": {"checks"},
-    "problem": {"linalg", "problem_checks"},
+    "rotary": {"checks", "linalg"},
+    "problem": {"checks", "linalg", "problem_checks", "rotary"},
     "coordinates": GROUND,
-    "norms": GROUND | {"coordinates"},
+    "heads": GROUND | {"coordinates"},
+    "norms": GROUND | {"coordinates", "heads"},
     "synthetic": GROUND | {"instruments"},
     "method": GROUND,
     "instruments": GROUND,
     "certificate": GROUND | {"coordinates"},
     "estimate": GROUND | {"coordinates"},
-    "factors": GROUND | {"coordinates", "estimate", "method"},
-    "gradients": GROUND
-    | {"problem_checks", "coordinates", "certificate", "estimate", "factors", "method"},
-    "nn": GROUND | {"coordinates", "factors", "gradients", "method", "norms"},
+    "factors": GROUND | {"coordinates", "estimate", "heads", "method"},
+    "gradients": GROUND | {"coordinates", "certificate", "estimate", "factors", "heads", "method"},
+    "nn": GROUND | {"coordinates", "factors", "gradients", "heads", "method", "norms"},
     "hardness": GROUND | {"gradients", "method"},
     "training": GROUND | {"gradients", "instruments", "method", "nn"},
+    "pilot": GROUND | {"factors", "gradients", "instruments", "method", "nn", "training"},
     "ledger": GROUND | {"gradients", "hardness", "instruments", "method", "norms"},
-    "diagnose": GROUND | {"factors", "gradients", "instruments", "method", "norms"},
+    "diagnose": GROUND | {"checklist", "factors", "gradients", "instruments", "method", "norms"},
 }
 NEVER = [
     ("certificate", "estimate"),

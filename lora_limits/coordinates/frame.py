@@ -26,6 +26,7 @@ from lora_limits.coordinates.sampling import Sample
 from lora_limits.coordinates.sweep import rows, sweep
 from lora_limits.linalg import column_norms, dot, widened
 from lora_limits.problem import LoRAProblem, project, project_back, project_columns, scalars
+from lora_limits.problem_checks import refuse_structure
 
 NOWHERE = -1e4  # the least log-weight, that of a key that does not exist; exp of it is 0
 BLOCK = 512  # tokens to a block where nothing larger than the tokens is made of them
@@ -186,6 +187,7 @@ def _mean(x: Float[Array, "tokens width"], block: int, dtype: Any) -> Float[Arra
 
 def _centres(problem: LoRAProblem, block: int, centred: bool, axis: Axis) -> Frame:
     """The frame before it is balanced."""
+    refuse_structure(problem, "a frame of input rows")
     q_shift = _mean(problem.x_query, block, problem.dtype)
     if axis is not None:
         q_shift = collectives.total(q_shift, axis) / collectives.devices(axis)

@@ -31,6 +31,7 @@ from lora_limits.coordinates.sweep import rows, sweep
 from lora_limits.linalg import dot, widened
 from lora_limits.polynomial import series
 from lora_limits.problem import Adapter, LoRAProblem, project, scalars
+from lora_limits.problem_checks import refuse_structure
 
 # (scores (m, n), weights w (n,), first key) -> w e^s as the factor has it, and as its kernel has
 # it: (m, n) each
@@ -149,6 +150,7 @@ def row_errors(
     kernel: the approximate row, a polynomial's or an explicit factor's. O(m Lk (d + d_model)) time,
     O(m (block + d_model)) memory.
     """
+    refuse_structure(problem, "an estimate from rows")
     beta = scalars(problem)[1]
     out = {}
     xq = widened(jnp.take(jnp.asarray(problem.x_query), index, axis=0), problem.dtype)

@@ -29,6 +29,7 @@ from lora_limits.coordinates.sweep import rows, sweep
 from lora_limits.factors.factor import Factor, apply, apply_transposed, weighted
 from lora_limits.linalg import dot
 from lora_limits.problem import Adapter, LoRAProblem, inputs, projections, pull_back, scalars
+from lora_limits.problem_checks import refuse_structure
 
 BLOCK = 512
 
@@ -107,6 +108,7 @@ def factored_gradient(
     With m = min(2 r, d): O(L (k m d_value + t (m + d_value) + d_model (d + r))) time,
     O(L (k + t) + k m d_value) memory.
     """
+    refuse_structure(problem, "a gradient through a factor")
     beta = scalars(problem)[1]
     adapters = problem.adapters
     q, k, v = projections(problem)

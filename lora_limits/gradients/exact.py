@@ -23,8 +23,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lora_limits.gradients import exact_masked
+from lora_limits.heads.tokens import pattern_of, tokens_of
+from lora_limits.heads.visibility import visible_pairs
 from lora_limits.linalg import column_norms, dot, row_norms
 from lora_limits.problem import Adapter, LoRAProblem, projections, pull_back, scalars
+from lora_limits.problem_checks import structure_of
 
 # Fewer queries at once make products too thin for a CPU.
 LEAST = 64
@@ -37,15 +41,28 @@ def dense_terms(problem: LoRAProblem) -> dict[str, jax.Array]:
     O(Lq Lk) memory.
     """
     q_rows, k_rows, v_rows = projections(problem)
-    f = jax.nn.softmax(scalars(problem)[1] * dot(q_rows, k_rows.T), axis=-1)
+    f = _softmax_rows(problem, scalars(problem)[1] * dot(q_rows, k_rows.T))
     out = dot(f, v_rows)
     c = out - problem.target
+    if problem.query_mask is not None:
+        # the loss counts the queries that there are
+        c = jnp.where(problem.query_mask[:, None], c, 0)
     q = dot(c, v_rows.T)
     rho = (c * out).sum(-1)
     p1 = f * q
     p2 = rho[:, None] * f
     terms = {"Q": q_rows, "K": k_rows, "V": v_rows, "f": f, "c": c, "q": q, "rho": rho}
     return terms | {"p1": p1, "p2": p2, "p": p1 - p2}
+
+
+def _softmax_rows(problem: LoRAProblem, s: Float[Array, "lq lk"]) -> Float[Array, "lq lk"]:
+    """f, over the keys that each query sees; 0 for a query that sees none."""
+    if not structure_of(problem):
+        return jax.nn.softmax(s, axis=-1)
+    seen = visible_pairs(pattern_of(problem), tokens_of(problem))
+    # Finite, as -inf less -inf would be NaN.
+    s = jnp.where(seen, s, float(jnp.finfo(s.dtype).min))
+    return jnp.where(seen, jax.nn.softmax(s, axis=-1), 0)
 
 
 def dense_gradient(problem: LoRAProblem) -> tuple[jax.Array, dict[str, Adapter]]:
@@ -203,7 +220,10 @@ def tiled_gradient(problem: LoRAProblem, block_size: int) -> tuple[jax.Array, di
     dl/dQ = beta p K, dl/dK = beta p^T Q, dl/dV = f^T c; any lengths. The operations of the dense
     form, O(Lq Lk (d + d_value)), and one more score product unless a tile takes all keys, which it
     does if min(64, block_size) Lk <= block_size^2. Memory O(L (d + d_value) + block_size^2).
+    Masked or rotary problems: exact_masked.py, a causal one at half the operations.
     """
+    if structure_of(problem):
+        return exact_masked.gradient(problem, block_size)
     beta = scalars(problem)[1]
     names = problem.adapters
     q_rows, k_rows, v_rows = projections(problem)
@@ -231,6 +251,8 @@ def tiled_loss(problem: LoRAProblem, block_size: int = 512) -> jax.Array:
 
     O(Lq Lk (d + d_value)) time, memory O(L (d + d_value) + block_size^2).
     """
+    if structure_of(problem):
+        return exact_masked.loss(problem, block_size)
     q_rows, k_rows, v_rows = projections(problem)
     strip, tile = _sizes(q_rows.shape[0], k_rows.shape[0], block_size, 1)
     keys = _split(k_rows, v_rows, tile)

@@ -15,13 +15,23 @@ from lora_limits.certificate.terms import Grounds
 from lora_limits.checks import fail, set_integers
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.estimate.intervals import error_estimate
-from lora_limits.gradients import confidence, exact, fitting, key_summary, plan, sweeps
+from lora_limits.gradients import (
+    by_rows,
+    by_rows_error,
+    confidence,
+    exact,
+    fitting,
+    key_summary,
+    plan,
+    sweeps,
+)
 from lora_limits.gradients.plan import Plan
 from lora_limits.linalg import dot, largest, widened
 from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial.series import SERIES
 from lora_limits.problem import Adapter, LoRAProblem, scalars
+from lora_limits.problem_checks import STRUCTURE, refuse_structure, structure_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Exact(Method):
     """
 
     block_size: int | None = None
+    knows = frozenset(STRUCTURE)
 
     def __post_init__(self):
         if self.block_size is not None:
@@ -64,6 +75,7 @@ class Polynomial(Method):
     series: str = "taylor"
     centred: bool = True
     block_size: int | None = None
+    knows = frozenset(STRUCTURE) - {"window"}
 
     def __post_init__(self):
         set_integers(self, degree=0)
@@ -82,6 +94,8 @@ class Polynomial(Method):
         split; O(k (1 + d_value + r) + d_model r) numbers cross it, and the result is the same on
         every device.
         """
+        if structure_of(problem):
+            return _by_rows(problem, self, axis, sampling)
         narrow = jnp.finfo(problem.dtype).bits < 64
         run, setup, swept = _sweep(problem, self, axis, sampling, certified=not narrow)
         gradient, loss, told = swept
@@ -101,6 +115,34 @@ class Polynomial(Method):
             normaliser=told.normaliser,
             estimate=estimate,
         )
+
+
+def _by_rows(
+    problem: LoRAProblem, method: Polynomial, axis: Axis, sampling: Sampling | None
+) -> GradientResult:
+    """Of a problem with a causal order, rotations or masks: nothing is certified, the bound says so.
+
+    One global centre makes the certificate's steps false for a prefix of the keys, and rotated keys
+    are no linear function of the inputs that its columns are made of.
+    """
+    if axis is not None:
+        refuse_structure(problem, "a gradient over several devices")
+    by_rows.check(problem, method)
+    found = by_rows.solve(problem, method)
+    nothing = jnp.full((), jnp.inf, problem.dtype)
+    unbounded = {name: Adapter(nothing, nothing) for name in problem.adapters}
+    estimate = None
+    if sampling is not None:
+        estimate = by_rows_error.error_estimate(problem, method, found.rows, sampling)
+    return GradientResult(
+        found.gradient,
+        found.loss,
+        rank=by_rows.features(problem, method),
+        bound=unbounded,
+        confident=None if sampling is None else unbounded,
+        normaliser=found.normaliser,
+        estimate=estimate,
+    )
 
 
 class _Told(NamedTuple):
@@ -132,19 +174,15 @@ def _sweep(
     run = run._replace(sampled=certified and sampling is not None)
     summary = key_summary.summarise(run)
     setup = fitting.setup(run, summary.moments)
-    grounds = None
-    if run.columns is not None:
-        limits = floors.make(problem, run.frame, run.columns, *summary.longest, run.devices)
-        reach = jnp.maximum(*summary.longest)
-        grounds = Grounds(problem, run.frame, run.columns, limits, setup, summary.moments, reach)
+    grounds = grounds_of(run, summary, setup)
     c = monomials.coefficients(setup.c, run.width)
     seen = sweeps.visit_queries(run, grounds, summary.m * c)
     late = {} if seen.back is None else sweeps.visit_keys(run, seen.back * c)
     gradient = in_inputs(run, seen, late)
     if grounds is None or seen.sums is None:
         return run, setup, _Swept(gradient, seen.loss, None)
-    parts = bound.finish(grounds, seen.sums, gradient, run.devices)
-    certain = {n: Adapter(x.a.certified(), x.b.certified()) for n, x in parts.items()}
+    parts = bound.finish(grounds, seen.sums, gradient, run.parts)
+    certain = bounds_of(parts)
     sure = None
     if seen.each is not None and sampling is not None:
         sure = confidence.confident(
@@ -152,6 +190,20 @@ def _sweep(
         )
     told = _Told(certain, sure, seen.sums.certain)
     return run, setup, _Swept(gradient, seen.loss, told)
+
+
+def grounds_of(run: Plan, summary: key_summary.Summary, setup: Setup) -> Grounds | None:
+    """What the bound stands on; None where nothing is certified."""
+    if run.columns is None:
+        return None
+    limits = floors.make(run.problem, run.frame, run.columns, *summary.longest, run.parts)
+    reach = jnp.maximum(*summary.longest)
+    return Grounds(run.problem, run.frame, run.columns, limits, setup, summary.moments, reach)
+
+
+def bounds_of(parts: dict[str, Adapter]) -> dict[str, Adapter]:
+    """The bounds of the arrays, from `bound.finish`."""
+    return {n: Adapter(x.a.certified(), x.b.certified()) for n, x in parts.items()}
 
 
 def _told_of_narrow(
@@ -165,25 +217,34 @@ def _told_of_narrow(
     """
     dtype = problem.dtype
     with jax.enable_x64(True):
-        wide = _widened(problem)
-        _, _, swept = _sweep(wide, method, axis, sampling, certified=True)
+        _, _, swept = _sweep(widened_problem(problem), method, axis, sampling, certified=True)
         told = swept.told
         assert told is not None
 
-        def added(bound, x, y):
-            total = known(bound + largest(jnp.abs(x.astype(jnp.float64) - y)))
-            # outward, where it is rounded to the precision of the problem, or x or it to 0
-            info = jnp.finfo(dtype)
-            return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(dtype)
-
         def of_narrow(bounds):
-            return jax.tree.map(added, bounds, gradient, swept.gradient)
+            return with_distance(bounds, gradient, swept.gradient)
 
         sure = None if told.confident is None else of_narrow(told.confident)
         return _Told(of_narrow(told.bound), sure, told.normaliser.astype(dtype))
 
 
-def _widened(problem: LoRAProblem) -> LoRAProblem:
+def with_distance(
+    bounds: dict[str, Adapter], narrow: dict[str, Adapter], wide: dict[str, Adapter]
+) -> dict[str, Adapter]:
+    """Bounds on `narrow`, a gradient in less than double precision, from those on `wide`, the same
+    in double precision. With 64 bits switched on.
+    """
+
+    def added(bound, x, y):
+        total = known(bound + largest(jnp.abs(x.astype(jnp.float64) - y)))
+        # outward, where it is rounded to the precision of the problem, or x or it to 0
+        info = jnp.finfo(x.dtype)
+        return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(x.dtype)
+
+    return jax.tree.map(added, bounds, narrow, wide)
+
+
+def widened_problem(problem: LoRAProblem) -> LoRAProblem:
     """The same numbers in double precision; tokens stay as they are, and are widened when read."""
 
     def wide(path, leaf):

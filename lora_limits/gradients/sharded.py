@@ -18,6 +18,7 @@ from lora_limits.checks import fail
 from lora_limits.gradients.methods import Polynomial
 from lora_limits.method import GradientResult
 from lora_limits.problem import LoRAProblem, check_static
+from lora_limits.problem_checks import refuse_structure
 
 TOKENS = ("x_query", "x_key", "x_value", "target")
 
@@ -40,6 +41,7 @@ def sharded_gradient(
     for other methods.
     """
     check_static(problem)
+    refuse_structure(problem, "sharded_gradient")
     if not isinstance(method, Polynomial):
         expected = "a Polynomial, whose sums over tokens are all that is shared"
         fail("method", repr(method), expected)

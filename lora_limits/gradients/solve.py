@@ -6,8 +6,10 @@ import jax
 
 from lora_limits.checks import check_integer, fail
 from lora_limits.gradients import exact
+from lora_limits.heads.tokens import settled
 from lora_limits.method import GradientResult, Method, Sampling
 from lora_limits.problem import LoRAProblem, as_jax, check_static
+from lora_limits.problem_checks import refuse_structure
 
 
 def gradient(
@@ -30,7 +32,8 @@ def gradient(
     input, useful while max |score| = o(log L) (Theorems 3.1 and A.1); its estimate
     O(rows L (d + d_model)). Other factors: see factors/.
     Raises ValueError for problems that do not fit together, for `rows` without `key` or with a
-    method that they do not apply to, and for anything that is not a method.
+    method that they do not apply to, for anything that is not a method, and for what a problem has
+    (causal, rotations, ...) and the method does not know.
     """
     check_static(problem)
     if (rows is None) != (key is None):
@@ -42,7 +45,8 @@ def gradient(
     sampling = None
     if rows is not None and key is not None:
         sampling = Sampling(check_integer("rows", rows, 2), key, delta)
-    return method.solve(as_jax(problem), sampling)
+    refuse_structure(problem, repr(method), method.knows)
+    return method.solve(settled(as_jax(problem)), sampling)
 
 
 def loss(problem: LoRAProblem) -> jax.Array:
@@ -51,4 +55,4 @@ def loss(problem: LoRAProblem) -> jax.Array:
     O(Lq Lk d) time, memory linear in L. Raises ValueError for problems that do not fit together.
     """
     check_static(problem)
-    return exact.tiled_loss(as_jax(problem))
+    return exact.tiled_loss(settled(as_jax(problem)))

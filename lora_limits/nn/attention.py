@@ -13,11 +13,11 @@ from jaxtyping import Array, Shaped
 from lora_limits.checks import check_integer, fail
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.collectives import Axis
+from lora_limits.heads.visibility import Pattern, Tokens, sees_any
 from lora_limits.method import Method
 from lora_limits.nn import explicit, heads, padding
 from lora_limits.nn.padding import Masks
 from lora_limits.nn.reverse import refusal
-from lora_limits.nn.visibility import Pattern, Tokens, sees_any
 
 PLAUSIBLE = 1e4  # what is larger in a query that seems to be padding is read as 0
 

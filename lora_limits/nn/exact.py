@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_limits.coordinates import collectives
+from lora_limits.heads.visibility import Pattern, Tokens, visible
 from lora_limits.linalg import dot
-from lora_limits.nn.visibility import Pattern, Tokens, visible
 
 LEAST_BAND = 128  # tokens to a block of a band, which is as wide at least
 

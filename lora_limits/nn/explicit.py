@@ -15,7 +15,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lora_limits.coordinates.collectives import Axis
-from lora_limits.nn.visibility import Tokens
+from lora_limits.heads.visibility import Tokens
 
 
 def by_device(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
 from lora_limits.checks import fail
-from lora_limits.nn.visibility import Tokens
+from lora_limits.heads.visibility import Tokens
 
 PAIRS = (
     "a mask of keys, (batch, keys) or (batch, 1, 1, keys): pairs are told apart by is_causal, "

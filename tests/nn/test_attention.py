@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
+from lora_limits.heads.visibility import Pattern
 from lora_limits.instruments.counting import count_operations
 from lora_limits.nn import heads
-from lora_limits.nn.visibility import Pattern
 from tests.support.dense_attention import (
     HOLES,
     SCALE,

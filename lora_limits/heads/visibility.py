@@ -1,6 +1,6 @@
 """Which query sees which key: padding, causality, a local window, packed documents.
 
-A mask of every pair is never formed for a whole sequence. What is kept are facts about tokens
+A mask of every pair is formed for dense methods alone. What is kept are facts about tokens
 (`Tokens`) and a rule between positions (`Pattern`), from which `visible` makes the mask of a tile.
 """
 
@@ -108,3 +108,11 @@ def runs(document: Int[Array, " t"]) -> tuple[Int[Array, " t"], Int[Array, " t"]
     old = jnp.concatenate([document[1:] != document[:-1], jnp.ones_like(document[:1], bool)])
     last = jax.lax.cummin(jnp.where(old, position, position[-1]), reverse=True)
     return first, last
+
+
+def visible_pairs(pattern: Pattern, tokens: Tokens) -> Bool[Array, "t_or_1 s"]:
+    """The mask of every pair: for what is dense anyway."""
+    position = jnp.arange(tokens.query.shape[0], dtype=jnp.int32)
+    at = jnp.arange(tokens.key.shape[0], dtype=jnp.int32)
+    own, other = tokens.query_document, tokens.key_document
+    return visible(pattern, position, at, tokens.key, own, other)

@@ -1,0 +1,1 @@
+"""One attention head: who sees whom, and its rows with the tokens that count."""

@@ -1,0 +1,355 @@
+"""Problems as models have them: causal, windowed, rotary, padded, packed; exact gradients against
+plain automatic differentiation, and what no token may change.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lora_limits as ll
+from experiments.problems import conditioned as problems
+from lora_limits.gradients import exact_masked
+from lora_limits.heads.tokens import pattern_of, seen_by_any, tokens_of
+from lora_limits.instruments.counting import count_operations
+from lora_limits.problem import projections, replaced
+from tests.support import masked_reference
+from tests.support.masked_problems import FIELDS, L, combinations, filled, having
+from tests.support.tools import arrays, assert_close, later, quick_jit
+
+EXACT = quick_jit(ll.gradient, static_argnums=1)
+LOSS = quick_jit(ll.loss)
+METHODS = (ll.Exact(), ll.Exact(block_size=5))
+ORDERS = ((), ("causal",), ("causal", "window"))
+
+
+def assert_right(got, p, tolerance=1e-12):
+    loss, want = masked_reference.loss_and_gradient(p)
+    np.testing.assert_allclose(got.loss, loss, rtol=tolerance)
+    assert_close(got.gradient, want, tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("order", ORDERS, ids="+".join)
+def test_every_combination_of_arrays_equals_automatic_differentiation(order, method):
+    """One program: a batch of problems that have what each combination has, and nothing else."""
+    names = [c for c in combinations() if set(order) == set(c) & {"causal", "window"}]
+    many = [having(*c) for c in names if "partial rotations" not in c]
+    batch = quick_jit(jax.vmap(lambda p: ll.gradient(p, method)))(
+        problems.stack([filled(p) for p in many])
+    )
+    assert len(many) == 16
+    for i, p in enumerate(many):
+        assert_right(jax.tree.map(lambda x, i=i: x[i], batch), p)
+
+
+ALONE = [(name,) for name in FIELDS]
+
+
+@pytest.mark.parametrize("names", [*ALONE, *later(*((c,) for c in combinations()))], ids="+".join)
+def test_each_field_alone_and_every_combination_of_what_is_not_given(names):
+    p = having(*names)
+    assert_right(EXACT(p, METHODS[0]), p)
+    assert_right(EXACT(p, METHODS[1]), p)
+    np.testing.assert_allclose(LOSS(p), masked_reference.loss(p, p.adapters), rtol=1e-12)
+
+
+def test_cross_attention_with_masks_and_rotations_of_its_own():
+    shape = dataclasses.replace(problems.CROSS, width=3)
+    p = problems.make(3, shape=shape, reach=2.0)
+    p = dataclasses.replace(
+        p,
+        rotations=(ll.rotary_angles(11, 2) + 0.3, ll.rotary_angles(17, 2)),
+        query_mask=np.arange(11) < 9,
+        key_mask=np.arange(17) % 3 > 0,
+    )
+    for method in METHODS:
+        assert_right(EXACT(p, method), p)
+
+
+def test_a_query_that_sees_no_key_gives_zero():
+    p = dataclasses.replace(having("causal"), key_mask=np.arange(L) > 4)
+    for method in METHODS:
+        assert_right(EXACT(p, method), p)
+    blind = dataclasses.replace(having(), key_mask=np.zeros(L, bool))
+    got = EXACT(blind, ll.Exact())
+    np.testing.assert_allclose(got.loss, 0.5 * (blind.target**2).sum(), rtol=1e-13)
+    assert all(np.all(x == 0) for x in arrays(got.gradient).values())
+
+
+# ------------------------------------------------------------------------------------ what may not matter
+
+
+def spoiled(p, value, queries, keys):
+    """The problem with `value` in the tokens that these masks mark, unchecked, as under jit."""
+
+    def put(x, where):
+        return jnp.where(jnp.asarray(where)[:, None], value, x)
+
+    return replaced(
+        p,
+        x_query=put(p.x_query, queries),
+        target=put(p.target, queries),
+        x_key=put(p.x_key, keys),
+        x_value=put(p.x_value, keys),
+    )
+
+
+def assert_untouched(run, p, queries, keys):
+    """Bit for bit the same with anything in tokens that do not count."""
+    want = jax.tree.leaves(run(p))
+    for value in (3.0, 1e300, np.inf, np.nan):
+        got = jax.tree.leaves(run(spoiled(p, value, queries, keys)))
+        assert all(np.array_equal(x, y) for x, y in zip(got, want, strict=True)), value
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("names", [("causal", "rotations"), *later((("causal", "window"),))])
+def test_what_comes_after_the_queries_that_count_changes_no_bit(names, method):
+    """Any prefix: the queries before t see nothing from t on, whatever it holds."""
+    p = having(*names)
+    late = np.arange(L) >= 7
+    p = dataclasses.replace(p, query_mask=~late)
+    assert_untouched(lambda p: EXACT(p, method), p, late, late)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_padding_and_other_documents_change_no_bit(method):
+    p = having("key_mask", "query_mask", "segments")
+    third = np.arange(L) >= 10
+    p = dataclasses.replace(p, query_mask=p.query_mask & ~third)
+    queries, keys = ~p.query_mask, ~p.key_mask | third
+    assert_untouched(lambda p: EXACT(p, method), p, queries, keys)
+
+
+def test_padding_may_hold_anything_at_the_door_and_what_counts_may_not():
+    p = having("key_mask", "query_mask")
+    x = p.x_key.copy()
+    x[~p.key_mask] = np.nan
+    y = p.target.copy()
+    y[~p.query_mask] = np.inf
+    kept = dataclasses.replace(p, x_key=x, target=y)
+    assert np.isfinite(EXACT(kept, ll.Exact()).loss)
+    x[1] = np.nan
+    with pytest.raises(ValueError, match="x_key: got NaN or infinite entries"):
+        dataclasses.replace(p, x_key=x)
+
+
+@pytest.mark.parametrize("names", combinations()[::3], ids="+".join)
+def test_the_keys_that_count_are_those_that_some_query_sees(names):
+    p = having(*names)
+    pairs = masked_reference.who_sees_whom(p)
+    asked = np.ones(L, bool) if p.query_mask is None else p.query_mask
+    tokens = tokens_of(jax.tree.map(jnp.asarray, p))
+    got = tokens.key & seen_by_any(pattern_of(p), tokens)
+    np.testing.assert_array_equal(got, pairs[asked].any(0))
+
+
+def test_a_problem_without_fields_is_the_same_program_as_ever():
+    """No mask, no angle and no list of tiles in it."""
+    p = problems.make(4)
+    text = str(jax.make_jaxpr(lambda p: ll.gradient(p, ll.Exact(5)))(p))
+    for word in ("cos", "bool[13", "bool[5,5"):
+        assert word not in text
+
+
+# ----------------------------------------------------------------------------------------------- the cost
+
+
+def abstract(length, **fields):
+    """A causal problem of `length` tokens without numbers in it."""
+    shape = problems.Shape(lq=4, lk=4, inputs=(16, 16, 16), width=8, value_width=8, rank=2)
+    p = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            tuple(length if n == 4 else n for n in np.shape(x)), np.float64
+        ),
+        problems.make(0, shape=shape),
+    )
+    return replaced(p, **fields)
+
+
+def test_tiles_that_no_pair_sees_in_are_not_computed():
+    n, block = 4096, 256
+
+    def flops(**fields):
+        p = abstract(n, **fields)
+        return count_operations(lambda p: ll.gradient(p, ll.Exact(block)), p)["flops"]
+
+    mask = jax.ShapeDtypeStruct((n,), np.bool_)
+    full, causal = flops(key_mask=mask), flops(causal=True)
+    band = flops(causal=True, window=100)
+    tiles = n // block
+    # of a pair: S twice, p K, p^T Q, e V, V g, e^T g; the rest is linear in the tokens
+    pairs = 2 * block**2 * (4 * 8 + 3 * 8)
+    assert full - causal == pairs * (tiles * (tiles - 1) // 2)
+    assert causal - band == pairs * ((tiles + 1) * tiles // 2 - (2 * tiles - 1))
+
+
+@pytest.mark.parametrize("names", [("causal", "rotations", "segments"), ("query_mask",)])
+def test_memory_is_linear_in_the_tokens(names):
+    n, block = 2**14, 512
+    fields = {
+        "causal": True,
+        "rotations": jax.ShapeDtypeStruct((n, 4), np.float64),
+        "segments": jax.ShapeDtypeStruct((n,), np.int32),
+        "query_mask": jax.ShapeDtypeStruct((n,), np.bool_),
+    }
+    fields = {k: v for k, v in fields.items() if k in names}
+    if "rotations" in fields:
+        fields["rotations"] = type(having("rotations").rotations)(*[fields["rotations"]] * 2)
+    p = abstract(n, **fields)
+    for run in (lambda p: ll.gradient(p, ll.Exact(block)), ll.loss):
+        assert count_operations(run, p)["largest"] <= max(16 * n, 512**2)
+
+
+def test_only_what_the_adapters_ask_for_is_computed():
+    p = abstract(1024, causal=True)
+    run = lambda p: exact_masked.gradient(p, 128)  # noqa: E731
+    every = count_operations(run, p)["flops"]
+    one = count_operations(run, replaced(p, adapters={"value": p.adapters["value"]}))["flops"]
+    tiles = 8 * 9 // 2
+    # p K, p^T Q, V g
+    assert every - one >= 2 * 128**2 * tiles * 3 * 8
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+def refusals():
+    yield {"causal": 1}, "causal: got 1, expected True or False"
+    yield {"window": 3}, "window: got 3, expected one beside causal=True"
+    yield {"causal": True, "window": 0}, "window: got 0, expected an integer of at least 1"
+    yield {"query_mask": np.ones(L)}, "query_mask: got float64, expected booleans"
+    yield {"query_mask": [True] * L}, "query_mask: got list, expected booleans"
+    yield {"key_mask": np.ones(L - 1, bool)}, r"key_mask: got shape \(12,\), expected \(13,\)"
+    yield {"segments": np.zeros(L)}, "segments: got float64, expected integers"
+    yield {"rotations": np.zeros(L)}, r"rotations of the query: got shape \(13,\), expected angles"
+    yield {"rotations": np.zeros((L, 3))}, "rotations of the query: got 3 angles, expected from 1"
+    yield {"rotations": np.zeros((9, 2))}, "rotations of the query: got 9 tokens, expected 13"
+    yield {"rotations": np.zeros((L, 2), np.float32)}, "rotations of the query: got dtype float32"
+    pair = (np.zeros((L, 2)), np.zeros((L, 1)))
+    yield {"rotations": pair}, "rotations of the key: got 1 angles, expected 2"
+    yield {"rotations": np.full((L, 2), np.nan)}, "rotations.query: got NaN or infinite entries"
+
+
+@pytest.mark.parametrize(("fields", "message"), list(refusals()))
+def test_what_does_not_fit_is_refused_at_the_door(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(having(), **fields)
+
+
+@pytest.mark.parametrize("field", [{"causal": True}, {"segments": np.zeros(11, int)}])
+def test_an_order_of_tokens_needs_as_many_queries_as_keys(field):
+    p = problems.make(0, shape=problems.CROSS)
+    with pytest.raises(ValueError, match="got 17 tokens, expected 11, as many as x_query"):
+        dataclasses.replace(p, **field)
+
+
+KNOWN_BY = [
+    ll.Chain(2),
+    ll.Polynomial(2),
+    ll.BlockTree(),
+    ll.Skeleton(2),
+    ll.SparseLowRank(2, 2),
+    ll.Nystrom(2),
+    ll.Svd(2),
+    ll.RandomFeatures(2),
+    ll.AdaptedMonomials(2),
+]
+
+
+@pytest.mark.parametrize("name", [n for n in FIELDS if n != "partial rotations"])
+@pytest.mark.parametrize("method", KNOWN_BY, ids=lambda m: type(m).__name__)
+def test_what_a_method_does_not_know_it_refuses_by_name(method, name):
+    p = having(name)
+    unknown = {name} - method.knows
+    if unknown:
+        with pytest.raises(ValueError, match=f"expected none: {type(method).__name__}.*not know"):
+            ll.gradient(p, method)
+
+
+@pytest.mark.parametrize("name", [n for n in FIELDS if n != "partial rotations"])
+def test_functions_that_know_no_structure_refuse_it_by_name(name):
+    p = having(name)
+    mesh = jax.make_mesh((1,), ("x",))
+    for run, who in (
+        (lambda: ll.sharded_gradient(p, ll.Polynomial(2), mesh), "sharded_gradient"),
+        (lambda: ll.streamed_gradient([p], ll.Polynomial(2)), "streamed_gradient"),
+    ):
+        with pytest.raises(ValueError, match=f"expected none: {who} does not know it"):
+            run()
+
+
+# ------------------------------------------------------------------------------ the chain, norms, choosing
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="+".join)
+def test_the_chain_nears_the_exact_gradient_of_every_combination(order):
+    many = [c for c in combinations() if set(order) == set(c) & {"causal", "window"}]
+    given = [having(*c, reach=0.7) for c in many if "partial rotations" not in c]
+    run = quick_jit(jax.vmap(lambda p: ll.gradient(p, ll.Chain(8))))
+    batch = run(problems.stack([filled(p) for p in given]))
+    for i, p in enumerate(given):
+        assert_right(jax.tree.map(lambda x, i=i: x[i], batch), p, 1e-6)
+
+
+def test_the_chain_is_thin_and_padding_leaves_it_so():
+    def largest(**fields):
+        p = abstract(4096, **fields)
+        return count_operations(lambda p: ll.gradient(p, ll.Chain(1)), p)["largest"]
+
+    mask = jax.ShapeDtypeStruct((4096,), np.bool_)
+    assert largest(query_mask=mask, key_mask=mask) == largest() < 4096**2
+    assert largest(causal=True) >= 4096**2
+
+
+REPORT = quick_jit(ll.norm_report)
+
+
+@pytest.mark.parametrize(
+    "names", [("causal", "rotations", "query_mask", "key_mask"), *later((("segments",),))]
+)
+def test_the_norms_are_of_turned_rows_that_count(names):
+    p = having(*names)
+    got = REPORT(p)
+    q, k = (np.asarray(x) for x in projections(jax.tree.map(jnp.asarray, p))[:2])
+    pairs = masked_reference.who_sees_whom(p)
+    if p.query_mask is not None:
+        pairs = pairs & p.query_mask[:, None]
+    q, k = q[pairs.any(1)], k[pairs.any(0)]
+    np.testing.assert_allclose(got.query, np.abs(q).max(), rtol=1e-13)
+    np.testing.assert_allclose(got.key, np.abs(k).max(), rtol=1e-13)
+    scores = p.beta * q @ k.T
+    assert np.abs(scores).max() <= float(got.score_bound_raw) * (1 + 1e-12)
+    centred = scores - scores.mean(0, keepdims=True)
+    weights = np.exp(p.beta * k @ q.mean(0))
+    mu = weights @ k / weights.sum()
+    centred = p.beta * (q - q.mean(0)) @ (k - mu).T
+    assert np.abs(centred).max() <= float(got.score_bound) * (1 + 1e-12)
+    assert float(got.score_bound) <= 4 * np.abs(centred).max()
+    # lengths are those of the rows before the rotations, max norms within the root of two
+    plain = REPORT(replaced(p, rotations=None))
+    np.testing.assert_allclose(got.score_bound_raw, plain.score_bound_raw, rtol=1e-12)
+    assert 2**-0.5 <= float(got.query / plain.query) <= 2**0.5
+
+
+def test_the_norms_of_filled_fields_are_those_of_the_plain_problem():
+    p = having(reach=1.0)
+    for name, got, want in zip(
+        ("query", "key", "query_centred", "key_centred", "query_through_key", "x_key"),
+        jax.tree.leaves(REPORT(filled(p))),
+        jax.tree.leaves(REPORT(p)),
+        strict=False,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-9, err_msg=name)
+
+
+def test_choose_answers_exact_where_nothing_else_promises_anything():
+    p = having("causal", "rotations", "key_mask")
+    assert ll.choose(p, 1e-3) == ll.Exact()
+    narrow = having("causal", "rotations", dtype=np.float32)
+    assert ll.choose(narrow, 1e-2, relative=True) == ll.Exact()
+    with pytest.raises(ValueError, match="by which Exact may be rounded"):
+        ll.choose(p, 1e-18)
