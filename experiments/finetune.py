@@ -168,7 +168,8 @@ def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
     # Named as the row will be, so that no other run goes on from it.
     fields = config.model_dump(mode="json", exclude={*POINTS, *PLACES}) | inputs(config)
     folder = Path(config.cache) / "runs" / store.key("finetune", VERSION, fields, point)
-    history = loop.train(model, task, recipe, watch=point["method"] != "exact", folder=folder)
+    watch = None if point["method"] == "exact" else loop.compare
+    history = loop.train(model, task, recipe, watch=watch, folder=folder)
     checkpoints.forget(folder)
     if point["method"] == "exact" and case.final_tests == case.tests:
         # The last evaluation on the way was this one.

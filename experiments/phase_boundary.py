@@ -7,6 +7,8 @@ accuracy   one problem of a family: relative errors of every degree, per array, 
            (contenders/sampled_degrees.py), and the degree and k* that each tolerance needs
 time       one (L, d): seconds of every degree that may win and of every exact contender, by turns;
            neither depends on the numbers in a problem, so cells of one (L, d) share them
+factor     one uniform problem: errors and seconds of the factors that promise nothing, beside exact
+rank       accuracy again, over r: the rank of the adapters
 check      one problem: the estimated errors beside those of polynomial gradients against exact ones
 stream     tokens in a file, read chunk by chunk: seconds of one degree, its error from sampled
            queries, and what the exact gradient would take, extrapolated
@@ -15,7 +17,6 @@ counted    beyond what runs: the degree that the bound R asks for, and its expon
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, Literal
 
@@ -23,8 +24,15 @@ import jax
 import jax.numpy as jnp
 from pydantic import PositiveFloat, PositiveInt
 
-from experiments.contenders import checked_degrees, degree_times, sampled_degrees, streaming
-from experiments.contenders.needed_degrees import needed
+import lora_limits as ll
+from experiments.contenders import (
+    checked_degrees,
+    degree_times,
+    factor_times,
+    map_cells,
+    sampled_degrees,
+    streaming,
+)
 from experiments.problems import boxes
 from experiments.runner.config import Fields
 from lora_limits.polynomial.needed import degree_needed, width_exponent
@@ -36,11 +44,18 @@ POINTS = (
     "families",
     "seeds",
     "widths",
+    "once",
+    "once_lengths",
     "long_lengths",
     "long_gammas",
     "long_families",
     "timed",
     "timed_width",
+    "factored",
+    "factored_gammas",
+    "ranks",
+    "rank_length",
+    "rank_gamma",
     "checked",
     "checked_targets",
     "streamed",
@@ -51,8 +66,6 @@ POINTS = (
     "counted_ratios",
 )
 X64 = True
-HIGHEST = 32  # no degree above it is measured
-MOST_EXPONENT = 1.6  # nor one whose features are more than L to this power
 
 Family = Literal["uniform", "gaussian", "outliers", "gadget"]
 
@@ -60,11 +73,13 @@ Family = Literal["uniform", "gaussian", "outliers", "gadget"]
 class Config(Fields):
     """lengths x gammas x families x seeds, at every fixed width and at width ceil(log2 L).
 
+    once x once_lengths: further families, with the first seed alone.
     long_lengths x long_gammas x long_families: the same at width ceil(log2 L), one seed. R =
     gamma^2 bounds the scores. rows: queries drawn. timed: lengths of the "time" points, at the
-    timed_width and at ceil(log2 L); degrees to most_degree whose k is at most 2 L. streamed: lengths
-    of the "stream" points; checked: of the "check" points, against exact gradients of
-    checked_targets targets.
+    timed_width and at ceil(log2 L); degrees to most_degree whose k is at most 2 L. factored x
+    factored_gammas: of the "factor" points, at width ceil(log2 L). ranks: of the "rank" points, one
+    length and norm, every seed. streamed: lengths of the "stream" points; checked: of the "check"
+    points, against exact gradients of checked_targets targets.
     """
 
     lengths: tuple[PositiveInt, ...]
@@ -72,6 +87,8 @@ class Config(Fields):
     families: tuple[Family, ...]
     seeds: tuple[int, ...]
     widths: tuple[PositiveInt, ...] = (8,)
+    once: tuple[Family, ...] = ()
+    once_lengths: tuple[PositiveInt, ...] = ()
     long_lengths: tuple[PositiveInt, ...] = ()
     long_gammas: tuple[PositiveFloat, ...] = ()
     long_families: tuple[Family, ...] = ()
@@ -82,13 +99,18 @@ class Config(Fields):
     most_degree: PositiveInt = 10
     repeats: PositiveInt = 5
     max_seconds: PositiveFloat = 10.0
+    factored: tuple[PositiveInt, ...] = ()
+    factored_gammas: tuple[PositiveFloat, ...] = ()
+    ranks: tuple[PositiveInt, ...] = ()
+    rank_length: PositiveInt = 4096
+    rank_gamma: PositiveFloat = 1.0
     checked: tuple[PositiveInt, ...] = ()
     checked_degrees: tuple[PositiveInt, ...] = (2, 3, 4)
     checked_targets: PositiveInt = 3
     streamed: tuple[PositiveInt, ...] = ()
     streamed_width: PositiveInt = 8
     streamed_gamma: PositiveFloat = 0.7
-    streamed_degree: PositiveInt = 5
+    streamed_degree: PositiveInt = 4
     counted_exponents: tuple[PositiveInt, ...] = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
     counted_ratios: tuple[PositiveFloat, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
 
@@ -106,12 +128,22 @@ def points(config: Config) -> list[dict[str, Any]]:
             for n in config.lengths:
                 for family in config.families:
                     out += [_cell(kind, family, n, width, g, seed) for g in config.gammas]
+    for kind, width in slices:
+        for n in config.once_lengths:
+            for family in config.once:
+                out += [_cell(kind, family, n, width, g, config.seeds[0]) for g in config.gammas]
     for n in config.long_lengths:
         for family in config.long_families:
             out += [_cell("growing", family, n, 0, g, config.seeds[0]) for g in config.long_gammas]
     for n in config.timed:
         widths = {"fixed": config.timed_width, "growing": _growing(n)}
         out += [{"kind": "time", "slice": s, "length": n, "width": d} for s, d in widths.items()]
+    for n in config.factored:
+        named = {"kind": "factor", "length": n, "width": _growing(n)}
+        out += [named | {"gamma": g} for g in config.factored_gammas]
+    for seed in config.seeds:
+        cell = _cell("growing", "uniform", config.rank_length, 0, config.rank_gamma, seed)
+        out += [cell | {"kind": "rank", "rank": r} for r in config.ranks]
     out += [
         {
             "kind": "check",
@@ -158,7 +190,9 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """The metrics of a point of any kind."""
     kinds = {
         "accuracy": _accuracy,
+        "rank": _accuracy,
         "time": _time,
+        "factor": _factor,
         "check": _check,
         "stream": _stream,
         "counted": _counted,
@@ -166,73 +200,31 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     return kinds[point["kind"]](point, config)
 
 
-def tolerances(length: int) -> dict[str, float]:
-    """Theorem 3.1 asks for 1 / poly(L); training is content with a percent."""
-    return {"1/L": 1 / length, "1%": 0.01}
-
-
-def highest(length: int, width: int) -> int:
-    """The last degree that is measured."""
-    most = MOST_EXPONENT * math.log(length)
-    enough = (g for g in range(4, HIGHEST) if width_exponent(width, g, 1.0) >= most)
-    return next(enough, HIGHEST)
-
-
 def _accuracy(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    family, length, width = point["family"], point["length"], point["width"]
-    problem = boxes.problem(
-        family,
-        point["seed"],
-        length=length,
-        width=width,
-        rank=min(config.rank, width),
-        gamma=point["gamma"],
-    )
-    scan = sampled_degrees.scan(
-        problem,
-        highest=highest(length, width),
-        rows=config.rows,
-        noise=boxes.noise(family),
-        key=jax.random.key(point["seed"]),
-        alike=family == boxes.GADGET,
-    )
-    worst, spread = scan.worst()
-    bound = point["gamma"] ** 2
-    out: dict[str, Any] = {
-        "score_bound": bound,
-        "score_ratio": bound / math.log(length),
-        "gamma_ratio": point["gamma"] / math.sqrt(math.log(length)),
-        "score_rms": scan.score,
-        "normaliser": _short(scan.normaliser[1:].min()),
-    }
-    for name, tolerance in tolerances(length).items():
-        need = functools.partial(needed, tolerance=tolerance, width=width, length=length)
-        arrays = {array: need(list(errors))["degree"] for array, errors in scan.errors.items()}
-        out[name] = need(list(worst)) | {"arrays": arrays}
-    # what lies beyond the degree that the stricter tolerance needs is not read
-    degree = out["1/L" if 1 / length < 0.01 else "1%"]["degree"]
-    last = len(worst) if degree is None else degree + 3
-    return out | {
-        "errors": [_short(x) for x in worst[:last]],
-        "spread": [_short(x) for x in spread[:last]],
-    }
-
-
-def _short(x: Any) -> float:
-    """Three digits: what is below is noise of the draws, and there are many rows."""
-    return float(f"{float(x):.3g}")
+    return map_cells.measured(point, rank=config.rank, rows=config.rows)
 
 
 def _time(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """float32 seconds, as training is, of the degrees that may win and of the exact gradients."""
     length, width = point["length"], point["width"]
-    problem = boxes.problem("uniform", 0, length=length, width=width, rank=config.rank, gamma=1.0)
-    problem = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
+    problem = _in_training(length, width, config.rank, 1.0)
     # with more features than twice the tokens none can win
     degrees = [g for g in range(1, config.most_degree + 1) if math.comb(width + g, g) <= 2 * length]
     return degree_times.times(
         problem, degrees, repeats=config.repeats, max_seconds=config.max_seconds
     )
+
+
+def _factor(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    problem = _in_training(point["length"], point["width"], config.rank, point["gamma"])
+    found = factor_times.measured(problem, repeats=config.repeats, max_seconds=config.max_seconds)
+    return {"score_ratio": point["gamma"] ** 2 / math.log(point["length"]), **found}
+
+
+def _in_training(length: int, width: int, rank: int, gamma: float) -> ll.LoRAProblem:
+    """Uniform inputs in single precision."""
+    problem = boxes.problem("uniform", 0, length=length, width=width, rank=rank, gamma=gamma)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)
 
 
 def _check(point: dict[str, Any], config: Config) -> dict[str, Any]:

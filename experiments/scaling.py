@@ -1,5 +1,5 @@
 """Theorem F.1 against Theorems 3.1 and A.1 on the clock: time, operations and memory over L, with
-fitted exponents.
+fitted exponents; and, of one sequence on several devices, what these tell each other.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ import functools
 from typing import Any, Literal
 
 import jax
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from pydantic import PositiveFloat, PositiveInt
 
 import lora_limits as ll
 from experiments.contenders.methods import BLOCKS, compiled, exact_methods, fastest
 from experiments.runner.config import Fields, Tokens
 from lora_limits.instruments import timing
-from lora_limits.instruments.comparing import frobenius_error
+from lora_limits.instruments.comparing import certified_share, frobenius_error
+from lora_limits.instruments.counting import exchanged_bytes
 
 VERSION = 1
 POINTS = ("exact_lengths", "lengths", "cases")
+DEVICES = 8  # that a sequence is split over, on a mesh that is traced and never run
 ADAPT = {"partial": ("query", "value"), "full": ("query", "key", "value")}
 
 
@@ -50,7 +53,7 @@ def points(config: Config) -> list[dict[str, Any]]:
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Seconds, counted operations and temporary bytes of both methods; beside them the error and
-    what is certified of it.
+    what is certified of it, and the bytes that devices would exchange.
     """
     problem = ll.random_problem(
         jax.random.key(config.seed),
@@ -79,14 +82,34 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     for name, time in times.items():
         out[name] |= time
     told = certified(problem)
-    result = {"methods": out, "features": told.rank, "bound": _bound(told)}
+    result = {"methods": out, "features": told.rank, "bound": certified_share(told)}
+    result["exchanged"] = _exchanged(problem, config)
     return result | (_against(fastest(out, exact), out, values) if exact else {})
 
 
-def _bound(told: ll.GradientResult) -> float:
-    """What is certified at that speed: the largest bound of an array over its largest entry."""
-    shares = jax.tree.map(lambda bound, x: bound / abs(x).max(), told.bound, told.gradient)
-    return max(float(share) for share in jax.tree.leaves(shares))
+def _exchanged(problem: ll.LoRAProblem, config: Config) -> dict[str, int]:
+    """Bytes that every device tells the others, tokens split over all: in a gradient and its bounds,
+    and in attention of one head and its derivative.
+    """
+    mesh = AbstractMesh((DEVICES,), ("tokens",), axis_types=(AxisType.Auto,))
+    # Short sequences are exact unless their blocks are shorter still; bytes know nothing of blocks.
+    method = ll.Polynomial(config.degree, block_size=1)
+
+    def attention(method: ll.Method):
+        def local(x):
+            call = functools.partial(ll.attention, method=method, axis_name="tokens")
+            return jax.vjp(call, x, x, x)[1](x)
+
+        split = PartitionSpec("tokens")
+        return jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=split)
+
+    length = problem.x_query.shape[0]
+    x = jax.ShapeDtypeStruct((length, 1, config.width), problem.dtype)
+    return {
+        "gradient": exchanged_bytes(lambda p: ll.sharded_gradient(p, method, mesh), problem),
+        "attention": exchanged_bytes(attention(method), x),
+        "exact attention": exchanged_bytes(attention(ll.Exact()), x),
+    }
 
 
 def _exact(length: int) -> dict[str, ll.Exact]:

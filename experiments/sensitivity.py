@@ -8,11 +8,11 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from experiments.runner.config import Fields
-from experiments.training import bases, gradient_noise, tasks
+from experiments.training import bases, tasks
 from lora_limits.nn.lora import LoRA
 from lora_limits.nn.transformer import Transformer
 from lora_limits.problem import NAMES
-from lora_limits.training import batches
+from lora_limits.training import batches, gradient_noise
 from lora_limits.training.loop import Recipe
 
 VERSION = 1

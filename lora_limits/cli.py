@@ -84,6 +84,58 @@ COMMANDS = {
             },
         },
     ),
+    "pilot": (
+        "lora_limits.pilot.command",
+        "pilot_command",
+        "fine-tune a model by exact and by approximate gradients, side by side: go or no-go",
+        {
+            "MODEL_DIR": {"help": "a local Hugging Face model folder of BERT's or Llama's kind"},
+            "--text": {"required": True, "metavar": "FILE", "help": "text to train on, UTF-8"},
+            "--labels": {
+                "metavar": "FILE",
+                "help": "classes for an encoder, one for each line of the text, which are then its "
+                "examples (a decoder learns to predict the next token)",
+            },
+            "--method": {
+                "metavar": "M",
+                "help": "of every layer: 'polynomial DEGREE' or 'block tree' (default: chosen layer "
+                "by layer)",
+            },
+            "--steps": {"type": int, "default": 100, "metavar": "N", "help": "steps (100)"},
+            "--seeds": {"type": int, "default": 3, "metavar": "S", "help": "runs a side (3)"},
+            "--length": {
+                "type": int,
+                "metavar": "L",
+                "help": "tokens a sequence (default: the model's most, up to 2048; with labels what "
+                "half of the lines have)",
+            },
+            "--batch": {"type": int, "default": 4, "metavar": "B", "help": "sequences a step (4)"},
+            "--rank": {"type": int, "default": 4, "metavar": "r", "help": "of the adapters (4)"},
+            "--targets": {
+                "default": "q,v",
+                "metavar": "LIST",
+                "help": "projections with adapters (default: q,v)",
+            },
+            "--rate": {
+                "type": float,
+                "default": 1e-3,
+                "metavar": "X",
+                "help": "largest learning rate of Adam (1e-3)",
+            },
+            "--margin": {
+                "type": float,
+                "default": 0.01,
+                "metavar": "X",
+                "help": "how much worse is no worse, in accuracy or in loss a token (0.01)",
+            },
+            "--out": {
+                "default": "results/pilot",
+                "metavar": "DIR",
+                "help": "where results and adapters are kept, and where the same command goes on "
+                "(default: results/pilot)",
+            },
+        },
+    ),
 }
 
 

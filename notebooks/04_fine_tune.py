@@ -83,7 +83,9 @@ runs, tuned = {}, {}
 for name, method in methods.items():
     tuned[name] = nnx.clone(base)
     tuned[name].set_methods([method])
-    runs[name] = loop.train(tuned[name], target, recipe, watch=name != "exact")
+    runs[name] = loop.train(
+        tuned[name], target, recipe, watch=None if name == "exact" else loop.compare
+    )
     print(
         f"{name:12s} held-out loss {runs[name]['test_loss'][-1]:.3f}, accuracy {runs[name]['accuracy'][-1]:.2f}"
     )

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from paper_figures.drawing import boundary, style
 
@@ -26,18 +27,30 @@ TYPICAL = "uniform"
 COUNTED: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 0.9}
 EVEN: dict[str, Any] = {"color": "white", "linestyle": "-", "linewidth": 1.0}
 HEIGHTS = (-6, 2)  # log2 of R / ln L
-# exact, then degrees
-PICKS = ["#BBBBBB", "#FDE725", "#9BD93C", "#4AC16D", "#1F9A8A", "#365C8D", "#46327E"]
+# exact, degrees, then factors
+PICKS = {
+    "exact": "#BBBBBB",
+    "1": "#FDE725",
+    "2": "#9BD93C",
+    "3": "#4AC16D",
+    "4": "#1F9A8A",
+    "5": "#365C8D",
+    "6+": "#46327E",
+    "skeleton": "#E07B39",
+    "sparse": "#B5446E",
+    "tree": "#7A3B69",
+}
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """(a-d) colour: log k* / log L of uniform inputs, by width and tolerance; lines: where k* = L,
     by family, with the band of the seeds (the gadget is the worst case for polynomials); white:
     where time breaks even with the best exact gradient; dashed: k* = L by the bound alone, counted.
-    (e, f) the fastest gradient that meets the tolerance, uniform inputs, d = log2 L. (g) the law k*
-    = binom(d + g, g), g the degree of Taylor's remainder at rho = c R, one c a family: predicted
-    against measured. (h) tolerance 1/L beyond what runs: the law for uniform inputs, the bound for
-    the worst case.
+    (e, f) the fastest gradient that meets the tolerance, uniform inputs, d = log2 L: exact, a
+    polynomial by its degree, or a factor (which promises nothing). (g) the law k* = binom(d + g,
+    g), g the degree of Taylor's remainder at rho = c R, one c a family: predicted against measured;
+    inset: k* / L over the rank of the adapters. (h) tolerance 1/L beyond what runs: the law for
+    uniform inputs, the bound for the worst case; stars: gradients streamed from a file, d = 8.
     """
     points = [row["point"] | row["metrics"] for row in rows]
     cells = [p for p in points if p["kind"] == "accuracy"]
@@ -57,12 +70,15 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     growing = boundary.select(_slice(cells, "growing"), family=TYPICAL)
     times = boundary.clock(boundary.select(points, kind="time", slice="growing"))
     for j, tolerance in enumerate(boundary.TOLERANCES):
-        _picks(axes[2, j], growing, times, tolerance)
+        factors = boundary.select(points, kind="factor")
+        _picks(axes[2, j], growing, times, factors, tolerance)
         style.panel(axes[2, j], "ef"[j], f"which to pick, error {boundary.TOLERANCES[tolerance]}")
     axes[2, 0].set_ylabel(r"$R / \ln L$")
     laws = {f: boundary.fit(boundary.select(cells, family=f)) for f in FAMILIES}
     _law(axes[3, 0], laws)
+    _ranks(axes[3, 0], boundary.select(points, kind="rank"))
     _continued(axes[3, 1], [p for p in points if p["kind"] == "counted"], laws[TYPICAL])
+    _streams(axes[3, 1], boundary.select(points, kind="stream"))
     _keys(fig, {p["family"] for p in cells})
     if image is not None:
         bar = fig.colorbar(image, ax=axes[:2, :].ravel().tolist(), pad=0.02, aspect=30)
@@ -113,12 +129,13 @@ def _map(ax: Axes, cells: boundary.Points, times: boundary.Clock | None, toleran
     typical = boundary.select(cells, family=TYPICAL)
     if not typical:
         return None
-    x, y, z = boundary.grid(typical, tolerance)
     ax.set_facecolor(style.GREY)
     image = None
-    if min(z.shape) > 1:
-        look: dict[str, Any] = {"cmap": "viridis_r", "vmin": 0, "vmax": 1.5}
-        image = ax.pcolormesh(x, y, z, shading="nearest", rasterized=True, **look)
+    look: dict[str, Any] = {"cmap": "viridis_r", "vmin": 0, "vmax": 1.5}
+    for alike in boundary.by_gammas(typical):
+        x, y, z = boundary.grid(alike, tolerance)
+        if min(z.shape) > 1:
+            image = ax.pcolormesh(x, y, z, shading="nearest", rasterized=True, **look)
     for family, (_, colour, dash) in FAMILIES.items():
         curve = boundary.width_crossing(boundary.select(cells, family=family), tolerance, level=1.0)
         if curve is not None:
@@ -142,13 +159,19 @@ def _map(ax: Axes, cells: boundary.Points, times: boundary.Clock | None, toleran
     return image
 
 
-def _picks(ax: Axes, cells: boundary.Points, times: boundary.Clock | None, tolerance: str) -> None:
-    """Colour: the degree of the polynomial gradient where it is faster than the best exact one."""
+def _picks(
+    ax: Axes,
+    cells: boundary.Points,
+    times: boundary.Clock | None,
+    factors: boundary.Points,
+    tolerance: str,
+) -> None:
+    """Colour: the fastest of exact, every degree and the factors that meets the tolerance."""
     cells = [p for p in cells if times is not None and times.covers(p)]
     _axes(ax, cells)
     if times is None or not cells:
         return
-    slower = boundary.slowdown(times, tolerance)
+    order = list(PICKS)
     lengths = sorted({p["length"] for p in cells})
     gammas = sorted({p["gamma"] for p in cells})
     x, y = np.meshgrid(np.log2(lengths), np.zeros(len(gammas)))
@@ -158,19 +181,18 @@ def _picks(ax: Axes, cells: boundary.Points, times: boundary.Clock | None, toler
             y[i, j] = math.log2(gamma**2 / math.log(n))
             here = boundary.select(cells, length=n, gamma=gamma)
             if here:
-                # of an odd number of seeds what most of them say
-                picks = [0 if slower(p) >= 0 else max(p[tolerance]["degree"], 1) for p in here]
-                z[i, j] = min(float(np.median(picks)), len(PICKS) - 1)
+                # of several seeds what most of them say
+                names = [boundary.pick(times, factors, p, tolerance).name for p in here]
+                picks = [order.index(name if name in PICKS else "6+") for name in names]
+                z[i, j] = max(sorted(set(picks)), key=picks.count)
     norm = BoundaryNorm(np.arange(len(PICKS) + 1) - 0.5, len(PICKS))
-    image = ax.pcolormesh(
-        x, y, z, cmap=ListedColormap(PICKS), norm=norm, shading="nearest", rasterized=True
-    )
-    if not ax.get_subplotspec().is_last_col():  # pyright: ignore
-        return
-    bar = ax.figure.colorbar(image, ax=ax, pad=0.22, aspect=14)
-    names = ["exact", *(f"{g}" for g in range(1, len(PICKS) - 1)), f"{len(PICKS) - 1}+"]
-    bar.set_ticks(list(range(len(PICKS))), labels=names)
-    bar.ax.set_title("degree", fontsize=7)
+    look: dict[str, Any] = {"cmap": ListedColormap(list(PICKS.values())), "norm": norm}
+    ax.pcolormesh(x, y, z, shading="nearest", rasterized=True, **look)
+    if ax.get_subplotspec().is_last_col():  # pyright: ignore
+        names = [f"degree {name}" if name[0].isdigit() else name for name in order]
+        keys = [Patch(color=PICKS[n], label=label) for n, label in zip(order, names, strict=True)]
+        look = {"handlelength": 1, "handleheight": 1, "labelspacing": 0.15, "borderaxespad": 0}
+        ax.legend(handles=keys, loc="center left", bbox_to_anchor=(1.28, 0.5), **look)
 
 
 def _law(ax: Axes, laws: dict[str, boundary.Law | None]) -> None:
@@ -187,7 +209,7 @@ def _law(ax: Axes, laws: dict[str, boundary.Law | None]) -> None:
         ax.plot(x, y, ".", markersize=1.5, color=colour, alpha=0.5, rasterized=True)
         ax.plot([], [], ".", markersize=4, color=colour, label=text)
     ax.plot([0, 2], [0, 2], color="black", linewidth=0.7)
-    ax.set_xlim(0.1, 1.8)
+    ax.set_xlim(0.1, 2.7)
     ax.set_ylim(0.1, 2.7)
     ax.set_xlabel(r"$\log k^\star / \log L$ predicted")
     ax.set_ylabel("measured")
@@ -220,6 +242,33 @@ def _continued(ax: Axes, rows: boundary.Points, law: boundary.Law | None) -> Non
         Line2D([], [], **COUNTED, label="worst case, by the bound"),
     ]
     ax.legend(handles=keys, loc="lower right", handlelength=1.6, labelspacing=0.1)
+
+
+def _ranks(ax: Axes, points: boundary.Points) -> None:
+    """Inset: k* / L over r, the mean of the seeds; flat, as Gamma is fixed."""
+    if not points:
+        return
+    inside = ax.inset_axes((0.68, 0.14, 0.3, 0.26))
+    ranks = sorted({p["rank"] for p in points})
+    for i, tolerance in enumerate(boundary.TOLERANCES):
+        cells = [boundary.select(points, rank=r) for r in ranks]
+        shares = [[p[tolerance]["exponent"] or math.nan for p in here] for here in cells]
+        means = [float(np.mean(here)) for here in shares]
+        inside.plot(ranks, means, "o-", color=style.COLOURS[3 + i], markersize=2, linewidth=0.8)
+    inside.set_xscale("log", base=2)
+    inside.set_xticks([ranks[0], ranks[-1]], [str(ranks[0]), str(ranks[-1])], fontsize=5.5)
+    inside.tick_params(labelsize=5.5, length=2, pad=1)
+    inside.minorticks_off()
+    inside.set_ylim(0, 1)
+    inside.set_title("measured, over rank $r$", fontsize=5.5, pad=2)
+
+
+def _streams(ax: Axes, points: boundary.Points) -> None:
+    for p in points:
+        x = math.log2(p["length"])
+        ax.plot(x, p["exponent"], "*", color="black", markersize=6, zorder=4)
+        text = f"$2^{{{x:.0f}}}$ tokens, error {p['error']:.0e}"
+        ax.annotate(text, (x + 2, p["exponent"] * 0.93), fontsize=6, va="center")
 
 
 def _keys(fig: Figure, families: set[str]) -> None:

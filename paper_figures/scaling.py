@@ -1,4 +1,6 @@
-"""Time, operations and temporary memory over L, exact against polynomial, with fitted exponents."""
+"""Time, operations, temporary memory and bytes between devices over L, exact against polynomial,
+with fitted exponents.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,12 @@ from paper_figures.drawing.statistics import exponent
 
 CONFIG = "scaling"
 LABELS = {"exact": "best exact", "polynomial": "polynomial", "certified": "with certificate"}
+# What devices tell each other: the line's colour is that of the method, as in the other panels.
+EXCHANGED = {
+    "exact attention": ("attention, exact", 0, "s"),
+    "attention": ("attention, polynomial", 1, "s"),
+    "gradient": ("gradient with its bounds", 2, "o"),
+}
 
 
 def series(
@@ -73,15 +81,50 @@ def _promised(rows: list[dict[str, Any]]) -> str:
     return f",\n  bound {min(bounds):.1g} to {max(bounds):.1g}" if bounds else ""
 
 
+def exchanged(rows: list[dict[str, Any]], case: str, what: str) -> tuple[list[int], list[int]]:
+    """(lengths, bytes that every device tells the others), of the rows that count them."""
+    found = [r for r in rows if r["point"]["case"] == case and "exchanged" in r["metrics"]]
+    pairs = sorted((r["point"]["length"], r["metrics"]["exchanged"][what]) for r in found)
+    return [length for length, _ in pairs], [size for _, size in pairs]
+
+
+def _devices(ax: Axes, rows) -> None:
+    every: list[int] = []
+    for what, (label, colour, marker) in EXCHANGED.items():
+        # Attention has no adapters: one line.
+        for case, dash in (("partial", "-"), ("full", ":"))[: 2 if what == "gradient" else 1]:
+            lengths, sizes = exchanged(rows, case, what)
+            every += lengths
+            ax.plot(
+                lengths,
+                np.array(sizes) * 1e-3,
+                dash,
+                marker=marker,
+                markersize=2.5,
+                color=style.COLOURS[colour],
+                label=label if case == "partial" else None,
+            )
+    ax.set_yscale("log")
+    style.powers_of_two(ax, every)
+    ax.set_xlabel("tokens $L$")
+    style.legend(ax, loc="upper left", handlelength=1.2, labelspacing=0.2, borderaxespad=0.2)
+    style.headroom(ax, 0.35)
+
+
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) seconds, (b) counted operations, (c) temporary memory; solid: partial (Q, V), dotted:
-    full (Q, K, V).
+    """(a) seconds, (b) counted operations, (c) temporary memory, and of rows that have it (d) what
+    each of eight devices tells the others; solid: partial (Q, V), dotted: full (Q, K, V).
     """
-    fig, axes = style.figure(2.5, 1, 3)
-    _lines(axes[0, 0], rows, "seconds", 1e3, ("exact", "polynomial", "certified"))
-    style.panel(axes[0, 0], "a", "time (ms)")
-    _lines(axes[0, 1], rows, "operations", 1e-9, ("exact", "polynomial"))
-    style.panel(axes[0, 1], "b", "operations ($10^9$)")
-    _lines(axes[0, 2], rows, "temporary", 1e-6, ("exact", "polynomial", "certified"))
-    style.panel(axes[0, 2], "c", "temporary memory (MB)")
+    told = any("exchanged" in row["metrics"] for row in rows)
+    fig, axes = style.figure(4.6, 2, 2) if told else style.figure(2.5, 1, 3)
+    a, b, c = axes.reshape(-1)[:3]
+    _lines(a, rows, "seconds", 1e3, ("exact", "polynomial", "certified"))
+    style.panel(a, "a", "time (ms)")
+    _lines(b, rows, "operations", 1e-9, ("exact", "polynomial"))
+    style.panel(b, "b", "operations ($10^9$)")
+    _lines(c, rows, "temporary", 1e-6, ("exact", "polynomial", "certified"))
+    style.panel(c, "c", "temporary memory (MB)")
+    if told:
+        _devices(axes[1, 1], rows)
+        style.panel(axes[1, 1], "d", "each of 8 devices sends (kB)")
     return fig

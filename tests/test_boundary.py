@@ -90,3 +90,35 @@ def test_the_figure_draws_what_is_there(cells, monkeypatch):
     first = figure.axes[0]
     assert bool([*first.lines, *first.collections]) == bool(cells)
     style.plt.close(figure)
+
+
+def test_a_user_picks_the_fastest_that_meets_the_tolerance():
+    """A factor by the nearest length that was run and the next norm, at its ratio to exact."""
+    times = [
+        {
+            "length": n,
+            "best": "tiled",
+            "exact": {"tiled": {"seconds": 8.0}},
+            "degrees": {"2": {"seconds": 4.0}, "5": {"seconds": 32.0}},
+        }
+        for n in (512, 4096)
+    ]
+    clock = boundary.clock(times)
+    factors = [
+        {
+            "length": 4096,
+            "gamma": gamma,
+            "exact": {"seconds": 1.0},
+            "factors": {"tree": {"seconds": 0.25, "error": error}},
+        }
+        for gamma, error in ((1.0, 0.005), (2.0, 0.5))
+    ]
+
+    def name(gamma, degree, length=4096):
+        cell = {"length": length, "gamma": gamma, "1%": {"degree": degree}}
+        return boundary.pick(clock, factors, cell, "1%").name
+
+    assert name(0.5, 2) == name(1.0, 5) == name(1.0, None) == "tree"
+    assert name(1.5, 2) == name(3.0, 2) == "2"
+    assert name(1.5, 5) == name(3.0, None) == "exact"
+    assert boundary.pick(clock, [], {"length": 512, "1%": {"degree": 2}}, "1%").name == "2"

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from paper_figures.command.finding import STORED, available, load
-from paper_figures.gallery import limits, notes, page, results, saying, speed
+from paper_figures.command.main import main as figures
+from paper_figures.gallery import claims, limits, notes, page, results, saying, speed
 from paper_figures.gallery.__main__ import main
 from tests.support import ROOT
 
@@ -18,9 +19,38 @@ def text():
     return page.text()
 
 
-def test_the_gallery_is_what_the_rows_say(text):
-    """Make it again: make gallery."""
-    assert page.PATH.read_text(encoding="utf-8") == text
+def test_the_pages_claim_what_the_rows_say():
+    """Write them again: make gallery."""
+    assert claims.parted() == []
+    assert claims.count() > 60
+
+
+def test_a_claim_and_its_rows_that_part_are_told(monkeypatch, capsys):
+    """In the claim, in both pages, and by the command."""
+    kept = results.kept
+
+    def violated(config):
+        rows = copy.deepcopy(kept(config))
+        if config == "certificates":
+            rows[0]["metrics"]["violations"] = 3
+        if config == "real_heads":
+            rows[0]["metrics"]["gamma_ratio"] = 77.0
+        return rows
+
+    monkeypatch.setattr(results, "kept", violated)
+    assert figures(["--check-claims"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert any("certified bounds below the true error: got '0 of" in line for line in told)
+    assert [line for line in told if line.startswith("README.md: 24 real heads")]
+    assert told[-2:] == [
+        "README.md: not what the rows say; write it: make gallery",
+        "paper_figures/README.md: not what the rows say; write it: make gallery",
+    ]
+
+
+def test_all_claims_are_recomputed_by_one_command(capsys):
+    assert figures(["--check-claims"]) == 0
+    assert capsys.readouterr().out.endswith("all as they are printed\n")
 
 
 def test_every_figure_and_every_config_is_there(text):

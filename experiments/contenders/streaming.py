@@ -12,6 +12,7 @@ import jax
 import lora_limits as ll
 from experiments.contenders import sampled_degrees
 from experiments.problems import boxes, token_files
+from lora_limits.instruments.comparing import certified_share
 from lora_limits.instruments.timing import median_time
 
 ROWS = 64  # queries drawn for the error
@@ -21,9 +22,10 @@ PILOT = 8192  # tokens of the exact gradient that the whole one is extrapolated 
 def measured(
     length: int, width: int, degree: int, *, rank: int, gamma: float, repeats: int
 ) -> dict[str, Any]:
-    """{"features", "seconds", "error", "spread", "arrays", "exact_seconds", "file_bytes"}.
+    """{"features", "seconds", "bound", "error", "spread", "arrays", "exact_seconds", "file_bytes"}.
 
-    In double precision, one run, compiling included. error: of the worst array, from ROWS queries;
+    In double precision, one run, compiling included. bound: what is certified of it, the largest
+    bound of an array over its largest entry. error: of the worst array, from ROWS queries;
     for it alone the tokens are in memory. exact_seconds: counted, those of PILOT tokens times
     (L / PILOT)^2.
     """
@@ -33,7 +35,7 @@ def measured(
         token_files.write(path, 0, length=length, width=width)
         start = time.perf_counter()
         result = ll.streamed_gradient(token_files.chunks(path, 0, **named), ll.Polynomial(degree))
-        jax.block_until_ready(result.gradient)
+        jax.block_until_ready((result.gradient, result.bound))
         seconds = time.perf_counter() - start
         scan = sampled_degrees.scan(
             token_files.whole(path, 0, **named), highest=max(degree, 2), rows=ROWS
@@ -42,6 +44,7 @@ def measured(
     return {
         "features": result.rank,
         "seconds": seconds,
+        "bound": certified_share(result),
         "error": float(worst[degree]),
         "spread": float(spread[degree]),
         "arrays": {name: float(errors[degree]) for name, errors in scan.errors.items()},

@@ -63,7 +63,7 @@ def score_range(layer: int, head: int, *, path: Path = PATH) -> float:
     """max |beta q . (k - mean k)| of a head over its first 512 tokens, by the unrounded model.
     Raises as `problem`.
     """
-    return float(load(path)[f"layer{layer}_score_range"][_place(layer, head, path)])
+    return float(load(path)[f"layer{layer}_score_range"][place(layer, head, path)])
 
 
 def inputs(
@@ -76,7 +76,7 @@ def inputs(
     Raises ValueError for a (layer, head) that the file lacks, and for a length outside 1 to its
     tokens.
     """
-    place = _place(layer, head, path)
+    own = place(layer, head, path)
     arrays = load(path)
     most = tokens(path)
     if not 1 <= length <= most:
@@ -85,8 +85,8 @@ def inputs(
     weights = {
         name: np.vstack(
             [
-                arrays[f"layer{layer}_{name}_weight"][place],
-                arrays[f"layer{layer}_{name}_bias"][place],
+                arrays[f"layer{layer}_{name}_weight"][own],
+                arrays[f"layer{layer}_{name}_bias"][own],
             ]
         )
         for name in NAMES
@@ -127,7 +127,7 @@ def problem(
         raise ValueError("dtype: got float64, expected jax.enable_x64(True) around it")
     # Drawn for every projection, adapted or not: so the same seed is the same problem.
     random = np.random.default_rng([seed, layer, head])
-    adapters = {name: _adapter(random, weight, rank) for name, weight in weights.items()}
+    adapters = {name: adapter(random, weight, rank) for name, weight in weights.items()}
     output = _output(x, weights)
     target = output + noise * np.sqrt(np.mean(output**2)) * random.standard_normal(output.shape)
 
@@ -162,14 +162,14 @@ def _output(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([softmax(part @ k.T * WIDTH**-0.5) @ v for part in parts])
 
 
-def _place(layer: int, head: int, path: Path = PATH) -> int:
+def place(layer: int, head: int, path: Path = PATH) -> int:
     """Where a head lies among its layer's."""
     if (layer, head) not in heads(path):
         raise ValueError(f"(layer, head): got {(layer, head)}, expected one of {list(heads(path))}")
     return load(path)[f"layer{layer}_heads"].tolist().index(head)
 
 
-def _adapter(
+def adapter(
     random: np.random.Generator, weight: np.ndarray, rank: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gaussian a (rank, d) and b (d_model, rank), sharing evenly the factor that makes ||b a||_F =

@@ -163,14 +163,14 @@ def finish(
     grounds: Grounds,
     sums: Sums,
     gradient: dict[str, Adapter],
-    devices: int = 1,
+    parts: int = 1,
 ) -> dict[str, Adapter]:
-    """{name: Adapter(a=Parts, b=Parts)}, from the sums over the queries of all `devices`.
+    """{name: Adapter(a=Parts, b=Parts)}, from the sums over the queries of all `parts`.
 
     gradient: what is certified.
     """
     sound = _sound(grounds, sums)
-    lost = _lost(grounds, sums, devices)
+    lost = _lost(grounds, sums, parts)
     out = {}
     for name in grounds.problem.adapters:
         pair = []
@@ -205,7 +205,7 @@ def _sound(grounds: Grounds, sums: Sums) -> Bool[Array, ""]:
     return small & whitened & scores & weights & (sums.certain > 1e-30)
 
 
-def _lost(grounds: Grounds, sums: Sums, devices: int) -> Float[Array, ""]:
+def _lost(grounds: Grounds, sums: Sums, parts: int) -> Float[Array, ""]:
     """What operations that underflow may lose in all.
 
     Each loses at most the smallest normal number, and is then multiplied by no more than eight of
@@ -218,6 +218,6 @@ def _lost(grounds: Grounds, sums: Sums, devices: int) -> Float[Array, ""]:
     sizes = [frobenius(x) for x in matrices] + [scale, beta, 1 / beta, sums.largest, grounds.reach]
     largest = jnp.maximum(jnp.stack(sizes).max(), 1)
     features = ((1 + sums.largest) * (1 + grounds.moments.reach)) ** (2 * grounds.setup.degree)
-    tokens = devices * (problem.x_query.shape[0] + problem.x_key.shape[0])
+    tokens = parts * (problem.x_query.shape[0] + problem.x_key.shape[0])
     operations = 1e6 * tokens / jnp.minimum(sums.certain, 1)
     return operations * float(jnp.finfo(problem.dtype).tiny) * largest**8 * features

@@ -54,7 +54,7 @@ class QueryRounding(NamedTuple):
 
 
 def make(
-    problem: LoRAProblem, frame: Frame, columns: Columns, key_reach, value_reach, devices: int = 1
+    problem: LoRAProblem, frame: Frame, columns: Columns, key_reach, value_reach, parts: int = 1
 ) -> Floors:
     """The floors of a problem; key_reach, value_reach: longest rows of the centred inputs.
 
@@ -90,7 +90,7 @@ def make(
     return Floors(
         columns=largest,
         key=projection_rounding(problem, "key") * key_reach,
-        lost=lost_root(problem, devices),
+        lost=lost_root(problem, parts),
         value=per_value * value_reach,
         v_mean=per_value * frobenius(frame.xv_mean),
         query=projection_rounding(problem, "query"),

@@ -45,12 +45,12 @@ def tiny(x: Array) -> float:
     return float(jnp.finfo(x.dtype).tiny)
 
 
-def lost_root(problem: LoRAProblem, devices: int = 1) -> float:
+def lost_root(problem: LoRAProblem, parts: int = 1) -> float:
     """More than the root of a column's moment can lose to squares, and products, that underflow.
 
     In units of the root of the moment of 1, in the same measure.
     """
-    tokens = devices * (problem.x_query.shape[0] + problem.x_key.shape[0])
+    tokens = parts * (problem.x_query.shape[0] + problem.x_key.shape[0])
     terms = tokens * problem.weights.value.shape[1]
     return (1e6 * terms * float(jnp.finfo(problem.dtype).tiny)) ** 0.5
 
@@ -66,17 +66,17 @@ def gamma(problem: LoRAProblem, n: int) -> float:
     return part / (1 - part) if part < 0.5 else float("inf")
 
 
-def sum_rounding(problem: LoRAProblem, k: int, degree: int, block: int, devices: int = 1) -> float:
+def sum_rounding(problem: LoRAProblem, k: int, degree: int, block: int, parts: int = 1) -> float:
     """gamma of the longest chain of operations between the tokens and an entry of the gradient.
 
-    Features of a token, a sum over tokens (in blocks, over blocks, over devices), an evaluation
-    through k features, and for keys a second sum and a second evaluation.
-    problem: what one of the `devices` holds.
+    Features of a token, a sum over tokens (in blocks, over blocks, over devices or chunks), an
+    evaluation through k features, and for keys a second sum and a second evaluation.
+    problem: what one of the `parts` (devices, chunks) holds, at most.
     """
     d = problem.weights.query.shape[1]
     dv = problem.weights.value.shape[1]
     longest = max(problem.x_query.shape[0], problem.x_key.shape[0])
-    over_tokens = min(block, longest) + -(-longest // block) + (devices - 1)
+    over_tokens = min(block, longest) + -(-longest // block) + (parts - 1)
     return gamma(problem, 2 * (over_tokens + k + 4 * degree + 4 * d + 2 * dv + 32))
 
 

@@ -34,6 +34,32 @@ def largest(tree: T, axis: Axis) -> T:
     return tree if axis is None else _together(jax.lax.pmax, tree, axis)
 
 
+def gathered(x: jax.Array, axis: Axis) -> jax.Array:
+    """Rows of all devices, in their order: as many bytes as there are rows."""
+    return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
+
+
+def before(x: jax.Array, axis: Axis) -> jax.Array:
+    """The sum of the arrays of the devices that come before this one."""
+    return _of_others(x, axis, lambda others, own: others < own)
+
+
+def after(x: jax.Array, axis: Axis) -> jax.Array:
+    """The sum of the arrays of the devices that come after this one."""
+    return _of_others(x, axis, lambda others, own: others > own)
+
+
+def _of_others(x: jax.Array, axis: Axis, which: Callable[..., jax.Array]) -> jax.Array:
+    """Summed over some devices; 0 on one device, which has no others."""
+    if axis is None:
+        return jnp.zeros_like(x)
+    every = jax.lax.all_gather(x, axis)
+    others = jnp.arange(every.shape[0], dtype=jnp.int32)
+    wanted = which(others, jax.lax.axis_index(axis))
+    # what is left out may be no number, and 0 times that is none
+    return jnp.where(wanted.reshape(-1, *[1] * x.ndim), every, 0).sum(0, dtype=x.dtype)
+
+
 def smallest(tree: T, axis: Axis) -> T:
     """Minima over devices, entry by entry, in one collective."""
     return tree if axis is None else _together(jax.lax.pmin, tree, axis)

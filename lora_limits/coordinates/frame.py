@@ -273,24 +273,29 @@ def of_rows(
     asked: Bool[Array, " m"],
     exists: Bool[Array, " n"],
     centred: bool = True,
+    axis: Axis = None,
 ) -> Frame:
     """The frame of rows whose scores are q k^T (beta = 1).
 
     Of the queries that `asked` and the keys that `exists` says there are; others are finite. Rows
-    are their own inputs. O(L d^2) time.
+    are their own inputs. O(L d^2) time. axis: mesh axes over which rows are split; O(d^2) numbers
+    cross them.
     """
     queries = asked.astype(q.dtype)
-    nu = dot(queries, q) / jnp.maximum(queries.sum(), 1) if centred else jnp.zeros_like(q[0])
+    summed, count = collectives.total((dot(queries, q), queries.sum()), axis)
+    nu = summed / jnp.maximum(count, 1) if centred else jnp.zeros_like(q[0])
     log_w = dot(k, nu)
     shift = jnp.max(log_w, where=exists, initial=float(jnp.finfo(q.dtype).min))
+    shift = collectives.largest(shift, axis)
     w = jnp.where(exists, jnp.exp(jnp.where(exists, log_w - shift, 0)), 0)
+    weight, of_k, of_v = collectives.total((w.sum(), dot(w, k), dot(w, v)), axis)
     # the largest weight is 1, unless there is no key
-    shares = w / jnp.maximum(w.sum(), 1)
-    k_mean = dot(shares, k)
+    k_mean = of_k / jnp.maximum(weight, 1)
+    v_mean = of_v / jnp.maximum(weight, 1)
     mu = k_mean if centred else jnp.zeros_like(k[0])
-    v_mean = dot(shares, v)
     x = jnp.where(asked[:, None], q - nu[None], 0)
     y = k - mu[None]
-    n, n_inverse = balance(dot(x.T, x), dot((y * w[:, None]).T, y))
+    second = dot(x.T, x), dot((y * w[:, None]).T, y)
+    n, n_inverse = balance(*collectives.total(second, axis))
     one = jnp.ones((), q.dtype)
-    return Frame(one, nu, mu, v_mean, k_mean, v_mean, nu, mu, shift, w.sum(), n_inverse, n)
+    return Frame(one, nu, mu, v_mean, k_mean, v_mean, nu, mu, shift, weight, n_inverse, n)

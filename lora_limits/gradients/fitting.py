@@ -38,7 +38,7 @@ def setup(plan: Plan, moments: KeyMoments) -> Setup:
     """
     problem, g = plan.problem, plan.degree
     dtype = problem.dtype
-    gamma = sum_rounding(problem, plan.features, g, plan.block, plan.devices)
+    gamma = sum_rounding(problem, plan.features, g, plan.block, plan.parts)
     if plan.method.series == "taylor":
         return Setup(series.taylor(g, dtype), None, None, gamma)
     radius = jnp.maximum(

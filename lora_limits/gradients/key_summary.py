@@ -39,7 +39,7 @@ class Summary(NamedTuple):
     longest: Longest
 
 
-class _KeySums(NamedTuple):
+class KeySums(NamedTuple):
     """Sums over the keys seen so far."""
 
     m: jax.Array
@@ -50,7 +50,7 @@ class _KeySums(NamedTuple):
     columns: dict[str, jax.Array]
 
 
-class _KeyMaxima(NamedTuple):
+class KeyMaxima(NamedTuple):
     """Largest values over the keys seen so far."""
 
     reach: jax.Array  # |y_j|
@@ -60,14 +60,33 @@ class _KeyMaxima(NamedTuple):
     lightest: jax.Array  # - w_j
 
 
+class Part(NamedTuple):
+    """What a part of the keys leaves: those of one device, or of one chunk."""
+
+    sums: KeySums
+    largest: KeyMaxima
+
+    def joined(self, other: Part) -> Part:
+        """That of both parts together."""
+        sums = jax.tree.map(jnp.add, self.sums, other.sums)
+        return Part(sums, jax.tree.map(jnp.maximum, self.largest, other.largest))
+
+
 def summarise(plan: Plan) -> Summary:
-    """First sweep, over keys."""
+    """First sweep, over the keys of all devices."""
+    part = visit(plan)
+    sums = collectives.total(part.sums, plan.axis)
+    return summary(plan, Part(sums, collectives.largest(part.largest, plan.axis)))
+
+
+def visit(plan: Plan) -> Part:
+    """First sweep, over the keys that the problem of the plan holds."""
     problem, dtype, d = plan.problem, plan.problem.dtype, plan.width
     whole = row_bounds.whole(plan.degree)
     count = len(columns.names(problem)) if plan.columns is not None else 0
     zero = jnp.zeros((), dtype)
     checked = (plan.features, count) if whole else (plan.features_below, 2 * count)
-    start = _KeySums(
+    start = KeySums(
         m=jnp.zeros((plan.features, 1 + plan.maps.value.shape[1]), dtype),
         checked=jnp.zeros(checked, dtype),
         radial=jnp.zeros((plan.degree + 1, count), dtype),
@@ -86,7 +105,7 @@ def summarise(plan: Plan) -> Summary:
         sums = sums._replace(m=sums.m + monomials.products(parts, z))
         if plan.columns is not None:
             sums = _add_moments(plan, plan.columns, sums, t, xk, parts)
-        found = _KeyMaxima(
+        found = KeyMaxima(
             reach=jnp.where(fresh[None], column_lengths(t.y), 0).max(),
             box=jnp.where(fresh[None], jnp.abs(t.y), 0).max(1),
             key=row_lengths(xk).max(),
@@ -95,19 +114,22 @@ def summarise(plan: Plan) -> Summary:
         )
         return sums, jax.tree.map(jnp.maximum, largest, found)
 
-    least = _KeyMaxima(zero, jnp.zeros(d, dtype), zero, zero, zero - 1)
-    sums, largest = sweep(problem.x_key.shape[0], plan.block, body, (start, least))
-    sums = collectives.total(sums, plan.axis)
-    largest = collectives.largest(largest, plan.axis)
+    least = KeyMaxima(zero, jnp.zeros(d, dtype), zero, zero, zero - 1)
+    return Part(*sweep(problem.x_key.shape[0], plan.block, body, (start, least)))
+
+
+def summary(plan: Plan, part: Part) -> Summary:
+    """What is read of all keys, from their sums and maxima."""
+    sums, largest = part
     low, top = _low_and_top(plan, sums.checked)
-    nothing = jnp.zeros(0, dtype)
+    nothing = jnp.zeros(0, plan.problem.dtype)
     moments = KeyMoments(
         low=low,
         top=top,
         radial=sums.radial,
         second=sums.second,
         mean=sums.mean,
-        offset=columns.offsets(problem, sums.columns) if sums.columns else nothing,
+        offset=columns.offsets(plan.problem, sums.columns) if sums.columns else nothing,
         reach=largest.reach,
         box=largest.box,
         lightest=-largest.lightest,
@@ -116,8 +138,8 @@ def summarise(plan: Plan) -> Summary:
 
 
 def _add_moments(
-    plan: Plan, scales: columns.Columns, sums: _KeySums, t: Keys, xk: jax.Array, parts: list
-) -> _KeySums:
+    plan: Plan, scales: columns.Columns, sums: KeySums, t: Keys, xk: jax.Array, parts: list
+) -> KeySums:
     """Adds the moments of the certificate's columns over a block of keys, xk their inputs."""
     # the key itself, not y taken back: that would cost digits that the certificate counts on
     k = project_columns(plan.problem, "key", xk)

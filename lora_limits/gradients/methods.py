@@ -174,19 +174,15 @@ def _sweep(
     run = run._replace(sampled=certified and sampling is not None)
     summary = key_summary.summarise(run)
     setup = fitting.setup(run, summary.moments)
-    grounds = None
-    if run.columns is not None:
-        limits = floors.make(problem, run.frame, run.columns, *summary.longest, run.devices)
-        reach = jnp.maximum(*summary.longest)
-        grounds = Grounds(problem, run.frame, run.columns, limits, setup, summary.moments, reach)
+    grounds = grounds_of(run, summary, setup)
     c = monomials.coefficients(setup.c, run.width)
     seen = sweeps.visit_queries(run, grounds, summary.m * c)
     late = {} if seen.back is None else sweeps.visit_keys(run, seen.back * c)
     gradient = in_inputs(run, seen, late)
     if grounds is None or seen.sums is None:
         return run, setup, _Swept(gradient, seen.loss, None)
-    parts = bound.finish(grounds, seen.sums, gradient, run.devices)
-    certain = {n: Adapter(x.a.certified(), x.b.certified()) for n, x in parts.items()}
+    parts = bound.finish(grounds, seen.sums, gradient, run.parts)
+    certain = bounds_of(parts)
     sure = None
     if seen.each is not None and sampling is not None:
         sure = confidence.confident(
@@ -194,6 +190,20 @@ def _sweep(
         )
     told = _Told(certain, sure, seen.sums.certain)
     return run, setup, _Swept(gradient, seen.loss, told)
+
+
+def grounds_of(run: Plan, summary: key_summary.Summary, setup: Setup) -> Grounds | None:
+    """What the bound stands on; None where nothing is certified."""
+    if run.columns is None:
+        return None
+    limits = floors.make(run.problem, run.frame, run.columns, *summary.longest, run.parts)
+    reach = jnp.maximum(*summary.longest)
+    return Grounds(run.problem, run.frame, run.columns, limits, setup, summary.moments, reach)
+
+
+def bounds_of(parts: dict[str, Adapter]) -> dict[str, Adapter]:
+    """The bounds of the arrays, from `bound.finish`."""
+    return {n: Adapter(x.a.certified(), x.b.certified()) for n, x in parts.items()}
 
 
 def _told_of_narrow(
@@ -207,25 +217,34 @@ def _told_of_narrow(
     """
     dtype = problem.dtype
     with jax.enable_x64(True):
-        wide = _widened(problem)
-        _, _, swept = _sweep(wide, method, axis, sampling, certified=True)
+        _, _, swept = _sweep(widened_problem(problem), method, axis, sampling, certified=True)
         told = swept.told
         assert told is not None
 
-        def added(bound, x, y):
-            total = known(bound + largest(jnp.abs(x.astype(jnp.float64) - y)))
-            # outward, where it is rounded to the precision of the problem, or x or it to 0
-            info = jnp.finfo(dtype)
-            return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(dtype)
-
         def of_narrow(bounds):
-            return jax.tree.map(added, bounds, gradient, swept.gradient)
+            return with_distance(bounds, gradient, swept.gradient)
 
         sure = None if told.confident is None else of_narrow(told.confident)
         return _Told(of_narrow(told.bound), sure, told.normaliser.astype(dtype))
 
 
-def _widened(problem: LoRAProblem) -> LoRAProblem:
+def with_distance(
+    bounds: dict[str, Adapter], narrow: dict[str, Adapter], wide: dict[str, Adapter]
+) -> dict[str, Adapter]:
+    """Bounds on `narrow`, a gradient in less than double precision, from those on `wide`, the same
+    in double precision. With 64 bits switched on.
+    """
+
+    def added(bound, x, y):
+        total = known(bound + largest(jnp.abs(x.astype(jnp.float64) - y)))
+        # outward, where it is rounded to the precision of the problem, or x or it to 0
+        info = jnp.finfo(x.dtype)
+        return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(x.dtype)
+
+    return jax.tree.map(added, bounds, narrow, wide)
+
+
+def widened_problem(problem: LoRAProblem) -> LoRAProblem:
     """The same numbers in double precision; tokens stay as they are, and are widened when read."""
 
     def wide(path, leaf):

@@ -22,7 +22,8 @@ from lora_limits.problem import LoRAProblem
 class Plan(NamedTuple):
     """Made once before the sweeps; nothing in it changes from block to block.
 
-    axis: mesh axes over which tokens are split, None on one device. block: tokens to a block.
+    axis: mesh axes over which tokens are split, None on one device. block: tokens to a block. chunks:
+    how many parts, none longer than this one, come one after another (streamed.py).
     """
 
     problem: LoRAProblem
@@ -34,6 +35,7 @@ class Plan(NamedTuple):
     block: int
     axis: Axis
     sampled: bool = False  # whether the certificate is kept query by query
+    chunks: int = 1
 
     @property
     def degree(self) -> int:
@@ -59,8 +61,9 @@ class Plan(NamedTuple):
         return monomials.count(self.width, max(self.degree - 1, 0))
 
     @property
-    def devices(self) -> int:
-        return collectives.devices(self.axis)
+    def parts(self) -> int:
+        """How many parts of the tokens are swept apart and summed: by devices, or in chunks."""
+        return collectives.devices(self.axis) * self.chunks
 
     def keys(self, first: Int[Array, ""], fresh: Bool[Array, " n"]) -> blocks.Keys:
         """The block of keys and values that starts at token `first`."""

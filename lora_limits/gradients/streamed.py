@@ -4,29 +4,33 @@ All that a query reads of the keys are k (1 + d_value + r) sums (sweeps.py), so 
 disk and pass by in chunks. Five passes: the mean of the queries; the centres of the keys, and a
 sample of tokens to balance by; the sums over keys; the queries; and the keys once more, for the
 adapters that live on them. Each is the sweep that `gradient` makes, over one chunk at a time, and
-what it leaves is added up.
+what it leaves is added up, as what devices leave is in sharded.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_limits.certificate import bound, columns
+from lora_limits.certificate.columns import Columns
+from lora_limits.certificate.terms import Grounds
 from lora_limits.checks import fail
 from lora_limits.coordinates import blocks, sampling
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import Frame
 from lora_limits.coordinates.sampling import Sample
-from lora_limits.gradients import key_summary, plan, sweeps
-from lora_limits.gradients.methods import Polynomial, in_inputs
+from lora_limits.gradients import fitting, key_summary, methods, plan, sweeps
+from lora_limits.gradients.methods import Polynomial
 from lora_limits.gradients.plan import Plan
 from lora_limits.method import GradientResult
-from lora_limits.polynomial import monomials, series
+from lora_limits.polynomial import monomials
 from lora_limits.problem import LoRAProblem, as_jax, check_static
 from lora_limits.problem_checks import refuse_structure
 
@@ -38,37 +42,72 @@ def streamed_gradient(
     chunks: Chunks,
     method: Polynomial,
     *,
+    certified: bool = True,
     progress: Callable[[str, int], None] | None = None,
 ) -> GradientResult:
-    """`gradient` of one sequence that comes in chunks, the same to rounding, with no bound.
+    """`gradient` of one sequence that comes in chunks, the same to rounding, its bound included.
 
     chunks: LoRAProblems that hold consecutive tokens and are alike in all else: a list, an object
     that can be iterated over anew, or a function that returns an iterator, which is called for each
     pass. Chunks of one length are one program. Tokens may be np.memmap's: nothing but a chunk is
-    read at a time. progress: called as progress(pass, tokens so far) after every chunk.
-    O(L k (1 + d_value + r)) time in 4 or 5 passes, memory of one chunk and O(k (1 + d_value + r)).
-    Taylor's series alone: the others ask for the range of all scores first. loss and gradient are
-    set, and `rank`; what is said of the error needs exact rows or the whole sequence.
+    read at a time, and the longest one is kept. certified: False leaves out the bound and the
+    normaliser, and with them a quarter of the time in float64, more than half in float32, whose
+    passes are made once more in float64. progress: called as progress(pass, tokens so far) after
+    every chunk.
+    O(L k (1 + d_value + r)) time in 4 or 5 passes, memory of two chunks and
+    O(k (1 + d_value + r)). Taylor's series alone: the others ask for the range of all scores first.
+    loss, gradient, rank, bound and normaliser are set; a sampled promise needs the whole sequence.
     Raises ValueError for other methods, for a source that is empty or can be read only once, and
     for chunks that do not fit together.
     """
     if not isinstance(method, Polynomial) or method.series != "taylor":
         fail("method", repr(method), "a Polynomial of series 'taylor'")
     source = _Source(chunks, progress or (lambda name, tokens: None))
-    first, q_shift, lengths = _query_mean(source, method.centred)
-    frame, sample = _frame(source, first, q_shift, lengths, method.centred)
-    each = functools.partial(_part, frame=frame, sample=sample, method=method)
+    found = _solve(source, method, certified=certified)
+    dtype = found.loss.dtype
+    if not certified or found.bound is not None:
+        return found
+    # as `gradient` does in less than double precision: the same numbers certified in double
+    source.wide = True
+    with jax.enable_x64(True):
+        wide = _solve(source, method, certified=True)
+        assert wide.bound is not None
+        assert wide.normaliser is not None
+        told = methods.with_distance(wide.bound, found.gradient, wide.gradient)
+        return dataclasses.replace(found, bound=told, normaliser=wide.normaliser.astype(dtype))
 
-    m = functools.reduce(jnp.add, (each(_keys, chunk) for chunk in source.read("keys")))
-    c = monomials.coefficients(series.taylor(method.degree, first.dtype), frame.nu.shape[0])
-    seen = (each(_queries, chunk, m * c) for chunk in source.read("queries"))
-    seen = functools.reduce(_added, seen)
+
+def _solve(source: _Source, method: Polynomial, *, certified: bool) -> GradientResult:
+    """The passes over the source, in the precision of its chunks; 64 bits can be certified alone."""
+    overview = _overview(source, method.centred)
+    longest, parts = overview.longest, overview.parts
+    frame, sample = _frame(source, overview, method.centred)
+    certified = certified and jnp.finfo(longest.dtype).bits == 64
+    scales = columns.make(longest, sample) if certified else None
+    shared = _Shared(frame, sample, scales)
+
+    def each(name: str, work: Callable[..., Any], *args: Any) -> Iterator[Any]:
+        for chunk in source.read(name):
+            yield _part(work, shared, chunk, *args, method=method, parts=parts)
+
+    run = _plan(shared, longest, method, parts)
+    keys = functools.reduce(key_summary.Part.joined, each("keys", key_summary.visit))
+    summary = key_summary.summary(run, keys)
+    setup = fitting.setup(run, summary.moments)
+    grounds = methods.grounds_of(run, summary, setup)
+    c = monomials.coefficients(setup.c, run.width)
+    # each chunk puts its own tokens in
+    stands_on = None if grounds is None else grounds._replace(problem=None)
+    seen = functools.reduce(sweeps.joined, each("queries", _queries, summary.m * c, stands_on))
     late: dict[str, Any] = {}
     if seen.back is not None:
-        parts = (each(_keys_again, chunk, seen.back * c) for chunk in source.read("keys again"))
-        late = functools.reduce(_added, parts)
-    run = _plan(first, frame, sample, method)
-    return GradientResult(in_inputs(run, seen, late), seen.loss, rank=run.features)
+        late = functools.reduce(_added, each("keys again", sweeps.visit_keys, seen.back * c))
+    gradient = methods.in_inputs(run, seen, late)
+    result = GradientResult(gradient, seen.loss, rank=run.features)
+    if grounds is None or seen.sums is None:
+        return result
+    told = methods.bounds_of(bound.finish(grounds, seen.sums, gradient, run.parts))
+    return dataclasses.replace(result, bound=told, normaliser=seen.sums.certain)
 
 
 class _Source:
@@ -81,6 +120,9 @@ class _Source:
         self._chunks = chunks
         self._progress = progress
         self._shapes: Any = None
+        # tokens are the same numbers in every pass, whatever precision it is made in
+        self._x64 = jax.config.read("jax_enable_x64")
+        self.wide = False
 
     def read(self, name: str) -> Iterator[LoRAProblem]:
         tokens = 0
@@ -93,9 +135,11 @@ class _Source:
             if self._shapes not in (None, shapes):
                 fail("chunks", f"one of {shapes}", f"widths and ranks as before, {self._shapes}")
             self._shapes = shapes
-            yield as_jax(chunk)
+            with jax.enable_x64(self._x64):
+                chunk = as_jax(chunk)
+            yield methods.widened_problem(chunk) if self.wide else chunk
             tokens += max(chunk.x_query.shape[0], chunk.x_key.shape[0])
-            self._progress(name, tokens)
+            self._progress(f"{name}, float64" if self.wide else name, tokens)
         if tokens == 0:
             fail("chunks", "none", "at least one LoRAProblem")
 
@@ -113,31 +157,51 @@ def _added(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
-def _query_mean(source: _Source, centred: bool) -> tuple[LoRAProblem, jax.Array, dict[str, int]]:
-    """First pass: the first chunk, the mean of the query inputs, and how many queries and keys."""
-    first = None
+class _Overview(NamedTuple):
+    """What the first pass tells."""
+
+    longest: LoRAProblem  # the chunk of most tokens
+    q_shift: jax.Array  # the mean of the query inputs
+    lengths: dict[str, int]  # how many queries and keys there are
+    chunks: int  # how many
+
+    @property
+    def parts(self) -> int:
+        """As many as there are chunks, or as chunks of the longest one's size would be."""
+        size = _tokens(self.longest)
+        return max(self.chunks, -(-sum(self.lengths.values()) // size))
+
+
+def _tokens(chunk: LoRAProblem) -> int:
+    return chunk.x_query.shape[0] + chunk.x_key.shape[0]
+
+
+def _overview(source: _Source, centred: bool) -> _Overview:
+    """First pass."""
+    longest = None
     total = jnp.zeros(())
     lengths = {"queries": 0, "keys": 0}
+    count = 0
     for chunk in source.read("mean"):
         here = jnp.asarray(chunk.x_query, chunk.dtype).sum(0)
-        total = here if first is None else total + here
-        first = chunk if first is None else first
+        total = here if longest is None else total + here
+        if longest is None or _tokens(chunk) > _tokens(longest):
+            longest = chunk
         lengths["queries"] += chunk.x_query.shape[0]
         lengths["keys"] += chunk.x_key.shape[0]
-    assert first is not None
-    return first, total / lengths["queries"] if centred else 0 * total, lengths
+        count += 1
+    assert longest is not None
+    return _Overview(longest, total / lengths["queries"] if centred else 0 * total, lengths, count)
 
 
-def _frame(
-    source: _Source, first: LoRAProblem, q_shift: jax.Array, lengths: dict[str, int], centred: bool
-) -> tuple[Frame, Sample]:
+def _frame(source: _Source, overview: _Overview, centred: bool) -> tuple[Frame, Sample]:
     """Second pass: the frame of all tokens, balanced by the sample that `gradient` would take."""
-    index = {name: sampling.evenly(length) for name, length in lengths.items()}
+    index = {name: sampling.evenly(length) for name, length in overview.lengths.items()}
     picked: dict[str, list[Any]] = {name: [] for name in TOKENS}
     before = {"queries": 0, "keys": 0}
     statistics = None
     for chunk in source.read("centres"):
-        found = _statistics(chunk, q_shift)
+        found = _statistics(chunk, overview.q_shift)
         statistics = found if statistics is None else statistics.joined(found)
         for name, side in TOKENS.items():
             x = getattr(chunk, name)
@@ -147,13 +211,13 @@ def _frame(
         before["queries"] += chunk.x_query.shape[0]
         before["keys"] += chunk.x_key.shape[0]
     assert statistics is not None
-    frame = frames.centre(first, q_shift, statistics, centred)
+    frame = frames.centre(overview.longest, overview.q_shift, statistics, centred)
 
     def sampled(path, leaf):
         name = path[0].name
         return jnp.asarray(np.concatenate(picked[name])) if name in picked else leaf
 
-    return frames.balanced(jax.tree_util.tree_map_with_path(sampled, first), frame)
+    return frames.balanced(jax.tree_util.tree_map_with_path(sampled, overview.longest), frame)
 
 
 @jax.jit
@@ -161,25 +225,28 @@ def _statistics(chunk: LoRAProblem, q_shift: jax.Array) -> frames.KeyStatistics:
     return frames.key_statistics(chunk, q_shift, frames.BLOCK)
 
 
-def _plan(chunk: LoRAProblem, frame: Frame, sample: Sample, method: Polynomial) -> Plan:
-    """The plan of `gradient`, nothing certified, for one chunk in the frame of all."""
-    block = method.block_size or plan.block_size(chunk, method.degree)
-    return Plan(chunk, method, frame, sample, blocks.maps(chunk, frame), None, block, None)
+class _Shared(NamedTuple):
+    """What the sweeps over every chunk share: the plan of the whole sequence, but for its tokens."""
+
+    frame: Frame
+    sample: Sample
+    columns: Columns | None
 
 
-@functools.partial(jax.jit, static_argnames=("work", "method"))
-def _part(work, chunk, *args, frame: Frame, sample: Sample, method: Polynomial):
+@functools.partial(jax.jit, static_argnames=("work", "method", "parts"))
+def _part(work, shared: _Shared, chunk, *args, method: Polynomial, parts: int):
     """work(plan of the chunk, ...), one program for each length of chunk."""
-    return work(_plan(chunk, frame, sample, method), *args)
+    return work(_plan(shared, chunk, method, parts), *args)
 
 
-def _keys(run: Plan) -> jax.Array:
-    return key_summary.summarise(run).m
+def _plan(shared: _Shared, chunk: LoRAProblem, method: Polynomial, parts: int) -> Plan:
+    frame, sample, scales = shared
+    block = method.block_size or plan.block_size(chunk, method.degree)
+    table = blocks.maps(chunk, frame)
+    return Plan(chunk, method, frame, sample, table, scales, block, None, chunks=parts)
 
 
-def _queries(run: Plan, m: jax.Array) -> sweeps.Seen:
-    return sweeps.visit_queries(run, None, m)
-
-
-def _keys_again(run: Plan, back: jax.Array) -> dict[str, Any]:
-    return sweeps.visit_keys(run, back)
+def _queries(run: Plan, m: jax.Array, grounds: Grounds | None) -> sweeps.Seen:
+    if grounds is not None:
+        grounds = grounds._replace(problem=run.problem)
+    return sweeps.visit_queries(run, grounds, m)

@@ -33,6 +33,7 @@ from lora_limits.certificate.rounding import column_lengths, frobenius
 from lora_limits.certificate.terms import Grounds, Visit
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.blocks import Queries
+from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.sweep import rows, sweep
 from lora_limits.gradients.plan import Plan
 from lora_limits.linalg import dot, down
@@ -134,14 +135,31 @@ def visit_queries(plan: Plan, grounds: Grounds | None, m: Float[Array, "k column
             each = None if each is None else _written(each, found, first)
         return Seen(carry.loss + 0.5 * (live * c**2).sum(), gradient, total, ca, sums, each)
 
-    seen = sweep(problem.x_query.shape[0], plan.block, body, start)
+    return _of_all(sweep(problem.x_query.shape[0], plan.block, body, start), plan.axis)
+
+
+def _of_all(seen: Seen, axis: Axis) -> Seen:
+    """What the queries of all devices leave."""
     if seen.sums is None:
-        return collectives.total(seen, plan.axis)
-    certain = collectives.smallest(seen.sums.certain, plan.axis)
-    score, largest = collectives.largest((seen.sums.score, seen.sums.largest), plan.axis)
-    seen = collectives.total(seen, plan.axis)
+        return collectives.total(seen, axis)
+    certain = collectives.smallest(seen.sums.certain, axis)
+    score, largest = collectives.largest((seen.sums.score, seen.sums.largest), axis)
+    seen = collectives.total(seen, axis)
     assert seen.sums is not None
     sums = seen.sums._replace(certain=certain, score=score, largest=largest)
+    return seen._replace(sums=sums)
+
+
+def joined(a: Seen, b: Seen) -> Seen:
+    """What two parts of the queries leave together, of which neither was kept query by query."""
+    seen = jax.tree.map(jnp.add, a, b)
+    if a.sums is None or b.sums is None:
+        return seen
+    sums = seen.sums._replace(
+        certain=jnp.minimum(a.sums.certain, b.sums.certain),
+        score=jnp.maximum(a.sums.score, b.sums.score),
+        largest=jnp.maximum(a.sums.largest, b.sums.largest),
+    )
     return seen._replace(sums=sums)
 
 

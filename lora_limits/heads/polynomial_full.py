@@ -11,7 +11,7 @@ in gradients/sweeps.py.
                 dy_j = w_j grad_y (u_j . [1, v_j]),   dw_j = u_j . [1, v_j],   dv_j = w_j u_j[1:]
 
 Two sweeps each way over blocks of tokens. What is kept for the way back is the inputs, C M, D and
-the output.
+the output. Where tokens are split over devices (`axis`), M and T are summed over them once.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lora_limits.coordinates import collectives
 from lora_limits.coordinates import frame as frames
-from lora_limits.coordinates.sampling import sample_rows
+from lora_limits.coordinates.collectives import Axis
+from lora_limits.coordinates.sampling import own, sample_rows
 from lora_limits.coordinates.sweep import scan
 from lora_limits.heads.features import (
     asked_for,
@@ -45,9 +47,10 @@ QUERIES = 64  # sampled, for the scores that a series is fitted to
 LEAST_RADIUS = 0.05  # below it a series for exp is not worth fitting
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend(
     block: int,
+    axis: Axis,
     c: Float[Array, " g_and_1"],
     x: Float[Array, "d n"],
     y: Float[Array, "d s"],
@@ -59,10 +62,10 @@ def attend(
     O((n + S) k (1 + d_value)) time, O(k (1 + d_value) + block k) memory besides inputs and outputs.
     NaN where the normaliser is not positive. The derivative in c is taken to be 0.
     """
-    return forward(block, c, x, y, w, v)[0]
+    return forward(block, axis, c, x, y, w, v)[0]
 
 
-def forward(block, c, x, y, w, v):
+def forward(block, axis, c, x, y, w, v):
     """(outputs, what `backward` keeps, whose last two are the normalisers D and the outputs)."""
     degree = c.shape[0] - 1
     width = y.shape[0]
@@ -81,7 +84,7 @@ def forward(block, c, x, y, w, v):
     start = jnp.zeros((monomials.count(width, degree), z.shape[0]), x.dtype)
     by_key = min(block, y.shape[1])
     tiles = (split(y, by_key), split(z, by_key))
-    m = scan(add_keys, start, tiles)[0]
+    m = collectives.total(scan(add_keys, start, tiles)[0], axis)
     m = m * monomials.coefficients(c, width)
 
     by_query = min(block, x.shape[1])
@@ -90,7 +93,7 @@ def forward(block, c, x, y, w, v):
     return out, (c, x, y, w, v, m, normaliser, out)
 
 
-def backward(block, kept, gout):
+def backward(block, axis, kept, gout):
     """(0, dx, dy, dw, dv) from the cotangent of the outputs."""
     c, x, y, w, v, m, normaliser, out = kept
     degree = c.shape[0] - 1
@@ -118,6 +121,7 @@ def backward(block, kept, gout):
     g = cotangent(gout, out, normaliser)
     tiles = (split(x, by_query), split(g, by_query))
     total, dx = scan(queries, jnp.zeros_like(m), tiles)
+    total = collectives.total(total, axis)
     # dy, dw and dv, from C T
     back = evaluation.make(total * monomials.coefficients(c, width), columns, width, degree)
     by_key = min(block, y.shape[1])
@@ -136,25 +140,30 @@ def coefficients(
     y: Float[Array, "d s"],
     asked: Bool[Array, " n"],
     w: Float[Array, " s"],
+    axis: Axis = None,
 ) -> Float[Array, " g_and_1"]:
     """Coefficients of P on the range of the scores, |s| <= max |x_i| max |y_j|.
 
-    Of the queries that `asked` says there are, and the keys that have a weight.
+    Of the queries that `asked` says there are, and the keys that have a weight, on all devices.
     """
     if method.series == "taylor":
         return series.taylor(method.degree, x.dtype)
     # Padding must not stretch the range.
     longest_query = jnp.where(asked, (x**2).sum(0), 0).max()
     longest_key = jnp.where(w > 0, (y**2).sum(0), 0).max()
+    longest_query, longest_key = collectives.largest((longest_query, longest_key), axis)
     longest = jnp.sqrt(longest_query * longest_key)
     # Rounding must not put a score outside of the range.
     rounding = 64 * float(jnp.finfo(x.dtype).eps)
     radius = jnp.maximum(longest * (1 + rounding), LEAST_RADIUS)
 
-    scores = dot(sample_rows(x.T, QUERIES), sample_rows(y.T).T)
-    scores = jnp.clip(scores, -radius, radius)
-    of_query = sample_rows(asked.astype(x.dtype)[:, None], QUERIES)
-    weights = of_query * sample_rows(w[:, None]).T
+    queries = jnp.concatenate([x.T, asked.astype(x.dtype)[:, None]], 1)
+    keys = jnp.concatenate([y.T, w[:, None]], 1)
+    queries = own(sample_rows(queries, QUERIES, axis), queries.shape[0], axis)
+    keys = own(sample_rows(keys, axis=axis), keys.shape[0], axis)
+    queries, keys = collectives.total((queries, keys), axis)
+    scores = jnp.clip(dot(queries[:, :-1], keys[:, :-1].T), -radius, radius)
+    weights = queries[:, -1:] * keys[:, -1:].T
     # Weights that are all 0 would be divided by their sum.
     weights = weights + float(jnp.finfo(x.dtype).tiny)
     sample = (scores.reshape(-1), weights.reshape(-1))
@@ -173,12 +182,14 @@ def head(
     """Outputs of one key head. Its centres and its series are constants to the derivative."""
     hold = jax.lax.stop_gradient
     asked = jnp.repeat(tokens.query, pattern.group)
-    frame = frames.of_rows(hold(q), hold(k), hold(v), asked, tokens.key, method.centred)
+    frame = frames.of_rows(
+        hold(q), hold(k), hold(v), asked, tokens.key, method.centred, pattern.axis
+    )
     k = k - frame.mu[None]
     x = dot(frame.to_x, (q - frame.nu[None]).T)
     y = dot(frame.to_y, k.T)
     w = frame.weights(k, tokens.key)
-    c = coefficients(method, hold(x), hold(y), asked, hold(w))
+    c = coefficients(method, hold(x), hold(y), asked, hold(w), pattern.axis)
     # Rows of f~ sum to 1: the mean of the values passes unchanged, and errors scale with the rest.
-    out: Any = attend(block, c, x, y, w, (v - frame.v_mean[None]).T)
+    out: Any = attend(block, pattern.axis, c, x, y, w, (v - frame.v_mean[None]).T)
     return out.T + frame.v_mean[None]

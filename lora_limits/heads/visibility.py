@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from lora_limits.coordinates import collectives
+from lora_limits.coordinates.collectives import Axis
+
 
 class Tokens(NamedTuple):
     """Facts about the tokens of one batch entry, or with a batch axis in front of all of them."""
@@ -29,11 +32,17 @@ class Pattern(NamedTuple):
     is_causal: bool = False
     window: tuple[int, int] | None = None  # keys this far to the left and to the right are seen
     packed: bool = False  # queries and keys are the same tokens, documents are runs of them
+    axis: Axis = None  # mesh axes over which tokens are split, this device holding some of them
 
     @property
     def is_local(self) -> bool:
         """Whether positions decide who sees whom."""
         return self.is_causal or self.window is not None
+
+    def first(self, length: int) -> Int[Array, ""]:
+        """The position of this device's first token, `length` to a device."""
+        device = 0 if self.axis is None else jax.lax.axis_index(self.axis)
+        return jnp.asarray(device, jnp.int32) * length
 
 
 def visible(
@@ -64,8 +73,17 @@ def visible(
 def sees_any(
     pattern: Pattern, tokens: Tokens, marked: Bool[Array, " s"], queries: int
 ) -> Bool[Array, " t"]:
-    """Whether each of `queries` tokens sees a key that is marked, documents being runs. O(t + s)."""
+    """Whether each of `queries` tokens sees a key that is marked, documents being runs. O(t + s).
+
+    Tokens that are split over devices have no window and no documents.
+    """
     length = marked.shape[0]
+    if pattern.axis is not None:
+        count = marked.sum(dtype=jnp.int32)
+        if not pattern.is_causal:
+            return jnp.full(queries, collectives.total(count, pattern.axis) > 0)
+        here = jnp.cumsum(marked, dtype=jnp.int32)
+        return here + collectives.before(count, pattern.axis) > 0
     position = jnp.arange(queries, dtype=jnp.int32)
     first = jnp.zeros_like(position)
     last = position if pattern.is_causal else jnp.full_like(position, length - 1)

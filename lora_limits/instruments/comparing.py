@@ -43,6 +43,16 @@ def max_error(got: Any, want: Any) -> float:
     return float(np.abs(got - want).max() / np.abs(want).max())
 
 
+def certified_share(result: Any) -> float:
+    """What a GradientResult certifies: the largest bound of an array over its largest entry."""
+    pairs = zip(
+        named(result.bound).values(),
+        named(result.gradient).values(),
+        strict=True,
+    )
+    return max(float(bound / np.abs(x).max()) for bound, x in pairs)
+
+
 def softmax(scores: Float[np.ndarray, "*rows l"]) -> Float[np.ndarray, "*rows l"]:
     """exp(S) with each row divided by its sum, in NumPy."""
     # The largest of each row becomes exp(0): nothing overflows.

@@ -1,4 +1,4 @@
-"""Operations and memory read off a jaxpr, without running or compiling anything.
+"""Operations, memory and what devices tell each other, read off a jaxpr: nothing is run or compiled.
 
 `cost_analysis` of a compiled program counts the body of a loop once; here a scan counts as often as
 it runs.
@@ -16,6 +16,8 @@ from jax.interpreters import partial_eval
 
 from lora_limits.checks import fail
 
+COLLECTIVES = ("psum", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "reduce_scatter")
+
 
 def count_operations(function: Callable[..., Any], *args: Any) -> dict[str, int]:
     """What `function(*args)` would do, args being arrays or jax.ShapeDtypeStruct.
@@ -30,6 +32,32 @@ def count_operations(function: Callable[..., Any], *args: Any) -> dict[str, int]
     needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
     flops, largest = _count(needed)
     return {"flops": flops, "largest": largest}
+
+
+def exchanged_bytes(function: Callable[..., Any], *args: Any) -> int:
+    """Bytes that every device tells the others in `function(*args)`, on a mesh of any kind.
+
+    Of a sum, a maximum or a minimum the array that goes in; of a gathering the one that comes out.
+    Loops multiplied out; of several branches the one that says most. What no result depends on is
+    not counted.
+    """
+    traced = jax.make_jaxpr(function)(*args).jaxpr
+    needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+    return _exchanged(needed)
+
+
+def _exchanged(jaxpr: core.Jaxpr) -> int:
+    said = 0
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name.startswith(COLLECTIVES):
+            arrays = eqn.outvars if name.startswith("all_gather") else eqn.invars
+            said += sum(_bytes(v) for v in arrays)
+            continue
+        inner = [_exchanged(sub) for sub in _sub_jaxprs(eqn)]
+        repeat = eqn.params["length"] if name == "scan" else 1
+        said += repeat * (max if name == "cond" else sum)(inner or [0])
+    return said
 
 
 def _count(jaxpr: core.Jaxpr) -> tuple[int, int]:
@@ -56,6 +84,10 @@ def _count(jaxpr: core.Jaxpr) -> tuple[int, int]:
 
 def _elements(variable: Any) -> int:
     return math.prod(variable.aval.shape)
+
+
+def _bytes(variable: Any) -> int:
+    return _elements(variable) * variable.aval.dtype.itemsize
 
 
 def _dot_flops(eqn: core.JaxprEqn) -> int:

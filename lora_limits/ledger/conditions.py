@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 
+from lora_limits.gradients.methods import Polynomial
+from lora_limits.gradients.solve import gradient
 from lora_limits.instruments.comparing import max_error as relative
 from lora_limits.instruments.compiling import quick_jit
-from lora_limits.ledger.row import FULL, Evidence, problem, terms
+from lora_limits.ledger.row import FULL, Evidence, exact_gradient, problem, terms
 from lora_limits.norms import norm_report
 from lora_limits.polynomial import needed
 from lora_limits.problem import inputs, project
-
-
-def transition() -> Evidence:
-    """log k / log L, counted at L = 2^32 with d = log2 L, tolerance 1/L and beta = 1/d.
-
-    Gamma = kappa sqrt(ln L), so that R = kappa^2 ln L.
-    """
-    # Counting touches no token, so L may be far beyond what a computer holds.
-    log_length = 32 * math.log(2)
-    out = {}
-    for kappa in (0.2, 1.0, 2.0):
-        degree = needed.degree_needed(kappa**2 * log_length, 2.0**-32)
-        out[kappa] = needed.width_exponent(32, degree, log_length)
-    text = ", ".join(f"{value:.2f} at kappa = {kappa}" for kappa, value in out.items())
-    return Evidence(f"log k / log L, counted to 2^32: {text}", out[0.2] < 1 < out[1.0] < out[2.0])
 
 
 def norm_conditions() -> Evidence:
@@ -82,3 +70,21 @@ def wrong_inverse_temperature() -> Evidence:
     text = f"R {measured:.0f} = d times larger; Gamma = 0.8, L = 2^32: "
     text += f"log k / log L {pair[0]:.2f} -> {pair[1]:.2f}"
     return Evidence(text, abs(measured - 3) < 1e-9 and pair[0] < 1 < pair[1])
+
+
+def far_above() -> Evidence:
+    """Rem. 5.2 reads the conditions as necessary: a problem that breaks them and is easy.
+
+    A shift of all keys leaves f and the gradient as they are, and makes Gamma as large as one likes.
+    """
+    p = problem(FULL, length=256, gamma=0.7)
+    large = 100 * math.sqrt(math.log(256))
+    shifted = dataclasses.replace(p, x_key=p.x_key + large)
+    gamma = float(quick_jit(norm_report)(shifted).gamma_full)
+    # all of them of the shifted problem, but for the value adapter, which sees no key
+    solve = quick_jit(gradient, static_argnums=1)
+    got, want = solve(shifted, Polynomial(5)).gradient, exact_gradient(shifted)
+    error = max(relative(got[n].a, want[n].a) for n in ("query", "value"))
+    text = f"Gamma {gamma:.0f} = {gamma / math.sqrt(math.log(256)):.0f} sqrt(ln L): "
+    text += f"degree 5 errs by {error:.0e}, 1/L = {1 / 256:.0e}"
+    return Evidence(text, gamma > large / 2 and error < 1 / 256)

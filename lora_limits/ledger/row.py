@@ -86,6 +86,42 @@ def problem(
     return LoRAProblem(xq, xk, xv, y, weights=weights, adapters=adapters, scale=scale, beta=1 / d)
 
 
+@functools.cache
+def bounded(
+    adapt: tuple[str, ...], length: int = 4096, width: int = 8, gamma: float = 1.5
+) -> LoRAProblem:
+    """A self-attention problem inside the hypotheses of Theorems 3.1 and A.1 at Gamma = gamma.
+
+    Uniform tokens of max norm gamma, projections near rotations: X, Q, K and Q W_K^T have max norm
+    gamma at most. d_model = d = d_value = width, r = 2, beta = 1/d.
+    """
+    rng = np.random.default_rng(11)
+    x = gamma * rng.uniform(-1, 1, size=(length, width))
+    w, ab = {}, {}
+    for name in FULL:
+        w[name] = np.linalg.qr(rng.normal(size=(width, width)))[0]
+        a, b = rng.normal(size=(2, width)) / 4, rng.normal(size=(width, 2)) / 4
+        whole = w[name] + (b @ a if name in adapt else 0)
+        size = gamma / np.abs(x @ whole).max() if name != "value" else 1.0
+        w[name], ab[name] = size * w[name], Adapter(size * a, b)
+    y = rng.normal(size=(length, width))
+    adapters = {name: ab[name] for name in adapt}
+    weights = AttentionWeights(**w)
+    return LoRAProblem(x, x, x, y, weights=weights, adapters=adapters, scale=1.0, beta=1 / width)
+
+
+@functools.cache
+def sampled(keys: int = 0, length: int = 4096, rows: int = 48) -> LoRAProblem:
+    """A gaussian problem of all adapters with `length` keys, of whose queries some rows are drawn.
+
+    Every term of the chain is made row by row, so that what holds of these rows is what an L x L
+    reference would show. keys: other inputs for the keys, so many; 0: self-attention.
+    """
+    p = problem(FULL, length, keys)
+    some = np.linspace(0, length - 1, rows).astype(int)
+    return dataclasses.replace(p, x_query=p.x_query[some], target=p.target[some])
+
+
 def terms(p: LoRAProblem) -> dict[str, np.ndarray]:
     """Q, K, V, f, c, q, rho, p1, p2, p of a problem as NumPy arrays."""
     return {name: np.asarray(x) for name, x in exact.dense_terms(p).items()}

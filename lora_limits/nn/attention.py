@@ -12,10 +12,12 @@ from jaxtyping import Array, Shaped
 
 from lora_limits.checks import check_integer, fail
 from lora_limits.coordinates import collectives
+from lora_limits.coordinates.collectives import Axis
 from lora_limits.heads.visibility import Pattern, Tokens, sees_any
 from lora_limits.method import Method
 from lora_limits.nn import explicit, heads, padding
 from lora_limits.nn.padding import Masks
+from lora_limits.nn.reverse import refusal
 
 PLAUSIBLE = 1e4  # what is larger in a query that seems to be padding is read as 0
 
@@ -35,6 +37,7 @@ def attention(
     query_segment_ids: Any = None,
     key_value_segment_ids: Any = None,
     local_window_size: int | tuple[int, int] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
     bias: Any = None,
     return_residual: bool = False,
 ) -> jax.Array:
@@ -44,9 +47,9 @@ def attention(
     B. Query head n reads key head n // (N / K). scale: a scalar, 1/sqrt(H) by default. is_causal:
     query t sees keys s <= t, whatever T and S are. local_window_size: (left, right), query t sees
     keys t - left to t + right; one integer for both.
-    Returns (B, T, N, Hv) in that dtype, computed in at least float32. jit with method, is_causal
-    and local_window_size static; vmap; reverse-mode derivatives in query, key, value and scale, and
-    with Exact or a window forward-mode ones too. Batch and heads may be split over devices.
+    Returns (B, T, N, Hv) in that dtype, computed in at least float32. jit with method, is_causal,
+    local_window_size and axis_name static; vmap; reverse-mode derivatives in query, key, value and scale, and
+    with Exact or a window forward-mode ones too.
 
     Padding: mask, (B, S) or (B, 1, 1, S) booleans, or key_value_seq_lengths, (B,) integers, say
     which keys exist; query_mask, (B, T), or query_seq_lengths which queries. What stands in tokens
@@ -56,6 +59,13 @@ def attention(
     are numbers up to 1e4 (factors give 0).
     Documents: query_segment_ids, (B, T) integers; for self-attention alone, where a run of equal
     numbers is a document, else with key_value_segment_ids, (B, S), where equal numbers are.
+
+    Devices: batch and heads may be split anyhow. Tokens may be split by a shard_map that names its
+    mesh axes as axis_name, each device giving its part of all arrays, in device order, or by an
+    explicit mesh. Polynomial then sums over the keys and queries of each device where they lie, and
+    (K k (1 + Hv)) numbers a batch entry cross devices each way, whatever T and S are: summed, or
+    gathered from all devices if causal. Exact has all keys and values sent to each device. Factors,
+    windows and documents are refused; causal, so are odd degrees on fewer than 128 tokens a device.
 
     Costs are those of one batch entry; the entries, and the heads, are vmapped. Exact(): O(N T S (H
     + Hv)) time, memory O(N T S); Exact(block_size): memory O(N block_size S), derivative included.
@@ -68,8 +78,9 @@ def attention(
     blocks of block_size / (N / K); a query reads its own block exactly and the blocks before it
     through P, Taylor's and not centred, so that nothing depends on tokens to come, bit for bit; at
     odd degrees the first 128 tokens of a document are exact, as P may be negative over few keys.
-    Sequences whose keys fit in one such block are computed exactly, causal or not: block_size below
-    S to prevent it. Documents: causal ones only. Worth it while scores are small (o(log S), Theorem
+    Packed documents of self-attention in the same way, causal or not (then documents of up to 128
+    tokens are exact). Sequences whose keys fit in one such block are computed exactly: block_size
+    below S to prevent it. Worth it while scores are small (o(log S), Theorem
     3.1), the more so the higher the degree; no error is certified.
 
     A factor (Skeleton, SparseLowRank, ...): not causal, no documents; O(N T rank H Hv) time beside
@@ -80,8 +91,8 @@ def attention(
 
     A normaliser D_i that is not positive (odd or low degree, large scores) makes the output of that
     query NaN, and NaN every gradient that it enters; raise the degree, make it even, or use Exact.
-    A query that sees no key gives 0. Causal or in a window, one that sees NaN or infinity gives
-    NaN, and others are as if it were not there.
+    A query that sees no key gives 0. Causal, in a window or packed, one that sees NaN or infinity
+    gives NaN, and others are as if it were not there.
 
     Raises ValueError for shapes or dtypes that do not fit together, for Chain, for causal factors
     and series other than "taylor": they are fitted to all scores, the future's included; for masks
@@ -105,6 +116,8 @@ def attention(
         query_segment_ids,
         key_value_segment_ids,
     )
+    if axis_name is not None:
+        padding.check_split(masks)
     given = padding.read(masks, q, k)
     pattern = Pattern(
         is_causal=bool(is_causal), window=_window(local_window_size), packed=given.packed
@@ -117,29 +130,25 @@ def attention(
     scale = jnp.asarray(1 / np.sqrt(q.shape[-1]) if scale is None else scale, dtype)
     attend = functools.partial(_attention, method, pattern, given.answered)
     try:
-        out = explicit.by_device(attend, given.tokens, q, k, v, scale)
+        out = explicit.by_device(attend, axis_name, given.tokens, q, k, v, scale)
     except TypeError as error:
-        if "forward-mode" not in str(error):
+        # Forward mode in a batch is seen by JAX before it is seen by `reverse_only`.
+        if "to a custom_vjp function" not in str(error):
             raise
-        # JAX would name a function that nobody has heard of.
-        remedy = "reverse-mode ones (grad, vjp, jacrev), or Exact"
-        raise TypeError(
-            f"derivative of {method!r}: got a forward-mode one (jvp, jacfwd, hessian), "
-            f"expected {remedy}"
-        ) from error
+        raise refusal(repr(method)) from error
     return out if batched else out[0]
 
 
 # One program where nobody else compiles: its parts alone would be hundreds.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _attention(
-    method: Method, pattern: Pattern, answered: bool, tokens: Tokens, q, k, v, scale
+    method: Method, pattern: Pattern, answered: bool, axis: Axis, tokens: Tokens, q, k, v, scale
 ) -> jax.Array:
-    """`attention` of checked arrays. answered: as in Padding."""
+    """`attention` of checked arrays. answered: as in Padding; axis: as in Pattern."""
     (b, t, n, h), key_heads = q.shape, k.shape[2]
     # A device may hold some heads of queries and the only one of keys.
-    pattern = pattern._replace(group=n // key_heads)
-    if pattern.is_causal:
+    pattern = pattern._replace(group=n // key_heads, axis=axis)
+    if pattern.is_causal and axis is None:
         k, v = (_as_long_as(x, t) for x in (k, v))
         tokens = tokens._replace(key=_as_long_as(tokens.key, t))
     # Padding may hold anything, NaN too: zeros in its place.
@@ -169,13 +178,14 @@ def _head(method: Method, pattern: Pattern, tokens: Tokens, q, k, v) -> jax.Arra
     t, group, h = q.shape
     bad_key = ~(jnp.isfinite(k).all(1) & jnp.isfinite(v).all(1))
     bad_query = ~jnp.isfinite(q).all(2)
-    if pattern.is_local:
+    apart = pattern.is_local or pattern.packed
+    if apart:
         # 0 times NaN is NaN: what is not finite must not be in sums from which it is masked out.
         k, v = (jnp.where(bad_key[:, None], 0, x) for x in (k, v))
         q = jnp.where(bad_query[:, :, None], 0, q)
     out = heads.head(method, pattern, tokens, q.reshape(t * group, h), k, v)
     out = out.reshape(t, group, -1)
-    if pattern.is_local:
+    if apart:
         lost = sees_any(pattern, tokens, bad_key, t)[:, None] | bad_query
         out = jnp.where(lost[:, :, None], jnp.nan, out)
     if tokens.query_document is not None and not pattern.packed:

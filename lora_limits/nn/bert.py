@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from lora_limits.checks import fail
 from lora_limits.linalg import AnyArray
+from lora_limits.nn import folder as folders
+from lora_limits.nn.folder import Layout, Pretrained
+from lora_limits.nn.layered import check_length, check_no_gate
 from lora_limits.nn.lora import LoRA, LoRAAttention, Norm, Projection, to_unit_size
-from lora_limits.nn.transformer import Layered
 
 SIZES = {
     "vocab_size": "vocabulary",
@@ -32,8 +29,7 @@ EMBEDDINGS = {
     "position": "position_embeddings",
     "segment": "token_type_embeddings",
 }
-# Of a layer: ours, and what it is called in the file after "encoder.layer.N.". Kernels are stored
-# transposed.
+# Of a layer: ours, and what it is called in the file.
 PARTS = {
     "attention.query": "attention.self.query",
     "attention.key": "attention.self.key",
@@ -44,6 +40,8 @@ PARTS = {
     "down": "output.dense",
     "mlp_norm": "output.LayerNorm",
 }
+LAYOUT = Layout("encoder.layer", PARTS, "bert.")
+EXPECTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 
 class Block(nnx.Module):
@@ -58,23 +56,37 @@ class Block(nnx.Module):
             d, heads, d // heads, lora, method=method, bias=True, rngs=rngs
         )
         self.attention_norm = Norm(d, epsilon=epsilon)
-        self.up = Projection(d, sizes["mlp"], bias=True, rngs=rngs)
-        self.down = Projection(sizes["mlp"], d, bias=True, rngs=rngs)
+        self.up = Projection(d, sizes["mlp"], lora.on("up"), bias=True, rngs=rngs)
+        self.down = Projection(sizes["mlp"], d, lora.on("down"), bias=True, rngs=rngs)
         self.mlp_norm = Norm(d, epsilon=epsilon)
 
+    def __call__(
+        self, x: Float[Array, "b l d_model"], probe: Float[Array, "b l heads width"] | None
+    ) -> tuple[Float[Array, "b l d_model"], Float[Array, "b l d_model"]]:
+        """(tokens after the block, what its attention reads: its input)."""
+        between = self.attention_norm(x + self.attention(x, probe))
+        hidden = jax.nn.gelu(self.up(between), approximate=False)
+        return self.mlp_norm(between + self.down(hidden)), x
 
-class Bert(Layered):
+
+class Bert(Pretrained):
     """A post-norm encoder: tokens (B, L) -> hidden states (B, L, d_model).
 
     Sequences are of one length, without padding. What a layer's attention reads is the layer's
     input itself. Time and memory: those of the layers' methods, else linear in L.
-    Raises ValueError for more tokens than there are positions.
+    Raises ValueError for more tokens than there are positions, and for an adapted gate, as the MLPs
+    have none.
     """
+
+    layout = LAYOUT
+    task = "FEATURE_EXTRACTION"
 
     def __init__(
         self, sizes: dict[str, int], epsilon: float, lora: LoRA, method: Any, *, rngs: nnx.Rngs
     ):
+        check_no_gate(lora)
         d = sizes["d_model"]
+        self.lora = lora
         self.embedding = nnx.Param(jnp.zeros((sizes["vocabulary"], d), jnp.float32))
         self.position = nnx.Param(jnp.zeros((sizes["length"], d), jnp.float32))
         self.segment = nnx.Param(jnp.zeros(d, jnp.float32))
@@ -82,23 +94,16 @@ class Bert(Layered):
         blocks = [Block(sizes, epsilon, lora, method, rngs=rngs) for _ in range(sizes["layers"])]
         self.blocks = nnx.List(blocks)
 
-    def trace(
-        self, tokens: Int[AnyArray, "b l"], probes: Any = None
-    ) -> tuple[Float[Array, "b l d_model"], tuple[Float[Array, "b l d_model"], ...]]:
-        """(hidden states, what each layer's attention reads). probes: added to heads' outputs."""
-        positions = len(self.position[...])
-        if tokens.shape[1] > positions:
-            fail("tokens", f"{tokens.shape[1]} of them", f"at most {positions}")
+    def enter(self, tokens: Int[AnyArray, "b l"]) -> Float[Array, "b l d_model"]:
+        """Embeddings of tokens and positions, normalised."""
+        check_length(tokens, len(self.position[...]))
         # All tokens are of the first segment, whose embedding is the same for each.
         place = self.position[...][: tokens.shape[1]] + self.segment[...][None]
-        x = self.norm(self.embedding[...][tokens] + place[None])
-        read = []
-        for n, block in enumerate(self.blocks):
-            read.append(x)
-            x = block.attention_norm(x + block.attention(x, None if probes is None else probes[n]))
-            hidden = jax.nn.gelu(block.up(x), approximate=False)
-            x = block.mlp_norm(x + block.down(hidden))
-        return x, tuple(read)
+        return self.norm(self.embedding[...][tokens] + place[None])
+
+    def leave(self, x: Float[Array, "b l d_model"]) -> Float[Array, "b l d_model"]:
+        """The hidden states are the output."""
+        return x
 
 
 def embed(model: Bert, tokens: Int[AnyArray, "b l"]) -> Float[Array, "b d_model"]:
@@ -116,57 +121,17 @@ def load(folder: str | Path, lora: LoRA, *, method: Any, rngs: nnx.Rngs) -> Bert
     missing or unfitting arrays.
     """
     folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
-        arrays = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        # The libraries' own traceback would say no more than its first line.
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder}: got {reason}, expected a BERT's folder") from None
-    _check_config(config, folder)
+    config = folders.read_config(folder)
+    folders.check(config, folder, EXPECTED, {*SIZES, "layer_norm_eps"})
     sizes = {ours: config[theirs] for theirs, ours in SIZES.items()}
     model = Bert(sizes, config["layer_norm_eps"], lora, method, rngs=rngs)
-    # Files saved with a head on top have the encoder one level down.
-    arrays = {name.removeprefix("bert."): array for name, array in arrays.items()}
+    arrays = folders.read_arrays(folder, model)
     for ours, theirs in EMBEDDINGS.items():
         weight = arrays.get(f"embeddings.{theirs}.weight")
         if ours == "segment" and weight is not None:
             # Every token is of segment 0.
             weight = weight[0]
-        _put(getattr(model, ours), weight, f"embeddings.{theirs}")
-    _fill(model.norm, arrays, "embeddings.LayerNorm")
-    for n, block in enumerate(model.blocks):
-        for ours, theirs in PARTS.items():
-            module = functools.reduce(getattr, ours.split("."), block)
-            _fill(module, arrays, f"encoder.layer.{n}.{theirs}")
+        folders.put(getattr(model, ours), weight, f"embeddings.{theirs}")
+    folders.fill(model.norm, arrays, "embeddings.LayerNorm")
+    folders.fill_blocks(model, arrays)
     return model
-
-
-def _check_config(config: dict[str, Any], folder: Path) -> None:
-    """Raises ValueError unless the config is of a BERT that this module can be."""
-    expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
-    for name, value in expected.items():
-        if config.get(name, value) != value:
-            fail(f"{folder}: {name}", repr(config[name]), repr(value))
-    missing = sorted({*SIZES, "layer_norm_eps"} - config.keys())
-    if missing:
-        fail(f"{folder}: config.json", f"no {missing[0]}", "one")
-
-
-def _fill(module: Projection | Norm, arrays: dict[str, Any], name: str) -> None:
-    """Puts a layer of the file into a module of ours."""
-    weight, bias = (arrays.get(f"{name}.{part}") for part in ("weight", "bias"))
-    if isinstance(module, Norm):
-        _put(module.gain, weight, name)
-        _put(module.shift, bias, name)
-    else:
-        # The file holds (out, in).
-        _put(module.kernel, None if weight is None else weight.T, name)
-        _put(module.bias, bias, name)
-
-
-def _put(param: Any, array: Any, name: str) -> None:
-    """Puts an array of the file, called `name` there, into a parameter of ours."""
-    if array is None or array.shape != param.shape:
-        fail(name, "none" if array is None else f"shape {array.shape}", param.shape)
-    param.set_value(jnp.asarray(array, jnp.float32))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lora_limits.coordinates import collectives
 from lora_limits.heads.visibility import Pattern, Tokens, visible
 from lora_limits.linalg import dot
 
@@ -25,7 +26,11 @@ def attend(
     """Outputs of queries q, `block` of them at a time, each block recomputed on the way back.
 
     A query that sees no key gives 0. O(n S (H + Hv)) time, O(block S) memory, derivative included.
+    Where tokens are split over devices, the keys and values of all come to each.
     """
+    gathered = functools.partial(collectives.gathered, axis=pattern.axis)
+    k, v = gathered(k), gathered(v)
+    tokens = tokens._replace(key=gathered(tokens.key))
     n = q.shape[0]
     size = min(block, n)
     at = jnp.arange(k.shape[0], dtype=jnp.int32)
@@ -81,6 +86,7 @@ def band(
 def _queries(pattern: Pattern, tokens: Tokens, q: jax.Array):
     """(q, the positions of its queries, their documents or None)."""
     position = jnp.arange(q.shape[0], dtype=jnp.int32) // pattern.group
+    position = position + pattern.first(q.shape[0] // pattern.group)
     own = tokens.query_document
     return q, position, None if own is None else jnp.repeat(own, pattern.group)
 

@@ -14,10 +14,13 @@ from jaxtyping import Array, Float
 
 from lora_limits.checks import check_integer, check_number, fail, set_integers
 from lora_limits.linalg import dot
+from lora_limits.nn import rotary
 from lora_limits.nn.attention import attention
 from lora_limits.problem import NAMES
 
 SCALINGS = ("alpha/r", "alpha/sqrt(r)")
+# What a model may adapt: attention's projections, and those of an MLP (a gate where it has one).
+PROJECTIONS = (*NAMES, "output", "gate", "up", "down")
 # Anything that `attention` takes, or a function (query, key, value, is_causal) -> output of the
 # same layout. Hashable, as the methods are part of what a program is compiled for.
 HeadMethod = Any
@@ -42,13 +45,18 @@ class LoRA:
         if self.scaling not in SCALINGS:
             fail("scaling", repr(self.scaling), f"one of {list(SCALINGS)}")
         object.__setattr__(self, "alpha", check_number("LoRA alpha", self.alpha))
-        if not isinstance(self.adapt, tuple) or not self.adapt or set(self.adapt) - set(NAMES):
-            fail("adapt", repr(self.adapt), f"a tuple of names among {list(NAMES)}")
+        names = isinstance(self.adapt, tuple) and set(self.adapt)
+        if not names or names - set(PROJECTIONS):
+            fail("adapt", repr(self.adapt), f"a tuple of names among {list(PROJECTIONS)}")
 
     @property
     def scale(self) -> float:
         """The factor of B A."""
         return self.alpha / (self.rank if self.scaling == "alpha/r" else math.sqrt(self.rank))
+
+    def on(self, name: str) -> LoRA | None:
+        """What a projection of that name is made with: this, or None where it is not adapted."""
+        return self if name in self.adapt else None
 
 
 class Projection(nnx.Module):
@@ -86,6 +94,19 @@ class Projection(nnx.Module):
         if self.bias is not None:
             y = y + _along_last(self.bias[...].astype(dtype), y)
         return y.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """gain x / sqrt(mean x^2 + epsilon) over the last axis, in dtypes as Norm."""
+
+    def __init__(self, width: int, *, epsilon: float = 1e-6):
+        self.epsilon = epsilon
+        self.gain = nnx.Param(jnp.ones(width, jnp.float32))
+
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        dtype = _wider(x, self.gain[...])
+        wide = to_unit_size(x.astype(dtype), self.epsilon)
+        return (wide * _along_last(self.gain[...].astype(dtype), wide)).astype(x.dtype)
 
 
 class Norm(nnx.Module):
@@ -128,11 +149,13 @@ def to_unit_size(
 
 
 class LoRAAttention(nnx.Module):
-    """Multi-head self-attention whose query, key and value projections carry adapters.
+    """Multi-head self-attention whose projections carry adapters.
 
     head_h = softmax(Q_h K_h^T / sqrt(width)) V_h,    output = [head_1 ... head_n] W_O
 
-    Tokens are (B, L, d_model); heads x width need not be d_model. method: of ll.attention, or a
+    Tokens are (B, L, d_model); heads x width need not be d_model. key_heads: of keys and values,
+    each read by heads / key_heads query heads in a row (as many as heads by default). rotary_base:
+    queries and keys are turned by their positions (`rotary`). method: of ll.attention, or a
     hashable function (query, key, value, is_causal); static, so that a jitted function of the split
     module recompiles for a new method and never for one it has seen. softmax_1: exp(s_j) /
     (1 + sum exp(s)), a key and value of zeros that every query sees. normalised: every query and
@@ -140,7 +163,8 @@ class LoRAAttention(nnx.Module):
     dtype that it is given.
     Filters: nnx.LoRAParam holds the adapters, nnx.Param everything. Time and memory: those of the
     method.
-    Raises ValueError for sizes below 1, and as LoRA and ll.attention do.
+    Raises ValueError for sizes below 1, heads that key_heads does not divide, an odd width of
+    turned rows, and as LoRA and ll.attention do.
     """
 
     def __init__(
@@ -155,34 +179,51 @@ class LoRAAttention(nnx.Module):
         softmax_1: bool = False,
         normalised: bool = False,
         bias: bool = False,
+        key_heads: int | None = None,
+        rotary_base: float | None = None,
         rngs: nnx.Rngs,
     ):
         d_model = check_integer("d_model", d_model, 1)
         self.heads = heads = check_integer("heads", heads, 1)
         self.width = width = check_integer("width", width, 1)
+        self.key_heads = check_integer("key_heads", heads if key_heads is None else key_heads, 1)
+        if heads % self.key_heads:
+            fail("key_heads", key_heads, f"a divisor of {heads}, the heads")
+        if rotary_base is not None and width % 2:
+            fail("width", width, "an even one, as rotations turn pairs of coordinates")
+        self.rotary_base = rotary_base
         self.adapt = lora.adapt
         self.method = method
         self.is_causal = is_causal
         self.softmax_1 = softmax_1
         self.normalised = normalised
-        inner = heads * width
         for name in NAMES:
-            adapted = lora if name in lora.adapt else None
-            setattr(self, name, Projection(d_model, inner, adapted, bias=bias, rngs=rngs))
-        # W_O is outside of the theorems, and never adapted.
-        self.output = Projection(inner, d_model, bias=bias, rngs=rngs)
+            inner = width * (heads if name == "query" else self.key_heads)
+            made = Projection(d_model, inner, lora.on(name), bias=bias, rngs=rngs)
+            setattr(self, name, made)
+        # W_O is outside of the theorems: its adapter's gradient costs O(L) whatever the method.
+        self.output = Projection(heads * width, d_model, lora.on("output"), bias=bias, rngs=rngs)
+
+    @property
+    def projected(self) -> bool:
+        """Whether scores are of x W_Q and x W_K themselves, nothing between them."""
+        return not self.normalised and self.rotary_base is None
 
     def rows(
         self, x: Float[Array, "b l d_model"]
     ) -> tuple[
         Float[Array, "b l heads width"],
-        Float[Array, "b l heads width"],
-        Float[Array, "b l heads width"],
+        Float[Array, "b l key_heads width"],
+        Float[Array, "b l key_heads width"],
     ]:
-        """Q, K, V of tokens, adapters in, normalised if so asked."""
-        shape = (*x.shape[:2], self.heads, self.width)
+        """Q, K, V of tokens, adapters in, normalised and turned by position if so asked."""
+        shape = (*x.shape[:2], -1, self.width)
         q, k, v = (getattr(self, name)(x).reshape(shape) for name in NAMES)
-        return (to_unit_size(q), to_unit_size(k), v) if self.normalised else (q, k, v)
+        if self.normalised:
+            q, k = to_unit_size(q), to_unit_size(k)
+        if self.rotary_base is not None:
+            q, k = (rotary.turn(y, self.rotary_base) for y in (q, k))
+        return q, k, v
 
     def attend(
         self, x: Float[Array, "b l d_model"], method: HeadMethod
@@ -209,8 +250,8 @@ class LoRAAttention(nnx.Module):
 
 def head_outputs(
     q: Float[Array, "b l heads width"],
-    k: Float[Array, "b l heads width"],
-    v: Float[Array, "b l heads width"],
+    k: Float[Array, "b l key_heads width"],
+    v: Float[Array, "b l key_heads width"],
     *,
     method: HeadMethod,
     is_causal: bool,

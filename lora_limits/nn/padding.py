@@ -59,6 +59,13 @@ def read(masks: Masks, query: Shaped[Array, "b t n h"], key: Shaped[Array, "b s 
     return Padding(tokens, answered, packed)
 
 
+def check_split(masks: Masks) -> None:
+    """Raises ValueError for what is counted from the first token of all devices."""
+    for name in ("query_seq_lengths", "key_value_seq_lengths"):
+        if getattr(masks, name) is not None:
+            fail(f"{name} with axis_name", "lengths", "None, and a mask of this device's tokens")
+
+
 def _or_all(exists: Any, x: Shaped[Array, "b l n h"]) -> Bool[Array, "b l"]:
     """`exists`, or ones where nothing was given, laid out over devices as x is."""
     # Made from x, not sliced from it: heads may be split over devices.

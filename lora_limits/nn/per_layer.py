@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 from lora_limits.checks import fail
 from lora_limits.gradients.methods import Exact
 from lora_limits.linalg import AnyArray
+from lora_limits.nn.layered import Layered
 from lora_limits.nn.lora import LoRAAttention
-from lora_limits.nn.transformer import Layered
 from lora_limits.norms import NormReport, norm_report
 from lora_limits.problem import NAMES, Adapter, AttentionWeights, LoRAProblem
 
@@ -36,11 +36,12 @@ def problem_of(
     float32 loses it. A head's B is the layer's, its A the layer's columns of that head: gradients
     of B add up over heads. Biases are a column of ones in x. softmax_1: a key of zeros in front.
     Time and memory of exact tiled attention.
-    Raises ValueError for a layer with query-key normalisation (no W gives its scores), without
-    adapters, and for a cotangent of a causal layer, as a LoRAProblem has no mask.
+    Raises ValueError for a layer with query-key normalisation or rotary positions (no W gives its
+    scores), without adapters of query, key or value, and for a cotangent of a causal layer, as a
+    LoRAProblem has no mask.
     """
-    if layer.normalised:
-        fail("layer", "query-key normalisation", "scores that are x W_Q W_K^T x^T")
+    if not layer.projected:
+        fail("layer", "query-key normalisation or rotations", "scores that are x W_Q W_K^T x^T")
     if layer.is_causal and cotangent is not None:
         fail("cotangent", "one for a causal layer", "none: a LoRAProblem has no mask")
     weights, adapters, scale = _weights(layer)
@@ -65,13 +66,16 @@ def problem_of(
             beta=beta,
         )
 
-    a = {name: _by_head(getattr(layer, name).a[...], layer.heads) for name in adapters}
+    a = {name: _by_head(getattr(layer, name).a[...], layer) for name in adapters}
     return jax.vmap(head)(weights, a, target.transpose(1, 0, 2))
 
 
-def _by_head(matrix: Float[Array, "n heads_width"], heads: int) -> Float[Array, "heads n width"]:
-    """The columns of each head."""
-    return matrix.reshape(matrix.shape[0], heads, -1).transpose(1, 0, 2)
+def _by_head(
+    matrix: Float[Array, "n some_heads_width"], layer: LoRAAttention
+) -> Float[Array, "heads n width"]:
+    """The columns of each query head: its own, or those of the key head that it reads."""
+    parts = matrix.reshape(matrix.shape[0], -1, layer.width).transpose(1, 0, 2)
+    return jnp.repeat(parts, layer.heads // len(parts), axis=0)
 
 
 def _weights(layer: LoRAAttention) -> tuple[dict[str, jax.Array], dict[str, jax.Array], float]:
@@ -82,11 +86,13 @@ def _weights(layer: LoRAAttention) -> tuple[dict[str, jax.Array], dict[str, jax.
         projection = getattr(layer, name)
         kernel = projection.kernel[...]
         last = jnp.zeros_like(kernel[:1]) if projection.bias is None else projection.bias[...][None]
-        weights[name] = _by_head(jnp.concatenate([kernel, last]), layer.heads)
+        weights[name] = _by_head(jnp.concatenate([kernel, last]), layer)
         if projection.b is not None:
             # The bias is not adapted.
             b[name] = jnp.pad(projection.b[...], ((0, 1), (0, 0)))
-    return weights, b, getattr(layer, layer.adapt[0]).scale
+    if not b:
+        fail("layer", f"adapters of {layer.adapt}", "one of query, key or value")
+    return weights, b, getattr(layer, next(iter(b))).scale
 
 
 def _row_problems(layer: LoRAAttention, x: jax.Array) -> LoRAProblem:
@@ -102,21 +108,22 @@ def _row_problems(layer: LoRAAttention, x: jax.Array) -> LoRAProblem:
         return LoRAProblem(q, k, v, v, weights=weights, adapters=adapters, scale=scale, beta=beta)
 
     q, k, v = (rows[0] for rows in layer.rows(x[None]))
+    # Query heads that share keys are problems of their own.
+    k, v = (jnp.repeat(rows, layer.heads // layer.key_heads, axis=1) for rows in (k, v))
     return jax.vmap(head, 1)(q, k, v)
 
 
 def norms(model: Layered, tokens: Int[Array, "b l"]) -> tuple[NormReport, ...]:
     """Gamma, R and the other norms of every layer: one report for each, its entries (B, heads).
 
-    Of x W_Q and x W_K as they are; after the normalisation where there is one, and then the norms
-    of the updates are 0 and those of Theorem A.1 are of the rows. A causal head is reported as if
-    every query saw every key. jit applies. O(B L d_model heads width) time, and the time of the
-    model's own forward.
+    Of x W_Q and x W_K as they are; after normalisation and rotations where there are such, and then
+    the norms of the updates are 0 and those of Theorem A.1 are of the rows. A causal head is
+    reported as if every query saw every key. jit applies. O(B L d_model heads width) time, and the
+    time of the model's own forward.
     """
 
     def reports(layer, x):
-        # Query-key normalisation is no product with a W.
-        make = _row_problems if layer.normalised else problem_of
+        make = problem_of if layer.projected else _row_problems
         return jax.vmap(lambda x: jax.vmap(norm_report)(make(layer, x)))(x)
 
     read = model.trace(tokens)[1]

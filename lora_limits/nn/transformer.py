@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lora_limits.checks import fail
 from lora_limits.gradients.methods import Exact
 from lora_limits.linalg import AnyArray
-from lora_limits.nn.lora import HeadMethod, LoRA, LoRAAttention, Norm, Projection
+from lora_limits.nn.layered import Layered, check_length, check_no_gate
+from lora_limits.nn.lora import LoRA, LoRAAttention, Norm, Projection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +40,10 @@ class Block(nnx.Module):
     """x + attention(norm x), then x + MLP(norm x)."""
 
     def __init__(self, shape: Shape, lora: LoRA, *, rngs: nnx.Rngs):
-        self.attention_norm = Norm(shape.d_model)
+        d = shape.d_model
+        self.attention_norm = Norm(d)
         self.attention = LoRAAttention(
-            shape.d_model,
+            d,
             shape.heads,
             shape.width,
             lora,
@@ -54,35 +53,18 @@ class Block(nnx.Module):
             normalised=shape.normalised,
             rngs=rngs,
         )
-        self.mlp_norm = Norm(shape.d_model)
-        self.up = Projection(shape.d_model, shape.mlp, bias=True, rngs=rngs)
-        self.down = Projection(shape.mlp, shape.d_model, bias=True, rngs=rngs)
+        self.mlp_norm = Norm(d)
+        self.up = Projection(d, shape.mlp, lora.on("up"), bias=True, rngs=rngs)
+        self.down = Projection(shape.mlp, d, lora.on("down"), bias=True, rngs=rngs)
 
-
-class Layered(nnx.Module):
-    """What models of LoRA attention layers share: `blocks` with an `attention`, a method for each.
-
-    trace: (tokens, probes) -> (output, what each layer's attention reads).
-    """
-
-    embedding: nnx.Param
-    blocks: nnx.List
-    trace: Callable[..., Any]
-
-    @property
-    def methods(self) -> tuple[HeadMethod, ...]:
-        """The method of each layer's attention."""
-        return tuple(block.attention.method for block in self.blocks)
-
-    def set_methods(self, methods: Sequence[HeadMethod]) -> None:
-        """Gives each layer its method, in place. Raises ValueError unless there is one for each."""
-        if len(methods) != len(self.blocks):
-            fail("methods", len(methods), f"{len(self.blocks)}, one for each layer")
-        for block, method in zip(self.blocks, methods, strict=True):
-            block.attention.method = method
-
-    def __call__(self, tokens: Int[AnyArray, "b l"]) -> Float[Array, "b ..."]:
-        return self.trace(tokens)[0]
+    def __call__(
+        self, x: Float[Array, "b l d_model"], probe: Float[Array, "b l heads width"] | None
+    ) -> tuple[Float[Array, "b l d_model"], Float[Array, "b l d_model"]]:
+        """(tokens after the block, what its attention reads)."""
+        read = self.attention_norm(x)
+        x = x + self.attention(read, probe)
+        hidden = jax.nn.gelu(self.up(self.mlp_norm(x)))
+        return x + self.down(hidden), read
 
 
 class Transformer(Layered):
@@ -92,10 +74,12 @@ class Transformer(Layered):
     (B, L, vocabulary) of which entry t depends on tokens up to t alone. Every layer starts with
     Exact(); `set_methods` changes that. dtype follows the parameters. Time and memory: those of the
     layers' methods, else linear in L.
-    Raises ValueError for tokens longer than shape.length, and as LoRAAttention does.
+    Raises ValueError for tokens longer than shape.length, for an adapted gate, as the MLPs have
+    none, and as LoRAAttention does.
     """
 
     def __init__(self, shape: Shape, lora: LoRA, *, rngs: nnx.Rngs):
+        check_no_gate(lora)
         self.shape = shape
         d = shape.d_model
         normal = jax.random.normal
@@ -105,22 +89,12 @@ class Transformer(Layered):
         self.norm = Norm(d)
         self.head = Projection(d, shape.classes or shape.vocabulary, bias=True, rngs=rngs)
 
-    def trace(
-        self,
-        tokens: Int[AnyArray, "b l"],
-        probes: Sequence[Float[Array, "b l heads width"]] | None = None,
-    ) -> tuple[Float[Array, "b ..."], tuple[Float[Array, "b l d_model"], ...]]:
-        """(logits, what each layer's attention reads). probes: added to the heads' outputs."""
-        if tokens.shape[1] > self.shape.length:
-            fail("tokens", f"{tokens.shape[1]} of them", f"at most {self.shape.length}")
-        # What attention reads is kept: with it and the cotangents a layer is a problem of its own.
-        x = self.embedding[...][tokens] + self.position[...][None, : tokens.shape[1]]
-        read = []
-        for n, block in enumerate(self.blocks):
-            read.append(block.attention_norm(x))
-            x = x + block.attention(read[-1], None if probes is None else probes[n])
-            hidden = jax.nn.gelu(block.up(block.mlp_norm(x)))
-            x = x + block.down(hidden)
-        # Classes are read off the mean over tokens, next tokens off each.
+    def enter(self, tokens: Int[AnyArray, "b l"]) -> Float[Array, "b l d_model"]:
+        """Embeddings and positions of tokens."""
+        check_length(tokens, self.shape.length)
+        return self.embedding[...][tokens] + self.position[...][None, : tokens.shape[1]]
+
+    def leave(self, x: Float[Array, "b l d_model"]) -> Float[Array, "b ..."]:
+        """Logits: classes are read off the mean over tokens, next tokens off each."""
         x = self.norm(x)
-        return self.head(x if self.shape.classes is None else x.mean(1)), tuple(read)
+        return self.head(x if self.shape.classes is None else x.mean(1))

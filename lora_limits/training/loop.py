@@ -1,6 +1,6 @@
 """Pretraining and fine-tuning: one loop, resumable, its gradient held against the exact one.
 
-A model is a `Transformer`; its methods give the gradients. Nothing here knows what is learnt: data
+A model is `Layered`; its methods give the gradients. Nothing here knows what is learnt: data
 are tokens and labels (`batches`).
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lora_limits.gradients.methods import Exact
 from lora_limits.instruments import timing
 from lora_limits.instruments.compiling import quick_jit
 from lora_limits.linalg import AnyArray
-from lora_limits.nn.transformer import Transformer
+from lora_limits.nn.layered import Layered
 from lora_limits.training import batches, checkpoints
 from lora_limits.training.batches import Data, Splits
 
@@ -37,9 +37,7 @@ SHOWN = 200  # steps from which a run shows its progress on a terminal
 # Up to so many tokens, what is run a few times costs more to compile well than it gains by it.
 SHORT = 1024
 TINY = 1e-300  # what a norm of 0 is divided by
-# What the history holds, the latter with `watch` only.
-NOTED = ("loss", "seconds", "steps", "test_loss", "accuracy", "methods")
-WATCHED = ("cosine", "error")
+NOTED = ("loss", "seconds", "steps", "test_loss", "accuracy", "methods")  # in the history
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,41 +114,44 @@ def compiled_step(recipe: Recipe, graphdef: Any, *args: Any) -> Any:
     return _compiled[key]
 
 
-def _score_of(
+def _scores_of(
     graphdef: Any, params: Any, tokens: Int[AnyArray, "b l"], labels: Int[AnyArray, "b ..."]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(loss, accuracy)."""
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """(loss, accuracy) of each sequence."""
     logits = nnx.merge(graphdef, params)(tokens)
     right = logits.argmax(-1).astype(labels.dtype) == labels
-    return loss(logits, labels), right.mean()
+    return jax.vmap(loss)(logits, labels), right.reshape(len(tokens), -1).mean(1)
 
 
-def evaluate(model: Transformer, data: Data, recipe: Recipe) -> dict[str, float]:
-    """Loss and accuracy on the first sequences, in whole batches, by the model's own methods."""
+def scores(model: Layered, data: Data, recipe: Recipe) -> dict[str, Float[np.ndarray, " n"]]:
+    """Loss and accuracy of each of the first sequences, in whole batches, by the model's methods."""
     graphdef, params = nnx.split(model)
     count = max(min(recipe.tests, len(data.tokens)) // recipe.batch, 1)
     # Whole batches have one shape, and so one program.
     cuts = [slice(n * recipe.batch, (n + 1) * recipe.batch) for n in range(count)]
-    score = _jitted(_score_of, data.tokens.shape[1] <= SHORT)
-    scores = [score(graphdef, params, data.tokens[cut], data.labels[cut]) for cut in cuts]
-    return {
-        "loss": float(np.mean([s[0] for s in scores])),
-        "accuracy": float(np.mean([s[1] for s in scores])),
-    }
+    score = _jitted(_scores_of, data.tokens.shape[1] <= SHORT)
+    found = [score(graphdef, params, data.tokens[cut], data.labels[cut]) for cut in cuts]
+    losses, rights = (np.concatenate(part) for part in zip(*found, strict=True))
+    return {"loss": losses, "accuracy": rights}
 
 
-def with_methods(model: Transformer, methods: Sequence[Any]) -> Transformer:
+def evaluate(model: Layered, data: Data, recipe: Recipe) -> dict[str, float]:
+    """The means of `scores`."""
+    return {name: float(each.mean()) for name, each in scores(model, data, recipe).items()}
+
+
+def with_methods(model: Layered, methods: Sequence[Any]) -> Layered:
     """A copy of the model with other methods."""
     copy = nnx.merge(*nnx.split(model))
     copy.set_methods(methods)
     return copy
 
 
-def compare(model: Transformer, data: Data) -> dict[str, float]:
+def compare(model: Layered, data: Data) -> dict[str, float]:
     """Cosine and relative error of the adapters' gradient, as one vector, against the exact one."""
     gradient = _jitted(_gradient_of, data.tokens.shape[1] <= SHORT)
 
-    def flat(model: Transformer) -> np.ndarray:
+    def flat(model: Layered) -> np.ndarray:
         parts = gradient(*nnx.split(model, ADAPTERS, ...), *data)
         leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(parts)]
         return np.concatenate([leaf.ravel() for leaf in leaves])
@@ -167,32 +168,34 @@ def compare(model: Transformer, data: Data) -> dict[str, float]:
 
 
 def train(
-    model: Transformer,
+    model: Layered,
     task: Splits,
     recipe: Recipe,
     *,
     what: Any = ADAPTERS,
-    watch: bool = False,
-    rechoose: Callable[[Transformer, Data], Sequence[Any]] | None = None,
+    watch: Callable[[Layered, Data], Mapping[str, float]] | None = None,
+    rechoose: Callable[[Layered, Data], Sequence[Any]] | None = None,
     folder: Path | None = None,
+    told: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Trains the parameters that the filter `what` picks, in place; returns the history.
 
     rechoose: (model, batch) -> methods, asked wherever the run is evaluated. folder: where the run
     is kept at each evaluation, before it; a run that was killed goes on from there to the same
-    losses. The folder belongs to this model, task and recipe alone.
+    losses. The folder belongs to this model, task and recipe alone. told: called with the number of
+    steps done and the history after each, in place of a bar of progress.
 
     The history: "loss", "seconds": of every step, compiling and evaluation apart. "steps": where it
-    was evaluated, the last too, and there "test_loss", "accuracy", "methods" (as text) and, with
-    `watch`, "cosine" and "error" of the gradient against the exact one on the next batch.
+    was evaluated, the last too, and there "test_loss", "accuracy", "methods" (as text) and what
+    `watch`, `compare` for one, says of the model and the next batch.
     "temporary": the most bytes that a step asks for.
     """
     graphdef, trained, frozen = nnx.split(model, what, ...)
     state = optimiser(recipe).init(trained)
     used = {}
-    history: dict[str, Any] = {name: [] for name in (*NOTED, *(WATCHED if watch else ()))}
+    history: dict[str, Any] = {name: [] for name in NOTED}
     start, (trained, state), history = checkpoints.restore(folder, (trained, state), history)
-    hidden = recipe.steps < SHOWN or not sys.stdout.isatty()
+    hidden = told is not None or recipe.steps < SHOWN or not sys.stdout.isatty()
     for step in track(range(start, recipe.steps + 1), "training", disable=hidden, transient=True):
         data = batches.batch(task.train, recipe.batch, recipe.seed, step)
         if step % recipe.every == 0 or step == recipe.steps:
@@ -203,25 +206,25 @@ def train(
                 # The methods are part of graphdef, so a new choice is a new program.
                 model.set_methods(rechoose(model, data))
                 graphdef = nnx.split(model, what, ...)[0]
-            _note(history, step, model, task, recipe, data if watch else None)
+            _note(history, step, model, task, recipe)
+            for name, value in (watch(model, data) if watch else {}).items():
+                history.setdefault(name, []).append(value)
         if step < recipe.steps:
             run = used[graphdef] = compiled_step(recipe, graphdef, trained, frozen, state, *data)
             began = time.perf_counter()
             trained, state, value = jax.block_until_ready(run(trained, frozen, state, *data))
             history["seconds"].append(time.perf_counter() - began)
             history["loss"].append(float(value))
+            if told is not None:
+                told(step + 1, history)
     memory = [timing.temporary_bytes(run) for run in used.values()]
     return history | {"temporary": max((m for m in memory if m), default=None)}
 
 
-def _note(
-    history: dict, step: int, model: Transformer, task: Splits, recipe: Recipe, data: Data | None
-) -> None:
-    """Adds an evaluation to the history, and a comparison of gradients if there is a batch."""
-    scores = evaluate(model, task.test, recipe)
-    noted = {"steps": step, "test_loss": scores["loss"], "accuracy": scores["accuracy"]}
-    noted["methods"] = [str(method) for method in model.methods]
-    if data is not None:
-        noted |= compare(model, data)
-    for name, value in noted.items():
-        history[name].append(value)
+def _note(history: dict[str, Any], step: int, model: Layered, task: Splits, recipe: Recipe) -> None:
+    """Adds an evaluation to the history."""
+    found = evaluate(model, task.test, recipe)
+    history["steps"].append(step)
+    history["test_loss"].append(found["loss"])
+    history["accuracy"].append(found["accuracy"])
+    history["methods"].append([str(method) for method in model.methods])

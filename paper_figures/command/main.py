@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     and for results that cannot be read, each after one line.
     """
     args = _read(argv)
+    if args.check_claims:
+        return check_claims()
     try:
         if args.keep is not None:
             kept = keeping.keep(args.keep, force=args.force)
@@ -64,8 +66,27 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     kept = "first keep the results in DIR here, in data/"
     parser.add_argument("--keep", type=Path, metavar="DIR", help=kept)
     force = "keep also what is incomplete, smaller than what is there, or from a tree with changes"
+    claims = (
+        "draw nothing, but recompute every number of README.md and the gallery from the kept rows"
+    )
+    parser.add_argument("--check-claims", action="store_true", help=claims)
     parser.add_argument("--force", action="store_true", help=force)
     return parser.parse_args(argv)
+
+
+def check_claims() -> int:
+    """Exit status: 0; 1 when a claim and the rows have parted, after a line for each."""
+    from paper_figures.gallery import claims
+
+    try:
+        told = claims.parted()
+    except (Refused, ValueError, OSError) as error:
+        return _refuse(error)
+    for line in told:
+        print(line, file=sys.stderr)
+    if not told:
+        print(f"{claims.count()} claims recomputed from the kept rows: all as they are printed")
+    return 1 if told else 0
 
 
 def _refuse(error: Exception) -> int:

@@ -31,11 +31,24 @@ def select(points: Points, **where: Any) -> Points:
     return [p for p in points if all(p.get(name) == value for name, value in where.items())]
 
 
+def by_gammas(points: Points) -> list[Points]:
+    """The points of the lengths that have the same norms, one list for each set of norms: only some
+    cells are measured at the longest.
+    """
+    norms = {n: frozenset(p["gamma"] for p in select(points, length=n)) for n in _lengths(points)}
+    groups = dict.fromkeys(norms.values())
+    return [[p for p in points if norms[p["length"]] == group] for group in groups]
+
+
+def _lengths(points: Points) -> list[int]:
+    return sorted({p["length"] for p in points})
+
+
 def grid(points: Points, tolerance: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(log2 L, height, exponent of k*) as arrays over (gamma, L), means over seeds; NaN for a cell
     that is not there, BEYOND where no degree measured was enough.
     """
-    lengths = sorted({p["length"] for p in points})
+    lengths = _lengths(points)
     gammas = sorted({p["gamma"] for p in points})
     x, y = np.meshgrid(np.log2(lengths), np.zeros(len(gammas)))
     z = np.full(x.shape, np.nan)
@@ -144,6 +157,33 @@ def slowdown(clock: Clock, tolerance: str) -> Callable[[dict[str, Any]], float]:
         return clock.degree_at(x, max(degree, 1)) - clock.exact_at(x)
 
     return value
+
+
+class Pick(NamedTuple):
+    """What a user would take: the fastest that meets the tolerance."""
+
+    name: str  # "exact", a degree, or a factor
+    seconds: float  # log
+
+
+def pick(clock: Clock, factors: Points, point: dict[str, Any], tolerance: str) -> Pick:
+    """For one cell. factors: "factor" points; of these the nearest length that was run, and the least
+    norm that is no smaller, speak for the cell: their errors grow with the norm.
+    """
+    x = math.log2(point["length"])
+    choices = [Pick("exact", clock.exact_at(x))]
+    degree = point[tolerance]["degree"]
+    if degree is not None:
+        choices.append(Pick(str(max(degree, 1)), clock.degree_at(x, max(degree, 1))))
+    near = min((abs(math.log2(p["length"]) - x) for p in factors), default=0.0)
+    beside = [p for p in factors if abs(math.log2(p["length"]) - x) == near]
+    above = sorted((p for p in beside if p["gamma"] >= point["gamma"]), key=lambda p: p["gamma"])
+    for name, found in above[0]["factors"].items() if above else ():
+        if found["error"] <= tolerance_of(point, tolerance):
+            # by its ratio to the exact gradient in its own run, which another length shares
+            ratio = math.log(found["seconds"] / above[0]["exact"]["seconds"])
+            choices.append(Pick(name, clock.exact_at(x) + ratio))
+    return min(choices, key=lambda choice: choice.seconds)
 
 
 # ---------------------------------------------------------------------------------------- the law

@@ -1,4 +1,6 @@
-"""python -m paper_figures.gallery: write paper_figures/README.md from the configs and kept rows."""
+"""python -m paper_figures.gallery: write paper_figures/README.md, the results of README.md and
+data/claims.json from the configs and kept rows.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import argparse
 import sys
 
 from experiments import Refused
-from paper_figures.gallery import notes, page
+from paper_figures.gallery import claims, notes, page
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,8 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.minutes:
             print(notes.how_long(args.minutes))
         else:
-            page.PATH.write_text(page.text(), encoding="utf-8")
-            print(page.PATH.relative_to(page.HERE.parent))
+            claims.write()
+            print("README.md (results)", page.PATH.relative_to(page.HERE.parent))
     except (Refused, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,9 @@ written by `python -m paper_figures.gallery` (`make gallery`), and a test holds 
 `make redraw` draws the figures again from those rows in half a minute; the command of a figure
 makes the rows themselves again, in the time that the last table says.
 
+[The checklist](../lora_limits/checklist.md) leads from these results to a decision about a model
+of your own.
+
 A manifest beside the rows says how they were made: size of the config, commit, versions, device.
 Times are medians, and only ratios within a run mean anything. ± is half the interquartile range
 for times, and half a 95 % interval over seeds or of a fit for everything else.

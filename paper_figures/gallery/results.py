@@ -34,6 +34,7 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
     ("factors", training.tree),
     ("factors", training.sparse),
     ("factors", training.sparse_speed),
+    ("factors", training.decoder),
     ("factors", training.failures),
     ("diagnose", training.diagnosis),
     ("finetune", training.long_steps),
@@ -45,14 +46,25 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
 )
 
 
-def table() -> str:
-    """The table in Markdown. Raises ValueError where rows of a config are missing."""
-    lines = []
+HEADER = ("what", "measured", "rows")
+
+
+def kept(config: str) -> Rows:
+    """The kept rows of a config. Raises ValueError where there are none."""
+    rows = load(STORED, config)
+    if rows is None:
+        raise ValueError(f"rows of {config}: got none in {STORED.name}/, expected those kept there")
+    return rows
+
+
+def lines() -> list[list[str]]:
+    """The lines of the table, as HEADER has them. Raises ValueError where rows are missing."""
+    out = []
     for config, say in LINES:
-        rows = load(STORED, config)
-        if rows is None:
-            raise ValueError(
-                f"rows of {config}: got none in {STORED.name}/, expected those kept there"
-            )
-        lines += [[what, measured, f"`{config}`"] for what, measured in say(rows)]
-    return markdown(("what", "measured", "rows"), lines)
+        out += [[what, measured, f"`{config}`"] for what, measured in say(kept(config))]
+    return out
+
+
+def table() -> str:
+    """The table in Markdown."""
+    return markdown(HEADER, lines())

@@ -10,7 +10,7 @@ import pytest
 import lora_limits as ll
 from experiments.problems import conditioned as problems
 from lora_limits.problem import as_jax
-from tests.support.compiled import UNBOUNDED
+from tests.support.compiled import GRADIENT, UNBOUNDED
 from tests.support.tools import assert_close
 
 TOKENS = ("x_query", "x_key", "x_value", "target")
@@ -38,6 +38,7 @@ def test_chunks_give_what_the_whole_gives(kind, adapt):
     got = ll.streamed_gradient(
         lambda: iter(cut(p, 12, 24)),
         method,
+        certified=False,
         progress=lambda name, tokens: told.append((name, tokens)),
     )
     assert_close(got.gradient, want.gradient, 1e-10)
@@ -48,14 +49,51 @@ def test_chunks_give_what_the_whole_gives(kind, adapt):
     assert told == [(name, tokens) for name in passes for tokens in (12, 24, 31)]
 
 
+def test_chunks_are_promised_what_the_whole_is():
+    """A short chunk first: rounding is counted by the longest."""
+    p = problems.make(5, shape=LONG, adapt=problems.FULL, kind="large biases", reach=1.5)
+    method = ll.Polynomial(4, block_size=8)
+    want = GRADIENT(p, method)
+    got = ll.streamed_gradient(cut(p, 3, 24), method)
+    assert_close(got.bound, want.bound, 1e-3)
+    assert float(got.normaliser) == pytest.approx(float(want.normaliser), rel=1e-8)
+
+
+def test_a_promise_in_single_precision_holds_of_the_exact_gradient():
+    p = problems.make(6, shape=LONG, reach=1.0)
+    narrow = jax.tree.map(lambda x: np.asarray(x, np.float32), p)
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), narrow)
+    told = []
+    got = ll.streamed_gradient(
+        cut(narrow, 20),
+        ll.Polynomial(4),
+        progress=lambda name, tokens: told.append(name),
+    )
+    exact = ll.gradient(wide, ll.Exact()).gradient
+    wanted = GRADIENT(wide, ll.Polynomial(4)).bound
+    leaves = [jax.tree.leaves(x) for x in (got.bound, got.gradient, exact, wanted)]
+    for bound, x, y, least in zip(*leaves, strict=True):
+        assert bound.dtype == x.dtype == jnp.float32
+        error = float(np.abs(np.asarray(x, np.float64) - y).max())
+        assert error <= float(bound)
+        # not by much: the same certificate, and the distance in single precision
+        most = 1.1 * float(least) + 1e-4 * float(np.abs(y).max())
+        assert float(least) <= float(bound) <= most
+    assert told[::2] == ["mean", "centres", "keys", "queries", "keys again"] + [
+        f"{name}, float64" for name in ("mean", "centres", "keys", "queries", "keys again")
+    ]
+
+
 def test_uncentred_tokens_and_single_precision():
     p = problems.make(6, shape=LONG, reach=1.0)
     plain = ll.Polynomial(3, centred=False)
     assert_close(
-        ll.streamed_gradient(cut(p, 20), plain).gradient, UNBOUNDED(p, plain).gradient, 1e-10
+        ll.streamed_gradient(cut(p, 20), plain, certified=False).gradient,
+        UNBOUNDED(p, plain).gradient,
+        1e-10,
     )
     narrow = jax.tree.map(lambda x: np.asarray(x, np.float32) if np.ndim(x) else x, p)
-    got = ll.streamed_gradient(cut(narrow, 20), ll.Polynomial(3))
+    got = ll.streamed_gradient(cut(narrow, 20), ll.Polynomial(3), certified=False)
     assert {x.dtype for x in jax.tree.leaves(got.gradient)} == {jnp.dtype(jnp.float32)}
     assert_close(got.gradient, UNBOUNDED(p, ll.Polynomial(3)).gradient, 1e-4)
 
@@ -77,7 +115,7 @@ def test_tokens_may_lie_in_a_file(tmp_path):
                 weights=p.weights, adapters=p.adapters, scale=p.scale, beta=p.beta,
             )  # fmt: skip
 
-    got = ll.streamed_gradient(chunks, ll.Polynomial(2))
+    got = ll.streamed_gradient(chunks, ll.Polynomial(2), certified=False)
     assert_close(got.gradient, UNBOUNDED(p, ll.Polynomial(2)).gradient, 1e-10)
     assert reads == [0, 16, 32, 48] * 5
 

@@ -15,7 +15,9 @@ import pytest
 import lora_limits as ll
 from experiments.problems import conditioned as problems
 from lora_limits.ledger import (
+    approximation,
     command,
+    conditions,
     corrections,
     exactness,
     limits,
@@ -304,6 +306,21 @@ def test_attention_in_x_is_a_lora_problem():
     got = limits.attention_gradient()
     assert got.shape == (3, 3)
     assert isinstance(jnp.asarray(got), jax.Array)
+
+
+def test_a_large_norm_may_be_easy():
+    """Remark 5.2's conditions are sufficient; keys that are only shifted break them at no cost."""
+    assert conditions.far_above().holds
+
+
+def test_the_theorems_are_checked_inside_their_hypotheses():
+    """And where a lower degree would not do: else the check could not fail."""
+    for adapt in (row.PARTIAL, row.FULL):
+        report = quick_jit(ll.norm_report)(row.bounded(adapt))
+        norm = report.gamma_full if adapt == row.FULL else report.gamma
+        assert float(norm) <= 1.5 * (1 + 1e-12)
+        assert approximation.relative_errors(adapt, 2)[0] > 1 / approximation.LENGTH
+    assert row.sampled().x_key.shape[0] == approximation.LENGTH
 
 
 def test_printed_forms_are_wrong_by_more_than_a_tenth():

@@ -67,13 +67,14 @@ CAUSAL = np.tri(T, dtype=bool)
         (ll.Exact(), {}, SAME),
         (ll.Exact(4), {"is_causal": True}, SAME & CAUSAL),
         (ll.Polynomial(2, block_size=8), {"is_causal": True}, SAME & CAUSAL),
+        (ll.Polynomial(2, block_size=8), {}, SAME),
         (
             ll.Polynomial(2, block_size=8),
             {"local_window_size": (5, 1)},
             SAME & np.tri(T, k=1, dtype=bool),
         ),
     ],
-    ids=["exact", "exact causal", "polynomial causal", "window"],
+    ids=["exact", "exact causal", "polynomial causal", "polynomial", "window"],
 )
 def test_documents_are_apart(method, options, own):
     """Heads that share keys, keys masked, outputs and gradients."""
@@ -90,20 +91,23 @@ def test_documents_are_apart(method, options, own):
     assert_near(got, want)
 
 
-@pytest.mark.parametrize("degree", [3, *later(4)])
-def test_the_first_rows_of_each_document_are_exact_at_odd_degrees(degree):
-    """Documents longer than the 128 tokens that are exact, in blocks of 32."""
+@pytest.mark.parametrize(
+    ("degree", "causal"), [(3, True), *later((4, True), (4, False)), (3, False)]
+)
+def test_the_first_rows_of_each_document_are_exact_at_odd_degrees(degree, causal):
+    """Causal, of documents longer than 128 tokens, in blocks of 32; else shorter ones as a whole."""
     tokens = 420
-    document = (np.arange(tokens) >= 150).astype(np.int32)
+    start = 150 if causal else 120
+    document = (np.arange(tokens) >= start).astype(np.int32)
     i, j = np.ogrid[:tokens, :tokens]
-    own = (document[:, None] == document[None]) & (j <= i)
+    own = (document[:, None] == document[None]) & ((j <= i) | (not causal))
     arrays = inputs(1, tokens, batch=1, heads=1)
     method = ll.Polynomial(degree, block_size=32)
-    options = {"is_causal": True, "query_segment_ids": document}
+    options = {"is_causal": causal, "query_segment_ids": document}
     got = solved(functools.partial(ll.attention, method=method, **options), arrays)
-    at = np.arange(tokens) - np.where(document == 1, 150, 0)
+    at = np.arange(tokens) - np.where(document == 1, start, 0)
     exact = dense(*(jnp.asarray(x) for x in arrays[:3]), own=own)
-    few = at < 128
+    few = at < 128 if causal else document == 0
     apart = np.abs(got[0] - exact)[0].max((1, 2))
     if degree % 2:
         assert apart[few].max() < 1e-12
@@ -124,11 +128,20 @@ def test_packed_or_one_by_one_is_the_same():
             np.testing.assert_allclose(packed[:, first:last], alone, atol=tolerance)
 
 
-@pytest.mark.parametrize("method", [ll.Exact(), ll.Polynomial(2, block_size=8)], ids=str)
-def test_nothing_that_is_not_finite_comes_from_another_document(method):
+@pytest.mark.parametrize(
+    ("method", "causal"),
+    [
+        (ll.Exact(), True),
+        (ll.Polynomial(2, block_size=8), True),
+        (ll.Polynomial(2, block_size=8), False),
+        *later((ll.Exact(), False)),
+    ],
+    ids=str,
+)
+def test_nothing_that_is_not_finite_comes_from_another_document(method, causal):
     q, k, v, t = inputs(3)
     spoiled = DOCUMENTS == 2
-    options = {"is_causal": True, "query_segment_ids": IDS}
+    options = {"is_causal": causal, "query_segment_ids": IDS}
 
     def run(z):
         arrays = [np.where(spoiled[None, :, None, None], z, x) for x in (q, k, v)]
@@ -157,7 +170,7 @@ def test_queries_and_keys_packed_each_in_its_own_way():
     ("method", "options", "message"),
     [
         (ll.Skeleton(3), {}, "method of packed documents: got Skeleton"),
-        (ll.Polynomial(2, block_size=4), {}, "method of packed documents: got Polynomial"),
+        (ll.Polynomial(2, "fitted", block_size=4), {}, "series of a Polynomial on packed doc"),
         (
             ll.Polynomial(2, block_size=4),
             {"key_value_segment_ids": IDS + 1},

@@ -213,7 +213,14 @@ def test_layers_return_the_dtype_that_they_are_given(dtype):
     [
         (lambda: LoRA(rank=0), "rank: got 0, expected"),
         (lambda: LoRA(scaling="alpha"), "scaling: got 'alpha', expected"),
-        (lambda: LoRA(adapt=("output",)), r"adapt: got \('output',\), expected"),
+        (lambda: LoRA(adapt=("head",)), r"adapt: got \('head',\), expected"),
+        (lambda: make(lora=LoRA(adapt=("gate",))), r"adapt: got \('gate',\), expected"),
+        (
+            lambda: per_layer.problem_of(layer(LoRA(adapt=("output",))), normal(3, 5)),
+            r"layer: got adapters of \('output',\), expected",
+        ),
+        (lambda: layer(key_heads=3), "key_heads: got 3, expected a divisor of 2"),
+        (lambda: layer(rotary_base=1e4), "width: got 3, expected an even one"),
         (lambda: LoRA(adapt=["query"]), r"adapt: got \['query'\], expected a tuple"),
         (lambda: LoRA(alpha=float("nan")), "alpha: got nan, expected"),
         (lambda: LoRA(alpha="16"), "alpha: got '16', expected a finite number"),

@@ -82,12 +82,3 @@ def test_parameters_that_all_devices_share_get_the_sum_of_their_gradients():
     x = jax.ShapeDtypeStruct((4, 24, 2, 3), np.float32)
     program = str(jax.make_jaxpr(run)(jax.ShapeDtypeStruct((), np.float32), x))
     assert [word for word in COLLECTIVES if re.search(rf"\b{word}\[", program)]
-
-
-def test_tokens_split_by_type_are_refused():
-    mesh = AbstractMesh((4,), ("tokens",), axis_types=(AxisType.Explicit,))
-    with jax.sharding.use_abstract_mesh(mesh):
-        sharding = jax.sharding.NamedSharding(mesh, P(None, "tokens"))
-        x = jax.ShapeDtypeStruct((1, 24, 2, 3), np.float32, sharding=sharding)
-        with pytest.raises(ValueError, match="query: got tokens split over 'tokens', expected"):
-            jax.eval_shape(lambda x: ll.attention(x, x, x, method=ll.Exact()), x)

@@ -64,6 +64,23 @@ def test_forward_derivatives_of_the_others_are_refused_by_name(method):
         jax.jacfwd(lambda q: ll.attention(q, k, v, method=method))(q)
 
 
+@pytest.mark.parametrize("method", [*REVERSE_ONLY[:2], *later(REVERSE_ONLY[2])], ids=str)
+def test_they_are_refused_inside_of_jit_too(method):
+    """Where JAX itself names no function: inside, around and in a scan of jitted attention."""
+    q, k, v, t = inputs()
+    run = jax.jit(lambda v: ll.attention(q, k, v, method=method))
+
+    def scanned(v):
+        return jax.lax.scan(lambda v, _: (run(v), None), v, length=2)[0]
+
+    name = type(method).__name__
+    for function in (run, jax.vmap(run), scanned):
+        x, y = (v[None], t[None]) if function not in (run, scanned) else (v, t)
+        for jvp in (jax.jvp, jax.jit(jax.jvp, static_argnums=0)):
+            with pytest.raises(TypeError, match=rf"derivative of {name}\(.*got a forward-mode"):
+                jvp(function, (x,), (y,))
+
+
 @pytest.mark.parametrize("causal", [*later(False), True])
 def test_the_gradient_of_a_gradient(causal):
     """Of Polynomial too, whose derivative is written by hand; beside finite differences."""

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.training import gradient_noise
-from lora_limits.training import loop
+from lora_limits.training import gradient_noise, loop
 from lora_limits.training.batches import Data
 from paper_figures.numbers import batch_and_rank
 from tests.support.plain_transformer import average, make, tokens
@@ -34,11 +33,10 @@ def test_the_mean_over_examples_is_the_gradient_of_their_batch(model, data):
     assert rows.std(0).max() > 1e-3
 
 
-def test_chunks_of_examples_are_put_together_and_what_is_left_is_dropped(model, data, monkeypatch):
+def test_chunks_of_examples_are_put_together_and_what_is_left_is_dropped(model, data):
     whole = gradient_noise.per_example(model, data)
-    monkeypatch.setattr(gradient_noise, "CHUNK", 2)
     np.testing.assert_allclose(
-        gradient_noise.per_example(model, Data(*(x[:5] for x in data))), whole[:4], atol=1e-12
+        gradient_noise.per_example(model, Data(*(x[:5] for x in data)), 2), whole[:4], atol=1e-12
     )
 
 

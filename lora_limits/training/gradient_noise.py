@@ -16,7 +16,7 @@ from lora_limits.instruments.compiling import quick_jit
 from lora_limits.training import loop
 from lora_limits.training.batches import Data
 
-CHUNK = 16  # examples at a time
+CHUNK = 16  # examples at a time, where nobody asks for fewer
 
 
 @functools.cache
@@ -36,7 +36,7 @@ def _compiled() -> Any:
     return quick_jit(many, static_argnums=0)
 
 
-def per_example(model: Any, data: Data) -> np.ndarray:
+def per_example(model: Any, data: Data, chunk: int = CHUNK) -> np.ndarray:
     """The gradient of each example's own loss by the model's methods: (examples, numbers in the
     adapters), float64.
 
@@ -44,7 +44,7 @@ def per_example(model: Any, data: Data) -> np.ndarray:
     """
     parts = nnx.split(model, loop.ADAPTERS, ...)
     rows = []
-    size = min(CHUNK, len(data.tokens))
+    size = min(chunk, len(data.tokens))
     for start in range(0, len(data.tokens) - size + 1, size):
         cut = slice(start, start + size)
         leaves = _compiled()(*parts, data.tokens[cut], data.labels[cut])

@@ -1,0 +1,67 @@
+"""The checklist's thresholds and numbers are those of the code and of the kept results."""
+
+import math
+import re
+
+import pytest
+
+from lora_limits import checklist
+from lora_limits.cli import COMMANDS
+from lora_limits.pilot import choosing, outcome
+from lora_limits.pilot.settings import Settings
+from paper_figures.gallery import page
+from tests.support import ROOT
+
+PAGE = " ".join(checklist.text().split())
+
+
+def test_it_is_one_page_of_80_columns():
+    lines = checklist.text().splitlines()
+    assert len(lines) <= 66
+    assert max(map(len, lines)) <= 80
+
+
+def test_thresholds_are_those_of_the_pilot():
+    assert f"error is at most {choosing.SHARE:g} of the noise" in PAGE
+    assert f"whole gradient is {outcome.STOP:g} times the noise" in PAGE
+    assert f"the {100 * outcome.LEVEL:.0f} % interval" in PAGE
+    assert f"({Settings(16).margin:g} of accuracy" in PAGE
+    for degree, said in ((2, "2,145"), (4, "814,385")):
+        assert f"{math.comb(64 + degree, degree):,}" == said
+        assert said in PAGE
+
+
+@pytest.mark.parametrize(
+    ("said", "result"),
+    [
+        ("0.21 of exact's speed at 2,048 tokens and 1.07 at 8,192", "0.21 ± 0.06 times at L = 2048, 0.448 ± 0.025 times at L = 4096, 1.07 ± 0.15 times at L = 8192"),
+        ("gain 1.2 times at 512 tokens", "short sequences: L = 512, two adapters | 1.2 ±"),
+        ("and 43 at 16,384", "43.4 ± 2.7 times"),
+        ("between 16,384 and 32,768 tokens", "between L = 16,384 and 32,768"),
+        ("0.43 for uniform inputs and 0.087 in the worst case", "uniform 0.43 (L = 2^16) and gadget 0.087"),
+        ("at 1.1 and 0.26 (1 %)", "uniform 1.1 (L = 2^13) and gadget 0.26"),
+        ("24 of 24 pretrained heads", "1.5 to 5.1, 24 above 1"),
+        ("58,905 for the tamest of those heads at 10 %, 3.5e8 in the median", "58,905 for the tamest, 3.5e8 the median"),
+        ("0.05 to 0.22 from 2,048", "0.22 (2.4) query"),
+        ("cost 0.006 ± 0.010 in loss", "loss 0.006 ± 0.010"),
+        ("above it 0.40 ± 0.09", "loss 0.40 ± 0.09"),
+        ("at rate 0.001 R passed ln L after 180 steps", "step 180 at rate 0.001"),
+        ("at 0.0003 never", "never at rate 0.0003"),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_the_gallery(said, result):
+    assert said in PAGE
+    assert result in page.PATH.read_text(encoding="utf-8")
+
+
+def test_commands_and_rows_that_it_names_are_there():
+    named = re.findall(r"`lora-limits (\w+)([^`]*)`", PAGE)
+    assert {command for command, _ in named} == {"diagnose", "pilot"}
+    for command, rest in named:
+        assert set(re.findall(r"--\w+", rest)) <= COMMANDS[command][3].keys()
+    rows = set(re.findall(r"`([a-z_]+)`", PAGE))
+    assert rows <= {path.stem for path in (ROOT / "configs").glob("*.toml")}
+
+
+def test_the_gallery_links_it():
+    assert "(../lora_limits/checklist.md)" in page.PATH.read_text(encoding="utf-8")
