@@ -105,16 +105,25 @@ def load_model(folder: Path) -> Any:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    names = config.get("architectures") or ["none in config.json"]
-    cls = getattr(transformers, names[0], None)
+    name = _class_name(config)
+    cls = getattr(transformers, name, None)
     if cls is None:
-        fail(folder, f"architecture {names[0]}", "one that transformers knows")
+        fail(folder, f"architecture {name}", "one that transformers knows")
     _check_reads_tokens(cls, config)
     with one_line(str(folder)), _without_adapter(folder) as own:
         model, info = _read(cls, own)
-    _check_complete(folder, names[0], info)
+    _check_complete(folder, name, info)
     check_finite(folder, model)
     return model.eval()
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    """The class that a config names, or the bare model of its kind."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    kind = str(config.get("model_type"))
+    names = config.get("architectures") or MODEL_MAPPING_NAMES.get(kind, kind)
+    return names if isinstance(names, str) else names[0]
 
 
 def _read(cls: Any, folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -123,7 +123,7 @@ def _task(diagnosis: dict[str, Any]) -> str:
 
 
 def _lengths(diagnosis: dict[str, Any]) -> str:
-    found = Counter(basis(row) for row in diagnosis["heads"] if row.get("pays_from"))
+    found = Counter(basis(row) for row in diagnosis["heads"] if basis(row))
     if not found:
         return f"measured at {diagnosis['length']:,} tokens on {_device(diagnosis)}"
     said = ", ".join(f"{count} {BASES[name or 'measured']}" for name, count in found.items())
