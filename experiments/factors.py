@@ -11,20 +11,21 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt, field_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 import lora_limits as ll
 from experiments import Refused
-from experiments.contenders import truth
+from experiments.contenders import decoder_factors, truth
 from experiments.contenders.methods import BLOCKS, compiled, exact_methods, fastest
-from experiments.problems import minilm
+from experiments.contenders.sinks import Sinks
+from experiments.problems import minilm, real, smollm2
 from experiments.runner.config import Fields
 from lora_limits.instruments import timing
 from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 3
-POINTS = ("lengths", "most", "methods", "timed")
-PLACES = ("inputs",)
+POINTS = ("lengths", "most", "methods", "timed", "decoder_lengths", "decoder_most", "decoder_timed")
+PLACES = ("inputs", "decoder")
 NEAR = 4  # near keys of a block tree, and samples, to each column of its width
 MAKERS: dict[str, Any] = {
     "svd": ll.Svd,
@@ -36,6 +37,8 @@ MAKERS: dict[str, Any] = {
     "nystrom": ll.Nystrom,
 }
 METHODS = tuple(MAKERS)
+# On a decoder's heads: the methods that know what is causal and turned, and one that is its own.
+DECODER_MAKERS: dict[str, Any] = {"sinks": Sinks, **MAKERS}
 TRUTHS: dict[tuple[Any, ...], Any] = {}
 DENSE = 2048  # the longest sequence whose singular value decomposition is computed
 
@@ -48,10 +51,16 @@ class Config(Fields):
     with it. inputs: a file of longer inputs made by experiments/data/make_minilm_heads.py; "" for
     the 512 tokens embedded. Times need no text: they are taken on a head whose tokens are repeated
     with noise. sparse: half of its width is entries. tree: four near keys and four samples to each
-    column of width.
+    column of width. decoder: a file made by experiments/data/make_smollm2_heads.py, "" for the heads
+    embedded, of which `decoder_most` of each layer are taken at decoder_lengths; its heads have what
+    the loss says of them as residual, of the size that noise has, and are timed on their own text.
     """
 
     inputs: str = ""
+    decoder: str = ""
+    decoder_lengths: tuple[PositiveInt, ...] = (512, 2048)
+    decoder_most: NonNegativeInt = 4
+    decoder_timed: tuple[PositiveInt, ...] = (2048,)
     noise: PositiveFloat = 1.0
     lengths: tuple[PositiveInt, ...] = (512,)
     most: PositiveInt = 3
@@ -74,7 +83,7 @@ class Config(Fields):
 
 def points(config: Config) -> list[dict[str, Any]]:
     """Errors of one method on one head at one length; then times at one length."""
-    chosen = _chosen(config)
+    chosen = real.spread(_path(config), config.most)
     most = minilm.tokens(_path(config))
     if max(config.lengths, default=1) > most:
         longer = "--inputs FILE names longer ones, see experiments/data/README.md"
@@ -89,20 +98,33 @@ def points(config: Config) -> list[dict[str, Any]]:
         if method != "svd" or length <= DENSE
         for layer, head in chosen
     ]
-    return out + [{"kind": "time", "length": length} for length in config.timed]
+    out += [{"kind": "time", "length": length} for length in config.timed]
+    return out + _decoder_points(config)
 
 
-def _chosen(config: Config) -> list[tuple[int, int]]:
-    """`most` heads of each layer, spread evenly from tame to wild."""
-    every = minilm.heads(_path(config))
-    chosen = []
-    for layer in dict.fromkeys(layer for layer, _ in every):
-        # Heads are listed from tame to wild, and the choice keeps both ends.
-        own = [pair for pair in every if pair[0] == layer]
-        gaps = max(config.most - 1, 1)
-        places = {round(i * (len(own) - 1) / gaps) for i in range(min(config.most, len(own)))}
-        chosen += [own[place] for place in sorted(places)]
-    return chosen
+def _decoder_points(config: Config) -> list[dict[str, Any]]:
+    """The same of the decoder; a point names its file by a hash, as the encoder's rows do not have it."""
+    path = real.path("decoder", config.decoder, "decoder")
+    real.check_lengths("decoder_lengths", config.decoder_lengths, path)
+    real.check_lengths("decoder_timed", config.decoder_timed, path)
+    file = minilm.fingerprint(path)["heads"]
+    wanted = {"sinks", *config.methods}
+    out: list[dict[str, Any]] = [
+        {
+            "kind": "decoder",
+            "method": method,
+            "layer": layer,
+            "head": head,
+            "length": n,
+            "file": file,
+        }
+        for n in config.decoder_lengths
+        for method in decoder_factors.able(DECODER_MAKERS)
+        if method in wanted
+        for layer, head in real.spread(path, config.decoder_most)
+    ]
+    timed = config.decoder_timed if config.decoder_most else ()
+    return out + [{"kind": "decoder time", "length": n, "file": file} for n in timed]
 
 
 def inputs(config: Config) -> dict[str, Any]:
@@ -114,16 +136,11 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """By width: relative Frobenius errors by array, their estimates, failure; or times and errors
     at one length.
     """
-    return _times(point, config) if point["kind"] == "time" else _errors(point, config)
+    return MEASURES[point["kind"]](point, config)
 
 
 def _path(config: Config) -> Path:
-    if not config.inputs:
-        return minilm.PATH
-    if not Path(config.inputs).is_file():
-        made = "a file made by experiments/data/make_minilm_heads.py"
-        raise Refused(f"inputs: got {config.inputs!r}, expected {made}")
-    return Path(config.inputs)
+    return real.path("encoder", config.inputs, "inputs")
 
 
 def make(name: str, width: int) -> ll.Method:
@@ -216,3 +233,40 @@ def _times(point: dict[str, Any], config: Config) -> dict[str, Any]:
         if name not in exact:
             out[name] |= truth.errors(programs[name](problem), true)
     return {"best": best, "contenders": out}
+
+
+def _decoder_errors(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    place, length = (point["layer"], point["head"]), point["length"]
+    path = real.path("decoder", config.decoder, "decoder")
+    own = {"rank": config.rank, "seed": config.seed, "size": config.noise}
+    problem = smollm2.problem(*place, length=length, path=path, **own)
+    key = (point["file"], config.noise, config.rank, config.seed, *place, length)
+    if key not in TRUTHS:
+        TRUTHS[key] = decoder_factors.true_gradient(problem)
+    make = DECODER_MAKERS[point["method"]]
+    found = decoder_factors.errors(problem, TRUTHS[key], make, config.widths)
+    return {"score_range": smollm2.score_range(*place, path=path), "widths": found}
+
+
+def _decoder_times(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    path = real.path("decoder", config.decoder, "decoder")
+    # A head of the middle: neither tame nor wild.
+    every = smollm2.heads(path)
+    own = {"rank": config.rank, "seed": config.seed, "size": config.noise}
+    problem = smollm2.problem(*every[len(every) // 2], length=point["length"], path=path, **own)
+    methods = {
+        f"{name} {k}": DECODER_MAKERS[name](k)
+        for name in decoder_factors.able(DECODER_MAKERS)
+        if name in ("sinks", "skeleton", "sparse", "tree")
+        for k in config.timed_widths
+    }
+    how = {"repeats": config.repeats, "max_seconds": config.max_seconds}
+    return decoder_factors.times(problem, methods, **how)
+
+
+MEASURES = {
+    "error": _errors,
+    "time": _times,
+    "decoder": _decoder_errors,
+    "decoder time": _decoder_times,
+}

@@ -6,6 +6,8 @@ grid      MultiLayer's problems (arXiv 2408.13233): exact gradients in every lay
 length    Gamma = 1 over L: exact layouts; polynomial, FAVOR+, Nystrom and the literal chain at equal k; FAVOR+ and
           Nystrom at equal time as well
 long      the polynomial alone, beside one square and one skinny matrix product of the same run
+rivals    HyperAttention, Thinformer and kNN attention beside the library's own, on one real head and one
+          tame problem
 compile   compile seconds by degree
 
 Errors are against the tiled exact gradient: in float64 up to 4096 tokens, beyond that in float32
@@ -24,12 +26,13 @@ from experiments.contenders import baselines, race, skinny, truth
 from experiments.contenders.methods import fastest
 from experiments.contenders.race import Contender, Limits
 from experiments.contenders.truth import Reference
+from experiments.problems import minilm
 from experiments.runner.config import Fields, Tokens
 from lora_limits.gradients.cost import exact_operations, polynomial_operations
 from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 1
-POINTS = ("grid", "lengths", "exact_lengths", "long", "compile_degrees")
+POINTS = ("grid", "lengths", "exact_lengths", "long", "rivals", "compile_degrees")
 
 
 class Config(Fields):
@@ -38,7 +41,8 @@ class Config(Fields):
 
     Every exact layout is tried where one takes max_tuned_seconds or less, else one block size
     alone. What asks for more than max_bytes of working memory is not run. FAVOR+ and Nystrom are
-    tried with up to most_features at equal time.
+    tried with up to most_features at equal time. rivals: lengths of their problems, a power of 4; the
+    real head's is the embedded text's length at most.
     """
 
     grid: tuple[PositiveInt, ...]
@@ -48,6 +52,7 @@ class Config(Fields):
     degrees: tuple[PositiveInt, ...] = (2, 3)
     long: tuple[Tokens, ...]
     long_degree: PositiveInt = 3
+    rivals: tuple[Tokens, ...] = ()
     compile_degrees: tuple[PositiveInt, ...] = (2, 3, 4, 5)
     compile_length: Tokens = 4096
     width: PositiveInt = 8
@@ -70,6 +75,9 @@ def points(config: Config) -> list[dict[str, Any]]:
     ]
     out += [{"panel": "length", "length": n, "exact": n in config.exact_lengths} for n in lengths]
     out += [{"panel": "long", "length": n} for n in config.long]
+    for n in config.rivals:
+        heads = ["tame"] if n > minilm.tokens(minilm.ASIDE) else ["tame", "head"]
+        out += [{"panel": "rivals", "problem": name, "length": n} for name in heads]
     return out + [{"panel": "compile", "degree": g} for g in config.compile_degrees]
 
 
@@ -77,7 +85,13 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Times, memory, compile times and errors of every contender by name; "best": the fastest exact
     ones.
     """
-    panels = {"grid": _grid, "length": _length, "long": _long, "compile": _compile}
+    panels = {
+        "grid": _grid,
+        "length": _length,
+        "long": _long,
+        "rivals": _rivals,
+        "compile": _compile,
+    }
     return panels[point["panel"]](point, config)
 
 
@@ -203,6 +217,30 @@ def _long(point: dict[str, Any], config: Config) -> dict[str, Any]:
     problem = _random_problem(length, config)
     methods, seconds = race.race(problem, contenders, _limits(config), true=None, beside=beside)
     return {"methods": methods, **skinny.rates(methods, seconds, length, width)}
+
+
+def _rivals(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    length = point["length"]
+    if point["problem"] == "head":
+        place = minilm.heads(minilm.ASIDE)[0]
+        problem = minilm.problem(*place, length=length, path=minilm.ASIDE, noise=1.0)
+        ours: dict[str, ll.Method] = {
+            "tree 128": ll.BlockTree(128, 128),
+            "tree 512": ll.BlockTree(512, 512),
+            "sparse 128": ll.SparseLowRank(64, 64),
+        }
+    else:
+        problem = _random_problem(length, config)
+        ours = {f"polynomial {g}": ll.Polynomial(g) for g in config.degrees}
+    contenders = race.exact_contenders(length, tuned=True) | race.subquadratic_rivals(config.seed)
+    contenders |= {name: race.library(name.split()[0], m) for name, m in ours.items()}
+    # losses are left out: nothing is held against them
+    contenders = {
+        name: c._replace(parts={"gradient": c.parts["gradient"]}) for name, c in contenders.items()
+    }
+    true = truth.reference(problem)
+    methods, _ = race.race(problem, contenders, _limits(config), true=true, beside={})
+    return {"methods": methods, **_best(methods)}
 
 
 def _compile(point: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Remark 5.2 on real attention heads: norms raw and centred, and the degree and features that they
-need.
+"""Remark 5.2 on real attention heads, of an encoder and of a decoder: norms raw and centred, before and
+after rotation, the rank of f, and the degree and features that polynomials need.
 """
 
 from __future__ import annotations
@@ -7,29 +7,37 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import lora_limits as ll
 from experiments.contenders import degrees
-from experiments.problems import minilm
+from experiments.problems import minilm, real, smollm2
 from experiments.runner.config import Fields
 from lora_limits.gradients.exact import dense_terms
 from lora_limits.instruments.compiling import quick_jit
 
-VERSION = 1
-POINTS = ("most",)
+VERSION = 2
+POINTS = ("most", "decoder_lengths", "decoder_most")
+PLACES = ("decoder",)
 X64 = True
 EMBEDDED = 8  # heads of each layer
 
 
 class Config(Fields):
-    """The first `most` embedded heads of each layer (tame to wild), at `length` tokens; relative
-    Frobenius errors.
+    """`most` heads of each layer of the encoder at `length` tokens, and `decoder_most` of each layer
+    of the decoder at `decoder_lengths` (tame to wild); relative Frobenius errors.
+
+    decoder: a file made by experiments/data/make_smollm2_heads.py; "" for the two heads embedded.
     """
 
     length: int = Field(default=minilm.TOKENS, ge=2, le=minilm.TOKENS)
     most: int = Field(default=EMBEDDED, ge=1, le=EMBEDDED)
+    decoder: str = ""
+    decoder_lengths: tuple[PositiveInt, ...] = (512, 2048)
+    decoder_most: NonNegativeInt = 4
     rank: PositiveInt = 4
     tolerances: tuple[PositiveFloat, ...] = (0.1, 0.01)
     highest: PositiveInt = 24
@@ -37,59 +45,52 @@ class Config(Fields):
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """One point a head."""
-    seen: dict[int, int] = {}
-    out = []
-    spacing = max(1, EMBEDDED // config.most)
-    for layer, head in minilm.heads():
-        place = seen.get(layer, 0)
-        seen[layer] = place + 1
-        if place % spacing == 0 and place // spacing < config.most:
-            out.append({"layer": layer, "head": head})
-    return out
+    """One point a head and length."""
+    path = real.path("decoder", config.decoder, "decoder")
+    real.check_lengths("decoder_lengths", config.decoder_lengths, path)
+    encoder = [
+        {"model": "encoder", "layer": layer, "head": head, "length": config.length}
+        for layer, head in real.spread(minilm.PATH, config.most)
+    ]
+    return encoder + [
+        {"model": "decoder", "layer": layer, "head": head, "length": length}
+        for length in config.decoder_lengths
+        for layer, head in real.spread(path, config.decoder_most)
+    ]
 
 
 def inputs(config: Config) -> dict[str, Any]:
-    """The hash of the file of heads."""
-    return minilm.fingerprint()
+    """Hashes of the files of heads."""
+    path = real.path("decoder", config.decoder, "decoder")
+    return {
+        "heads": minilm.fingerprint()["heads"],
+        "decoder_heads": minilm.fingerprint(path)["heads"],
+    }
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Norms, R / ln L, and for each tolerance the degree, the features k*, and the length from
-    which k* < L.
+    """Norms, R / ln L, ranks, and for each tolerance the degree and the features k*.
+
+    Of a decoder norms are of the rotated rows, as if every query saw every key; "before" has them
+    of the same rows before rotation.
     """
-    problem = minilm.problem(
-        point["layer"],
-        point["head"],
-        length=config.length,
-        rank=config.rank,
-        seed=config.seed,
-        dtype="float64",
-    )
-    report = quick_jit(ll.norm_report)(problem)
+    problem = _problem(point, config)
+    met = problem if problem.rotations is None else smollm2.as_they_meet(problem)
+    report = quick_jit(ll.norm_report)(met)
     exact = quick_jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact()).gradient
     highest = min(config.highest, degrees.HIGHEST)
     scan = degrees.errors_by_degree(problem, range(1, highest + 1), exact)
-    # Centred as the library centres: the queries about their mean, the keys about their mean under
-    # the weights exp(beta nu . K_j).
-    q, k = (np.asarray(dense_terms(problem)[n]) for n in ("Q", "K"))
-    beta = float(problem.beta)
-    weights = np.exp(beta * (k @ q.mean(0) - (k @ q.mean(0)).max()))
-    centre = weights @ k / weights.sum()
-    centred = beta * (q - q.mean(0)) @ (k - centre).T
-    out: dict[str, Any] = {
-        "gamma": float(report.gamma),
-        "gamma_centred": float(report.gamma_centred),
-        "gamma_ratio": float(report.gamma_ratio),
-        "score_bound": float(report.score_bound),
-        "score_ratio": float(report.score_ratio),
-        "score_max": float(np.abs(beta * q @ k.T).max()),
-        "score_max_centred": float(np.abs(centred).max()),
-        "score_std": float((beta * q @ k.T).std()),
-        "score_std_centred": float(centred.std()),
-        "errors": [row["frobenius_error"] for row in scan],
-    }
-    width = q.shape[1]
+    out: dict[str, Any] = _norms(report) | _scores(problem)
+    out["errors"] = [row["frobenius_error"] for row in scan]
+    out["ranks"] = {"f": ranks(dense_terms(problem)["f"], config.tolerances)}
+    if problem.rotations is not None:
+        bare = smollm2.as_they_meet(problem, rotated=False)
+        out["before"] = _norms(quick_jit(ll.norm_report)(bare))
+        out["ranks"] |= {
+            "without_mask": ranks(dense_terms(met)["f"], config.tolerances),
+            "without_rotation_and_mask": ranks(dense_terms(bare)["f"], config.tolerances),
+        }
+    width = problem.weights.query.shape[1]
     needed = {}
     for tolerance in config.tolerances:
         degree = degrees.first_below(scan, "frobenius_error", tolerance)
@@ -97,3 +98,57 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
         needed[str(tolerance)] = {"degree": degree, "features": features}
     out["needed"] = needed
     return out
+
+
+def _problem(point: dict[str, Any], config: Config) -> ll.LoRAProblem:
+    given: dict[str, Any] = {"path": real.path(point["model"], config.decoder, "decoder")}
+    if point["model"] == "encoder":
+        given = {}
+    given |= {"rank": config.rank, "seed": config.seed, "dtype": "float64"}
+    make = real.MODELS[point["model"]].problem
+    return make(point["layer"], point["head"], length=point["length"], **given)
+
+
+def ranks(f: jax.Array, tolerances: tuple[float, ...]) -> dict[str, int]:
+    """For each tolerance the smallest k at which some rank-k matrix is as near to f, relative.
+
+    In Frobenius norm: f's singular values but the first k.
+    """
+    squares = np.asarray(jnp.linalg.svd(f, compute_uv=False)) ** 2
+    # What is left out at k = 0, 1, ...: sums of the smallest squares.
+    left = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+    return {str(t): int(np.argmax(left <= t**2 * left[0])) for t in tolerances}
+
+
+def _norms(report: ll.NormReport) -> dict[str, float]:
+    names = (
+        "gamma",
+        "gamma_centred",
+        "gamma_ratio",
+        "score_bound",
+        "score_bound_raw",
+        "score_ratio",
+    )
+    return {name: float(getattr(report, name)) for name in names}
+
+
+def _scores(problem: ll.LoRAProblem) -> dict[str, float]:
+    """Largest score and spread, raw and centred, over the pairs that see each other.
+
+    Centred as the library centres: the queries about their mean, the keys about their mean under
+    the weights exp(beta nu . K_j).
+    """
+    terms = dense_terms(problem)
+    q, k, f = (np.asarray(terms[n]) for n in ("Q", "K", "f"))
+    seen = np.tri(*f.shape, dtype=bool) if problem.causal else np.ones(f.shape, bool)
+    beta = float(problem.beta)
+    weights = np.exp(beta * (k @ q.mean(0) - (k @ q.mean(0)).max()))
+    centre = weights @ k / weights.sum()
+    raw = (beta * q @ k.T)[seen]
+    centred = (beta * (q - q.mean(0)) @ (k - centre).T)[seen]
+    return {
+        "score_max": float(np.abs(raw).max()),
+        "score_max_centred": float(np.abs(centred).max()),
+        "score_std": float(raw.std()),
+        "score_std_centred": float(centred.std()),
+    }

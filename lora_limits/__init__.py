@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from lora_limits.nn.attention import attention
     from lora_limits.nn.attention_fn import AttentionFn
     from lora_limits.norms import NormReport, norm_report
-    from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
+    from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem, batch_axes
     from lora_limits.rotary import rotary_angles
     from lora_limits.synthetic import random_problem
 
@@ -77,7 +77,7 @@ _HOMES = {
     "nn.attention": ("attention",),
     "nn.attention_fn": ("AttentionFn",),
     "norms": ("NormReport", "norm_report"),
-    "problem": ("Adapter", "AttentionWeights", "LoRAProblem"),
+    "problem": ("Adapter", "AttentionWeights", "LoRAProblem", "batch_axes"),
     "rotary": ("rotary_angles",),
     "synthetic": ("random_problem",),
 }
@@ -103,6 +103,7 @@ __all__ = [
     "SparseLowRank",
     "Svd",
     "attention",
+    "batch_axes",
     "choose",
     "gradient",
     "hardness",

@@ -46,6 +46,11 @@ COMMANDS = {
         {
             "MODEL_DIR": {"help": "a local Hugging Face model folder, weights in safetensors"},
             "--text": {"required": True, "metavar": "FILE", "help": "text to run it on, UTF-8"},
+            "--labels": {
+                "metavar": "FILE",
+                "help": "classes of a classifier, one for each line of the text, which are then "
+                "its examples (default: the loss of the model's own class)",
+            },
             "--adapter": {
                 "metavar": "DIR",
                 "help": "LoRA adapter that peft wrote (default: a random one of rank 4)",
@@ -66,7 +71,17 @@ COMMANDS = {
                 "metavar": "N",
                 "help": "windows (default: 4, or what the text fills)",
             },
-            "--out": {"metavar": "DIR", "help": "where to write diagnosis.json and diagnosis.png"},
+            "--layers": {
+                "metavar": "LIST",
+                "help": "layers to look at: all, or 0,3,7-9 (default: all heads of 96 or fewer, "
+                "else 48 spread over all layers)",
+            },
+            "--heads": {"metavar": "LIST", "help": "heads to look at in each layer: all, or 0-3"},
+            "--table": {"action": "store_true", "help": "print a row for each head too"},
+            "--out": {
+                "metavar": "DIR",
+                "help": "where to write diagnosis.html, diagnosis.png and diagnosis.json",
+            },
         },
     ),
     "pilot": (

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.sweep import rows, sweep
+from lora_limits.heads.tokens import settled, tokens_of
 from lora_limits.linalg import dot, row_norms
 from lora_limits.problem import (
     LoRAProblem,
@@ -19,9 +20,10 @@ from lora_limits.problem import (
     check_static,
     project,
     project_back,
+    projections,
     scalars,
 )
-from lora_limits.problem_checks import refuse_structure
+from lora_limits.problem_checks import structure_of
 
 BLOCK = 512  # rows of a projection that are held at once
 
@@ -137,17 +139,61 @@ def _through_key(problem: LoRAProblem) -> Float[Array, ""]:
     return sweep(problem.x_query.shape[0], BLOCK, body, jnp.zeros((), problem.dtype))
 
 
+def _of_rows(problem: LoRAProblem) -> NormReport:
+    """The report of a settled problem through Q and K, turned, in memory."""
+    root = jnp.sqrt(scalars(problem)[1])
+    q, k, v = projections(problem)
+    tokens = tokens_of(problem)
+    # rows of tokens that do not count are zeros
+    frame = frames.of_rows(root * q, root * k, v, tokens.query, tokens.key)
+    one, other = tokens.query[:, None], tokens.key[:, None]
+    q_centred = jnp.where(one, root * q - frame.nu[None], 0)
+    k_centred = jnp.where(other, root * k - frame.mu[None], 0)
+    x, y = frame.x(q_centred), frame.y(k_centred)
+    balanced = jnp.minimum(
+        row_norms(x).max() * row_norms(y).max(), dot(jnp.abs(x).max(0), jnp.abs(y).max(0))
+    )
+    given = row_norms(q_centred).max() * row_norms(k_centred).max()
+    updates = {}
+    for name in ("query", "key"):
+        updates[name] = jnp.zeros((), problem.dtype)
+        if name in problem.adapters:
+            adapter = problem.adapters[name]
+            added = dot(dot(getattr(problem, f"x_{name}"), adapter.b), adapter.a)
+            updates[name] = jnp.abs(scalars(problem)[0] * added).max()
+    return NormReport(
+        query=jnp.abs(q).max(),
+        key=jnp.abs(k).max(),
+        query_centred=jnp.abs(q_centred / root).max(),
+        key_centred=jnp.abs(k_centred / root).max(),
+        query_through_key=_through_key(problem),
+        x_key=jnp.abs(problem.x_key).max(),
+        query_update=updates["query"],
+        key_update=updates["key"],
+        score_bound=jnp.minimum(balanced, given),
+        score_bound_raw=scalars(problem)[1] * row_norms(q).max() * row_norms(k).max(),
+        tokens=max(q.shape[0], k.shape[0]),
+    )
+
+
 def norm_report(problem: LoRAProblem) -> NormReport:
     """The norms of Theorems 3.1, 4.1 and A.1 and certified score bounds, raw and centred.
 
     The score bounds are Cauchy-Schwarz or box bounds, never below max |S_ij|, and not computed from
     the L x L scores. O(L d_model d) time, memory independent of L; jit and vmap apply.
+    With masks, of the tokens that count: queries that are there and keys that one of them sees.
+    With rotations, of Q and K after them: each row keeps its length, and so do the score bounds up
+    to centring, while the max norm, Gamma, may be sqrt(2) times that of the rows before or 1 over
+    that. The theorems' conditions are then on rotated rows. query_through_key is at distance 0,
+    where rotations cancel. O(L d) memory there. A causal order takes pairs away and adds none: the
+    bounds are of all pairs.
     Raises ValueError for names, shapes and dtypes that do not fit.
     """
     # Values are not looked at, so that a report may be traced.
     check_static(problem)
-    refuse_structure(problem, "norm_report")
     problem = as_jax(problem)
+    if structure_of(problem):
+        return _of_rows(settled(problem))
     frame = frames.of_problem(problem)
     q = _reach(problem, "query", frame.nu, frame.to_x)
     k = _reach(problem, "key", frame.mu, frame.to_y)

@@ -22,6 +22,7 @@ __all__ = [
     "AttentionWeights",
     "LoRAProblem",
     "as_jax",
+    "batch_axes",
     "check_static",
     "check_values",
     "inputs",
@@ -183,6 +184,32 @@ def replaced(problem: LoRAProblem, **changes: Any) -> LoRAProblem:
     for field in dataclasses.fields(problem):
         object.__setattr__(out, field.name, changes.get(field.name, getattr(problem, field.name)))
     return out
+
+
+def batch_axes(problem: LoRAProblem, *names: str) -> LoRAProblem:
+    """in_axes for jax.vmap over problems that share all but what is named: 0 for that, None else.
+
+    names: "x_query", "target", "weights.query", "adapters.query", "adapters.key.a", ...; none: all,
+    a batch of problems that share nothing. Grouped queries are "weights.query", "adapters.query"
+    and "target" stacked, with the keys and values of all heads written once; what is computed from
+    these alone is then computed once: their projections by every method, and with
+    Polynomial(..., centred=False) in a causal problem the sums over keys too (centres are made of a
+    head's own queries). The gradient of what is shared is the sum over the batch.
+    Raises ValueError for a name that is not in the problem.
+    """
+    found = set()
+
+    def axis(path, _):
+        dotted = ".".join(str(getattr(key, "name", getattr(key, "key", key))) for key in path)
+        given = {name for name in names if f"{dotted}.".startswith(f"{name}.")}
+        found.update(given)
+        return 0 if given or not names else None
+
+    axes = jax.tree_util.tree_map_with_path(axis, problem)
+    unknown = sorted(set(names) - found)
+    if unknown:
+        fail("batch_axes", unknown, "names such as x_query, weights.query, adapters.query.a")
+    return axes
 
 
 def scalars(problem: LoRAProblem) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,5 @@
 """Factors of f on real heads: error and speed over L, error by width beside the SVD, error over time,
-width each head needs.
+width each head needs; and what reaches a decoder's heads.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from paper_figures.drawing import style
 
@@ -21,6 +22,7 @@ LABELS = {
     "monomials": "adapted monomials",
     "random": "random features",
     "nystrom": "Nyström",
+    "sinks": "first and last tokens",
 }
 COLOURS = {
     "svd": "#000000",
@@ -30,6 +32,7 @@ COLOURS = {
     "monomials": "#009E73",
     "random": "#CC79A7",
     "nystrom": "#E69F00",
+    "sinks": "#8C564B",
 }
 TOLERANCE = 0.1
 KINDS = ("tame", "middling", "wild")
@@ -56,12 +59,13 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
         errors = np.array([[w["error"] for w in head] for head in own], float)
         # An error of NaN or beyond 30 is drawn at the top: useless is useless.
         errors = np.minimum(np.where(np.isfinite(errors), errors, np.inf), 30.0)
-        failed = np.array([[w["failed"] for w in head] for head in own]).mean(0) > 0.5
+        # None where a method says nothing of itself.
+        failed = np.array([[bool(w["failed"]) for w in head] for head in own]).mean(0) > 0.5
         median = np.median(errors, 0)
         ax.plot(widths, median, color=COLOURS[method], linestyle="--" if method == "svd" else "-")
         ax.plot(np.array(widths)[~failed], median[~failed], "o", color=COLOURS[method])
         ax.plot(np.array(widths)[failed], median[failed], "x", color=COLOURS[method])
-        if method in ("tree", "sparse", "svd"):
+        if method in ("tree", "sparse", "svd", "sinks"):
             ax.fill_between(
                 widths, errors.min(0), errors.max(0), color=COLOURS[method], alpha=0.12, linewidth=0
             )
@@ -91,7 +95,7 @@ def _by_length(ax: Axes, rows: list[dict[str, Any]]) -> None:
         low, middle, high = (np.array([np.quantile(own[n], q) for n in x]) for q in (0.1, 0.5, 0.9))
         line = "--o" if method == "svd" else "-o"
         ax.plot(x, middle, line, color=COLOURS[method])
-        if method in ("tree", "sparse"):
+        if method in ("tree", "sparse", "sinks"):
             ax.fill_between(x, low, high, color=COLOURS[method], alpha=0.15, linewidth=0)
     ax.axhline(TOLERANCE, color="black", linewidth=0.5, linestyle=":")
     ax.set_yscale("log")
@@ -222,17 +226,33 @@ def _longest(errors: list[dict[str, Any]]) -> int:
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """(a) error and (b) speed over L; (c-e) error by width on each third of the heads; (f) error over
-    time; (g) width needed.
+    time; (g) width needed. Of a decoder's heads: (h) error over L, (i) by width, (j) over time.
     """
-    fig, axes = style.figure(6.0)
+    kinds = {row["point"]["kind"] for row in rows}
+    decoder = bool(kinds & {"decoder", "decoder time"})
+    fig, axes = style.figure(8.0 if decoder else 6.0)
     axes[0, 0].remove()
-    grid = fig.add_gridspec(3, 1)
+    grid = fig.add_gridspec(4 if decoder else 3, 1)
+    methods = _encoder(fig, grid, rows)
+    if decoder:
+        methods |= _decoder([fig.add_subplot(p) for p in grid[3].subgridspec(1, 3)], rows)
+    _legend(fig, methods)
+    return fig
+
+
+def _of_kind(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Rows of a kind, the shortest first."""
+    own = [r for r in rows if r["point"]["kind"] == kind]
+    return sorted(own, key=lambda r: r["point"]["length"])
+
+
+def _encoder(fig: Figure, grid: Any, rows: list[dict[str, Any]]) -> set[str]:
+    """Panels (a) to (g); returns the methods that there are rows of."""
     top = [fig.add_subplot(part) for part in grid[0].subgridspec(1, 2)]
     middle = [fig.add_subplot(part) for part in grid[1].subgridspec(1, 3)]
     bottom = [fig.add_subplot(part) for part in grid[2].subgridspec(1, 2, width_ratios=(1, 2))]
     errors = [r for r in rows if r["point"]["kind"] == "error"]
-    timed = [r for r in rows if r["point"]["kind"] == "time"]
-    times = sorted(timed, key=lambda r: r["point"]["length"])
+    times = _of_kind(rows, "time")
     widest = max((w["width"] for r in errors for w in r["metrics"]["widths"]), default=0)
     _by_length(top[0], errors)
     style.panel(top[0], "a", f"all heads, $k = {widest}$")
@@ -252,11 +272,38 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     best = "tree" if "tree" in methods else "sparse"
     _map(bottom[1], [r for r in shown if r["point"]["method"] == best])
     style.panel(bottom[1], "g", f"width of {LABELS[best]} for 10 %, $L = {at}$")
+    return methods
+
+
+def _decoder(axes: list[Axes], rows: list[dict[str, Any]]) -> set[str]:
+    """Panels (h) to (j); returns the methods that there are rows of."""
+    errors = _of_kind(rows, "decoder")
+    times = _of_kind(rows, "decoder time")
+    longest = max((r["point"]["length"] for r in errors), default=0)
+    widest = max((w["width"] for r in errors for w in r["metrics"]["widths"]), default=0)
+    _by_length(axes[0], errors)
+    style.panel(axes[0], "h", f"decoder, $k = {widest}$")
+    _by_width(axes[1], [r for r in errors if r["point"]["length"] == longest])
+    style.panel(axes[1], "i", f"decoder, $L = {longest}$")
+    _against_time(axes[2], times)
+    timed = max((r["point"]["length"] for r in times), default=0)
+    style.panel(axes[2], "j", f"decoder, $L = {timed}$")
+    return {r["point"]["method"] for r in errors}
+
+
+def _legend(fig: Figure, methods: set[str]) -> None:
+    """The methods that there are, and the cross."""
     handles = [
-        middle[0].plot([], [], "--" if m == "svd" else "-o", color=COLOURS[m], label=LABELS[m])[0]
+        Line2D(
+            [],
+            [],
+            linestyle="--" if m == "svd" else "-",
+            marker=None if m == "svd" else "o",
+            color=COLOURS[m],
+            label=LABELS[m],
+        )
         for m in LABELS
         if m in methods
     ]
-    handles.append(middle[0].plot([], [], "x", color="black", label="reported as failed")[0])
-    fig.legend(handles=handles, loc="outside lower center", ncols=4)
-    return fig
+    cross = Line2D([], [], linestyle="none", marker="x", color="black", label="reported as failed")
+    fig.legend(handles=[*handles, cross], loc="outside lower center", ncols=4)

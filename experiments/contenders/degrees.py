@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import lora_limits as ll
+from experiments.problems import smollm2
 from lora_limits.coordinates import frame as frames
 from lora_limits.instruments.compiling import quick_jit
 from lora_limits.linalg import dot
@@ -27,14 +28,21 @@ def series_gradient(
     from L x L matrices.
 
     The same quantity as `gradient(problem, Polynomial(g))`: P in the normaliser, P' in the
-    gradient, centred.
+    gradient, centred. A decoder's head is centred as if every query saw every key, which leaves its
+    softmax as it is too; sums are over the keys that a query sees.
     O(Lq Lk (d + degree)) time, O(Lq Lk) memory.
     """
-    frame = frames.of_problem(problem)
+    decoder = problem.causal
+    met = smollm2.as_they_meet(problem) if decoder else problem
+    frame = frames.of_problem(met)
     beta = frame.beta
-    q = frame.centred_queries(problem, problem.x_query)
-    k = frame.centred_keys(problem, problem.x_key)
+    q = frame.centred_queries(met, met.x_query)
+    k = frame.centred_keys(met, met.x_key)
     w = jnp.exp(frame.log_weights(k))[None]
+    weight = frame.total
+    if decoder:
+        w = jnp.tril(jnp.broadcast_to(w, (q.shape[0], k.shape[0])))
+        weight = w.sum(1, keepdims=True)
     v = project(problem, "value", problem.x_value) - frame.v_mean[None]
     s = beta * dot(q, k.T)
     weighted = w * series.evaluate(c, s)
@@ -49,10 +57,11 @@ def series_gradient(
         "key": beta * (dot(prime.T, q) + (f * kernel).sum(0)[:, None] * frame.nu[None]),
         "value": dot(f.T, residual),
     }
-    if "key" in problem.adapters:
+    if "key" in problem.adapters and not decoder:
         # sum_j dl/dK_j = 0 exactly; the fast route imposes it by centring X_K.
         rows["key"] = rows["key"] - (w / frame.total).T * rows["key"].sum(0, keepdims=True)
-    return {n: pull_back(problem, n, rows[n]) for n in problem.adapters}, total.min() / frame.total
+    gradient = {n: pull_back(problem, n, rows[n]) for n in problem.adapters}
+    return gradient, (total / weight).min()
 
 
 def errors_by_degree(

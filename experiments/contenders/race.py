@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import lora_limits as ll
-from experiments.contenders import baselines
+from experiments.contenders import baselines, subquadratic
 from experiments.contenders.methods import exact_methods
 from experiments.contenders.truth import REFERENCE_TILE, Reference, errors, relative_bound
 from lora_limits.factors import random_features
@@ -125,6 +125,27 @@ def favor(features: int, width: int, seed: int) -> Contender:
 def nystrom(landmarks: int) -> Contender:
     """Nystrom on as many landmarks as others have features."""
     return _attend("nystrom", baselines.nystrom(landmarks), landmarks)
+
+
+def subquadratic_rivals(seed: int) -> dict[str, Contender]:
+    """HyperAttention, Thinformer and kNN attention, each at three sizes: keys that a query meets."""
+    key = jax.random.key(seed)
+    out = {}
+    for n in (32, 64, 128):
+        out[f"hyper {2 * n}"] = _attend("hyper", subquadratic.hyper(n, n, key), 2 * n)
+        out[f"knn {2 * n}"] = _attend("knn", subquadratic.knn(n, n, key), 2 * n)
+    for g in (1, 2, 3):
+        out[f"thinformer {g}"] = _attend("thinformer", subquadratic.thinformer(g, key))
+    return out
+
+
+def library(name: str, method: ll.Method) -> Contender:
+    """A method of the library as a contender."""
+    parts = {
+        "gradient": lambda p: ll.gradient(p, method).gradient,
+        "loss": lambda p: ll.gradient(p, method).loss,
+    }
+    return Contender(name, parts)
 
 
 def exact_seconds(problem: ll.LoRAProblem) -> float:

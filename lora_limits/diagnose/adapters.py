@@ -1,66 +1,48 @@
-"""LoRA adapters of a real model, read and written by peft, and their halves as the library's.
-
-peft adds scaling * x A_p^T B_p^T with A_p (r, d_model), B_p (out, r): so b = A_p^T and a = B_p^T.
-Head h of a projection has its own columns of a and shares b with the others; in a fused projection
-query, key, value share b too.
-"""
+"""LoRA adapters as peft reads and writes them: which are plain LoRA, and whose they are."""
 
 # The extra may be absent where the types are checked.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from lora_limits.checks import fail
-from lora_limits.diagnose.activations import NAMES, Layer, find_layers
-from lora_limits.diagnose.loading import one_line
+from lora_limits.diagnose.layers import NAMES, find_places
+from lora_limits.diagnose.loading import ADAPTER, check_finite, one_line
 from lora_limits.problem import Adapter
 
-# What peft writes into a folder.
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 RANK = 4  # of the random adapter
 UPDATE = 0.02  # its update's Frobenius norm beside its weight's
-# Fields of peft's LoraConfig that change what an adapter is, and the values with which it is plain
-# LoRA, the last of them where nothing is said.
+# Fields of peft's LoraConfig that change what an adapter of attention is, and the values with which
+# it is plain LoRA, the last of them where nothing is said. What is saved or trained elsewhere
+# (classifiers, embeddings, tokens) is a part of the model.
 PLAIN = {
     "peft_type": ("LORA",),
     "use_dora": (False, None),
-    "modules_to_save": (None, []),
     "bias": ("none", None),
     "lora_bias": (False, None),
     "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
-    "init_lora_weights": (True, False, "gaussian", None),  # the others change the frozen weights
+    # The others change the frozen weights.
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica", None),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Projection:
-    """One projection of all heads, and its adapter; b and a are None without one."""
-
-    weight: Float[np.ndarray, "d_model heads_d"]
-    bias: Float[np.ndarray, " heads_d"] | None
-    b: Float[np.ndarray, "d_model r"] | None
-    a: Float[np.ndarray, "r heads_d"] | None
-    scale: float
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
     """The model with the adapter in the folder on it, a peft model.
 
     Raises ValueError for a folder that peft cannot read, an adapter that is not plain LoRA (DoRA,
-    modules_to_save, trained biases), pickled weights, and modules or shapes that are not this
-    model's.
+    trained biases, whole attention modules), pickled weights, weights that are not finite, and
+    modules or shapes that are not this model's.
     """
     _check_folder(folder)
     import peft
@@ -71,25 +53,22 @@ def load_adapter(model: Any, folder: Path) -> Any:
             saved = set(file.keys())
         # On a model whose modules do not fit this raises, and changes nothing.
         adapted = peft.PeftModel.from_pretrained(model, folder, local_files_only=True)
-    # peft passes over what the model has no place for.
-    held = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    if saved != held:
-        name = min(saved ^ held)
+    # peft passes over what the model has no place for. Whole embeddings are saved or not.
+    kinds = (False, True)
+    held = [set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=k)) for k in kinds]
+    if saved not in held:
+        name = min(saved ^ held[0])
         raise ValueError(
             f"{folder}: got an adapter of another model, {name} is in one of them only"
         )
     _check_touches(adapted, folder)
+    check_finite(folder, adapted)
     return adapted.eval()
 
 
 def _check_folder(folder: Path) -> None:
     """Raises ValueError unless the folder holds a plain LoRA adapter in safetensors."""
-    if not (folder / CONFIG).is_file():
-        fail(folder, f"no {CONFIG}", "a folder that peft wrote")
-    with one_line(str(folder)):
-        given = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
-    if not isinstance(given, dict):
-        fail(folder / CONFIG, type(given).__name__, "an object")
+    given = _config(folder)
     for field, plain in PLAIN.items():
         if given.get(field, plain[-1]) not in plain:
             fail(folder, f"{field} = {given[field]!r}", "a plain LoRA adapter")
@@ -97,12 +76,79 @@ def _check_folder(folder: Path) -> None:
         fail(folder, f"no {WEIGHTS}", "weights in safetensors")
 
 
+def _config(folder: Path) -> dict[str, Any]:
+    """What peft says of the adapter in a folder."""
+    if not (folder / ADAPTER).is_file():
+        fail(folder, f"no {ADAPTER}", "a folder that peft wrote")
+    with one_line(str(folder)):
+        given = json.loads((folder / ADAPTER).read_text(encoding="utf-8-sig"))
+    if not isinstance(given, dict):
+        fail(folder / ADAPTER, type(given).__name__, "an object")
+    return given
+
+
 def _check_touches(adapted: Any, folder: Path) -> None:
-    """Raises ValueError unless the adapter is on some query, key or value."""
+    """Raises ValueError unless the adapter is on some query, key or value, and on parts of it."""
     model = adapted.get_base_model()
-    places = [(layer, name) for layer in find_layers(model) for name in NAMES]
-    if not any(projection(model, layer, name).b is not None for layer, name in places):
+    modules = dict(model.named_modules())
+    places = find_places(model)
+    paths = {place.projections[name] for place in places for name in NAMES}
+    whole = [p for p in paths if "modules_to_save" in p or hasattr(modules[p], "modules_to_save")]
+    if whole:
+        fail(folder, f"modules_to_save = {min(whole)}", "a plain LoRA adapter of attention")
+    if not any(getattr(modules[path], "lora_A", {}) for path in paths):
         fail(folder, "an adapter of other modules", "one of query, key or value")
+
+
+def check_base(folder: Path, model: Any, model_folder: Path) -> str | None:
+    """Whose adapter it is, in a sentence, where its base cannot be known to be this model.
+
+    peft writes down the base by name or path, and where no task is named its class.
+    Raises ValueError where that is another kind of model, whatever the shapes.
+    """
+    given = _config(folder)
+    base = given.get("base_model_name_or_path")
+    cls = (given.get("auto_mapping") or {}).get("base_model_class")
+    kind = model.config.model_type
+    edit = f"if it is this model, edit base_model_name_or_path in {folder / ADAPTER}"
+    if cls and cls != type(model).__name__ and _family(cls) != _family(type(model).__name__):
+        fail(folder, f"an adapter of a {cls}", f"one of a {type(model).__name__}")
+    if not base or Path(base).name == model_folder.resolve().name:
+        return None
+    other = Path(base) / "config.json"
+    if other.is_file():
+        if other.parent.resolve() == model_folder.resolve():
+            return None
+        with one_line(str(other)):
+            theirs = json.loads(other.read_text(encoding="utf-8-sig")).get("model_type")
+    else:
+        theirs = _named_family(base, kind)
+    if theirs is not None and theirs != kind:
+        fail(folder, f"an adapter of {base}, a {theirs}", f"one of a {kind}; {edit}")
+    return f"The adapter names {base} as its base; that this model is the same is taken on trust."
+
+
+def _family(name: str) -> str:
+    """A class name without its task: LlamaForCausalLM and LlamaModel are of one family."""
+    return re.sub(r"(For[A-Z]\w*|Model|LMHeadModel)$", "", name)
+
+
+def _named_family(base: str, kind: str) -> str | None:
+    """The longest kind of model that a name of a base contains; None where this kind is in it.
+
+    None too where no kind is: names are free.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    def letters(word: str) -> str:
+        return re.sub("[^a-z]", "", word.lower())
+
+    name = letters(Path(base).name)
+    if letters(kind) in name:
+        return None
+    known = [k for k in MODEL_MAPPING_NAMES if len(letters(k)) > 3 and letters(k) in name]
+    # Of llama and llama4, which are the same letters, the first.
+    return max(known, key=lambda k: (len(letters(k)), -len(k)), default=None)
 
 
 def random_adapter(model: Any, seed: int = 0) -> Any:
@@ -114,10 +160,10 @@ def random_adapter(model: Any, seed: int = 0) -> Any:
     import peft
     import torch
 
-    layers = find_layers(model)
-    targets = sorted({layer.projections[name] for layer in layers for name in ("query", "value")})
-    # The fused projections are Conv1D, which holds (in, out).
-    turned = any(layer.fused for layer in layers)
+    places = find_places(model)
+    targets = sorted({place.projections[name] for place in places for name in ("query", "value")})
+    # GPT-2's Conv1D holds (in, out).
+    turned = any(type(model.get_submodule(path)).__name__ == "Conv1D" for path in targets)
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, fan_in_fan_out=turned)
     adapted = peft.get_peft_model(model, config)
     random = np.random.default_rng(seed)
@@ -134,63 +180,6 @@ def random_adapter(model: Any, seed: int = 0) -> Any:
             half_b.copy_(torch.as_tensor(factor * a))
             half_a.copy_(torch.as_tensor(factor * b))
     return adapted.eval()
-
-
-def projection(model: Any, layer: Layer, name: str) -> Projection:
-    """The weight, bias and adapter of one of a layer's projections, without the others fused to it.
-
-    model: the base model, adapted in place or not.
-    Raises ValueError for more than one adapter on a module, and for a fused projection that is not
-    three equal parts (keys shared by heads).
-    """
-    module = model.get_submodule(layer.projections[name])
-    base = getattr(module, "base_layer", module)
-    weight = _numpy(base.weight)
-    # The linear layers of torch hold (out, in).
-    if type(base).__name__ != "Conv1D":
-        weight = weight.T
-    bias = None if getattr(base, "bias", None) is None else _numpy(base.bias)
-    b = a = None
-    scale = 1.0
-    held = list(getattr(module, "lora_A", {}))
-    if len(held) > 1:
-        fail(layer.projections[name], f"adapters {held}", "one")
-    if held:
-        b = _numpy(module.lora_A[held[0]].weight).T
-        a = _numpy(module.lora_B[held[0]].weight).T
-        scale = float(module.scaling[held[0]])
-    if layer.fused:
-        d_model, columns = weight.shape
-        if columns != 3 * d_model:
-            got = f"a fused projection of {columns} columns"
-            fail(layer.projections[name], got, f"query, key and value of {d_model} each")
-        width = columns // 3
-        first = NAMES.index(name) * width
-        own = slice(first, first + width)
-        weight = weight[:, own]
-        bias = None if bias is None else bias[own]
-        a = None if a is None else a[:, own]
-    return Projection(weight, bias, b, a, scale)
-
-
-def _numpy(tensor: Any) -> np.ndarray:
-    return tensor.detach().float().cpu().numpy()
-
-
-def join(heads: Sequence[Adapter], d_model: int) -> Adapter:
-    """The adapter of a projection from those of its heads, in order: b shared, a side by side.
-
-    For a fused projection: the heads of query, then key, then value. d_model: the rows of b that
-    peft holds; one more is the row of a bias, which peft has no place for.
-    Raises ValueError for heads that do not share b, and for an update of the bias.
-    """
-    b = np.asarray(heads[0].b)
-    if not all(np.array_equal(np.asarray(head.b), b) for head in heads):
-        fail("adapters", "heads with different b", "one b that they share")
-    if np.any(b[d_model:]):
-        fail("adapters", "an update of the bias", "zeros in the last row of b")
-    a = np.concatenate([np.asarray(head.a) for head in heads], axis=1)
-    return Adapter(a, b[:d_model])
 
 
 def write_adapter(adapted: Any, halves: Mapping[str, Adapter], folder: Path) -> None:

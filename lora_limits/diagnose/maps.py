@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lora_limits.diagnose.advice import basis
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -18,8 +20,11 @@ CLASSES = (
     ("beyond 64k", "#D9E8F2", np.inf),
 )
 NEVER, REFUSED = "#E9C46A", "#FFFFFF"
-# What fills the square of a refused head, white beside the coloured ones.
-HATCHED: dict[str, Any] = {"hatch": "////", "edgecolor": "#BBBBBB"}
+PALE = "#F3F3F3"  # a head that was not looked at
+# What fills the square of a refused head, white beside the coloured ones, and of one whose length
+# is extrapolated.
+CROSSED: dict[str, Any] = {"hatch": "xxxx", "edgecolor": "#BBBBBB"}
+HATCHED: dict[str, Any] = {"hatch": "////", "edgecolor": "#FFFFFF"}
 MOST_WORDS = 16  # heads across, with which there is room for a word in each square
 THEORY = (
     "$R$ bounds the scores, centred. Polynomials take almost\n"
@@ -33,13 +38,16 @@ def verdicts(ax: Axes, rows: list[dict[str, Any]], tolerance: float) -> None:
 
     colours = [_colour(row) for row in rows]
     texts = ["" if row.get("verdict") != "later" else _short(row["pays_from"]) for row in rows]
-    _cells(ax, rows, colours, texts)
+    beyond = [basis(row) == "extrapolated" for row in rows]
+    _cells(ax, rows, colours, texts, beyond)
     _titles(ax, "From how many tokens on would they pay?", "faster from there than exact ones")
     shown = [(label, colour) for label, colour, _ in CLASSES if colour in colours]
     shown += [(f"never at {tolerance:.0%}", NEVER)] * (NEVER in colours)
     handles = [Patch(facecolor=colour, label=label) for label, colour in shown]
+    if any(beyond):
+        handles.append(Patch(facecolor="#56A3CF", linewidth=0, label="extrapolated", **HATCHED))
     if REFUSED in colours:
-        handles.append(Patch(facecolor=REFUSED, linewidth=0, label="not analysed", **HATCHED))
+        handles.append(Patch(facecolor=REFUSED, linewidth=0, label="not analysed", **CROSSED))
     place = {
         "loc": "lower left",
         "bbox_to_anchor": (-0.01, 0.985),
@@ -109,20 +117,34 @@ def _titles(ax: Axes, title: str, under: str, **options: Any) -> None:
     ax.text(-0.01, 1.215, under, fontsize=6.5, transform=ax.transAxes, va="top", **options)
 
 
-def _cells(ax: Axes, rows: list[dict[str, Any]], colours: list[Any], texts: list[str]) -> None:
-    """One square a head, layers downwards, with a word in each where there is room."""
+def _cells(
+    ax: Axes,
+    rows: list[dict[str, Any]],
+    colours: list[Any],
+    texts: list[str],
+    hatched: list[bool] | None = None,
+) -> None:
+    """One square a head, layers downwards, with a word in each where there is room.
+
+    Heads that were not looked at are pale.
+    """
     from matplotlib.patches import Rectangle
 
     layers = max(r["layer"] for r in rows) + 1
     heads = max(r["head"] for r in rows) + 1
     words: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 5.5}
-    for row, colour, text in zip(rows, colours, texts, strict=True):
+    marks = hatched or [False] * len(rows)
+    looked = {(row["head"], row["layer"]) for row in rows}
+    for x, y in sorted({(h, n) for h in range(heads) for n in range(layers)} - looked):
+        ax.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=PALE, linewidth=0))
+    for row, colour, text, mark in zip(rows, colours, texts, marks, strict=True):
         x, y = row["head"], row["layer"]
-        hatch = HATCHED if colour == REFUSED else {}
-        square = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=colour, linewidth=0, **hatch)
+        fill = CROSSED if colour == REFUSED else HATCHED if mark else {}
+        square = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=colour, linewidth=0, **fill)
         ax.add_patch(square)
-        if heads <= MOST_WORDS:
-            ax.text(x, y, text, color=_ink(colour), **words)
+        if heads <= MOST_WORDS and layers <= MOST_WORDS:
+            ground = {"facecolor": colour, "linewidth": 0, "pad": 0.6} if mark and text else None
+            ax.text(x, y, text, color=_ink(colour), bbox=ground, **words)
     ax.set(xlim=(-0.6, heads - 0.4), ylim=(layers - 0.4, -0.6))
     ax.set_xticks(range(0, heads, max(1, heads // 12)))
     ax.set_yticks(range(0, layers, max(1, layers // 12)))

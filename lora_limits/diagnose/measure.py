@@ -7,39 +7,50 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lora_limits.diagnose.errors import exact_arrays, noise
-from lora_limits.diagnose.heads import Head
+from lora_limits.diagnose.heads import Head, Scores
 from lora_limits.diagnose.methods import affordable, climb, label, scale_needed
-from lora_limits.diagnose.times import Clock, predicted
-from lora_limits.norms import norm_report
+from lora_limits.diagnose.times import Clock
+from lora_limits.norms import NormReport, norm_report
+from lora_limits.problem import Adapter, AttentionWeights, LoRAProblem
 
-REPORTED = (
-    "query",
-    "key",
-    "query_centred",
-    "key_centred",
-    "query_through_key",
-    "x_key",
-    "score_bound",
-    "score_bound_raw",
-)
+REPORTED = ("query", "key", "query_centred", "key_centred", "score_bound", "score_bound_raw")
 
 _norms = jax.jit(norm_report)
 
 
-def norms(heads: Sequence[Head]) -> dict[str, float]:
-    """The norm report of a head, largest over its windows, with its two ratios, raw and centred."""
-    reports = [_norms(head.problem) for head in heads]
+def _report(scores: Scores) -> NormReport:
+    """The norms of queries and keys as they meet, positions applied."""
+    q, k = (jnp.asarray(x, jnp.float32) for x in (scores.query, scores.key))
+    width = q.shape[1]
+    eye = jnp.eye(width, dtype=jnp.float32)
+    none = Adapter(jnp.zeros((1, width), jnp.float32), jnp.zeros((width, 1), jnp.float32))
+    problem = LoRAProblem(
+        q,
+        k,
+        k,
+        jnp.zeros_like(q),
+        weights=AttentionWeights(eye, eye, eye),
+        adapters={"value": none},
+        scale=jnp.float32(1),
+        beta=jnp.float32(scores.scale),
+    )
+    return _norms(problem)
+
+
+def norms(scores: Sequence[Scores]) -> dict[str, float]:
+    """The norms of a head, largest over its windows, with its two ratios, raw and centred."""
+    reports = [_report(window) for window in scores]
     out = {name: max(float(getattr(r, name)) for r in reports) for name in REPORTED}
-    # ln L; all windows have the same L
-    log = reports[0].threshold ** 2
+    # all windows have the same L
+    log = math.log(len(scores[0].query))
     gamma = max(out["query"], out["key"])
     centred = max(out["query_centred"], out["key_centred"])
     return out | {
         "gamma": gamma,
         "gamma_centred": centred,
-        "gamma_full": max(gamma, out["query_through_key"], out["x_key"]),
         "gamma_ratio": gamma / math.sqrt(log),
         "gamma_ratio_centred": centred / math.sqrt(log),
         "score_ratio": out["score_bound"] / log,
@@ -69,7 +80,6 @@ def measure_head(heads: Sequence[Head], clock: Clock, tolerance: float) -> dict[
     # Where nothing is good enough the most accurate is shown.
     shown: dict[str, Any] = best or min(tried, key=lambda t: t["error"])
     mine, theirs = clock.pair(first, shown["method"])
-    ratio = predicted(first, shown["method"])
     dial, dial_from = affordable(first, clock)
     return {
         "tried": [t | {"method": label(t["method"])} for t in tried],
@@ -79,11 +89,12 @@ def measure_head(heads: Sequence[Head], clock: Clock, tolerance: float) -> dict[
         "error_longer": shown["error_longer"],
         "verdict": _verdict(best, tokens),
         "pays_from": best and best["pays_from"],
-        "seconds": {"method": mine, "exact": theirs, "predicted": ratio and ratio * theirs},
+        "basis": best and best["basis"],
+        "seconds": {"method": mine, "exact": theirs},
         "noise": noise(exact),
         "dial": {
             "method": label(dial),
             "pays_from": dial_from,
-            "scale": scale_needed(problems, dial, tolerance),
+            "scale": scale_needed(problems[0], dial, tolerance),
         },
     }

@@ -9,37 +9,42 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lora_limits.diagnose.altered import cooled, laid_end_to_end
 from lora_limits.diagnose.errors import Arrays, arrays, error, exact_arrays
+from lora_limits.diagnose.outputs import cooled, laid_end_to_end
 from lora_limits.diagnose.times import Clock
-from lora_limits.factors import Skeleton, SparseLowRank
+from lora_limits.factors import BlockTree, Skeleton, SparseLowRank
 from lora_limits.gradients.methods import Polynomial
 from lora_limits.method import Method
 from lora_limits.polynomial import monomials
 from lora_limits.problem import LoRAProblem
+from lora_limits.problem_checks import structure_of
 
 MOST_FEATURES = 8192
 MOST_LONGER = 4096  # tokens of the windows laid end to end
 RANKS = (64, 128)
+NEAR = ((256, 256), (512, 512), (1024, 1024))  # keys of BlockTree: near, sampled
 ENTRIES = ((32, 32), (64, 64), (96, 96), (128, 128), (256, 256))
-HALVINGS = 6  # of the search for the norm that a head would need
+HALVINGS = 5  # of the search for the norm that a head would need
 LEAST_SCALE = 1 / 16
 
 
-def ladder(width: int, length: int) -> dict[str, tuple[Method, ...]]:
+def ladder(problem: LoRAProblem, length: int) -> dict[str, tuple[Method, ...]]:
     """The methods that are tried, by family, smallest first. Extended here and nowhere else.
 
-    Polynomials of at most MOST_FEATURES features; skeletons and sparse plus low rank of at most
-    half the tokens, those of all windows that are laid end to end.
+    Polynomials of at most MOST_FEATURES features; the others of at most half the tokens, those of
+    all windows that are laid end to end. Families that do not know what the problem has (causal,
+    rotations) are left out.
     """
+    width = problem.weights.query.shape[1]
     degrees = [g for g in range(1, 25) if monomials.count(width, g) <= MOST_FEATURES]
-    ranks = [k for k in RANKS if 2 * k <= length]
-    entries = [(t, k) for t, k in ENTRIES if 2 * (t + k) <= length]
-    return {
+    families: dict[str, tuple[Method, ...]] = {
         "Polynomial": tuple(Polynomial(g) for g in degrees),
-        "Skeleton": tuple(Skeleton(k) for k in ranks),
-        "SparseLowRank": tuple(SparseLowRank(t, k) for t, k in entries),
+        "Skeleton": tuple(Skeleton(k) for k in RANKS if 2 * k <= length),
+        "SparseLowRank": tuple(SparseLowRank(t, k) for t, k in ENTRIES if 2 * (t + k) <= length),
+        "BlockTree": tuple(BlockTree(n, m) for n, m in NEAR if 2 * (n + m) <= length),
     }
+    has = set(structure_of(problem))
+    return {name: tried for name, tried in families.items() if tried and has <= tried[0].knows}
 
 
 def label(method: Method) -> str:
@@ -57,15 +62,16 @@ def climb(
     """Every method tried, family by family, smallest first, up to the first `within`: good enough.
 
     Good enough: within the tolerance in every window and, where it pays from longer texts only, on
-    the windows laid end to end too, `error_longer` (None where it was not measured, or there is one
-    window only).
+    the windows laid end to end too, `error_longer` (None where it was not measured: one window, or
+    tokens in an order). basis: what the length from which it pays rests on: "measured" at the
+    windows' own length, "end to end" where the windows laid so reach it, else "extrapolated".
     """
     tried = []
-    width = problems[0].weights.query.shape[1]
     tokens = problems[0].x_query.shape[0]
     longer = None
-    few = problems[: _joined(tokens)]
-    for family, methods in ladder(width, tokens * len(few)).items():
+    few = [] if structure_of(problems[0]) else problems[: _joined(tokens)]
+    reach = tokens * max(1, len(few))
+    for family, methods in ladder(problems[0], reach).items():
         for method in methods:
             found = [arrays(p, method) for p in problems]
             worst = max(error(got, want) for (got, _), want in zip(found, exact, strict=True))
@@ -77,6 +83,7 @@ def climb(
                 "error_longer": None,
                 "within": worst <= tolerance,
                 "pays_from": None,
+                "basis": None,
             }
             tried.append(step)
             # NaN is inf by now, so that nothing slips through.
@@ -84,6 +91,7 @@ def climb(
                 continue
             # Times are what a diagnosis waits for: only of what is good enough.
             step["pays_from"] = clock.pays_from(problems[0], method)
+            step["basis"] = _basis(step["pays_from"], tokens, reach)
             if step["pays_from"] > tokens and len(few) > 1:
                 # The rank that is enough here need not be enough there.
                 longer = longer or _with_exact(laid_end_to_end(few))
@@ -92,6 +100,13 @@ def climb(
             if step["within"]:
                 break
     return tried
+
+
+def _basis(length: int, tokens: int, reach: int) -> str:
+    """What is known at the length: tokens, of a window; reach, of windows laid end to end."""
+    if length <= tokens:
+        return "measured"
+    return "end to end" if length <= reach else "extrapolated"
 
 
 def _joined(tokens: int) -> int:
@@ -104,14 +119,13 @@ def _with_exact(problem: LoRAProblem) -> tuple[LoRAProblem, Arrays]:
 
 
 def affordable(problem: LoRAProblem, clock: Clock) -> tuple[Method, int]:
-    """(the polynomial of the highest degree that pays here, else the first; where it pays from).
+    """(the first method of the highest degree or rank that pays here, where it pays from).
 
-    Polynomials, since theirs is the norm bound of the theorems. A degree pays only where those
-    below it do: one lucky time does not carry it over the exact gradient.
+    Of polynomials where they know the problem, since theirs is the norm bound of the theorems. One
+    pays only where those below it do: one lucky time does not carry it over the exact gradient.
     """
     tokens = problem.x_query.shape[0]
-    # Degree 1 is within MOST_FEATURES for any head there is.
-    first, *higher = ladder(problem.weights.query.shape[1], tokens)["Polynomial"]
+    first, *higher = next(iter(ladder(problem, tokens).values()))
     best = first
     pays = clock.pays_from(problem, first)
     for method in higher if pays <= tokens else ():
@@ -121,18 +135,15 @@ def affordable(problem: LoRAProblem, clock: Clock) -> tuple[Method, int]:
     return best, pays
 
 
-def scale_needed(problems: Sequence[LoRAProblem], method: Method, tolerance: float) -> float | None:
+def scale_needed(problem: LoRAProblem, method: Method, tolerance: float) -> float | None:
     """The largest factor on Q and K with which the method is within the tolerance.
 
-    1 at most; None below 1/16. By halving log(factor) HALVINGS times, every window each time.
+    1 at most; None below 1/16. By halving log(factor) HALVINGS times.
     """
 
     def fits(factor: float) -> bool:
-        for problem in problems:
-            cool = cooled(problem, jnp.asarray(factor, problem.dtype))
-            if error(arrays(cool, method)[0], exact_arrays(cool)) > tolerance:
-                return False
-        return True
+        cool = cooled(problem, jnp.asarray(factor, problem.dtype))
+        return error(arrays(cool, method)[0], exact_arrays(cool)) <= tolerance
 
     if fits(1.0):
         return 1.0

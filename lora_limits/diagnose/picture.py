@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_limits.diagnose import maps
+from lora_limits.diagnose.summary import headline, heads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ RC: dict[Any, Any] = {
     "mathtext.fontset": "stix",
     "font.size": 8,
     "axes.linewidth": 0.6,
+    "hatch.linewidth": 0.5,
     "savefig.dpi": 200,
 }
 GREY = "#555555"
@@ -70,17 +72,13 @@ def _batch(batch: dict[str, Any], diagnosis: dict[str, Any]) -> Dial:
 
 
 def _headlines(fig: Figure, diagnosis: dict[str, Any]) -> None:
-    """The question the picture answers, and in small the counts that answer it."""
-    rows = diagnosis["heads"]
-    verdicts = [row.get("verdict") for row in rows]
-    now, later, never = (verdicts.count(name) for name in ("now", "later", "never"))
-    head = f"Where would approximate LoRA gradients pay in {diagnosis['model']}?"
-    fig.text(0.02, 0.965, head, fontsize=10.5, va="center")
-    counts = f"Of {len(rows)} heads: now in {now}, on longer texts in {later}, never in {never}"
-    windows = f"{diagnosis['windows']} windows of {diagnosis['length']} tokens"
-    under = f"{counts}, at {diagnosis['tolerance']:.0%} error. "
-    under += f"({windows}, adapter: {diagnosis['adapter']})"
-    fig.text(0.02, 0.92, under, fontsize=7, va="center", color=GREY)
+    """What to do, and in small the counts that say so."""
+    fig.text(0.02, 0.965, headline(diagnosis), fontsize=10.5, va="center")
+    told = f"Heads: {heads(diagnosis)}, at {diagnosis['tolerance']:.0%} error"
+    windows = f"{diagnosis['windows']} windows of {diagnosis['length']:,} tokens"
+    task = diagnosis.get("task") or "stand-in"
+    under = f"{told} ({windows}, task: {task}, adapter: {diagnosis['adapter']})"
+    fig.text(0.02, 0.94, textwrap.fill(under, 130), fontsize=6.5, va="top", color=GREY)
 
 
 def fill(fig: Figure, diagnosis: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A diagnosis as a table on the terminal and as JSON."""
+"""A diagnosis as JSON, as a table on the terminal, and in sentences."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import math
 import os
 from pathlib import Path
 from typing import Any
+
+from lora_limits.diagnose.advice import basis
+from lora_limits.diagnose.summary import notes
 
 FILE, PICTURE = "diagnosis.json", "diagnosis.png"
 
@@ -37,60 +40,53 @@ def verdict(row: dict[str, Any], tolerance: float) -> str:
         return f"refused: {row['refused']}"
     if row["verdict"] == "never":
         return f"never at {tolerance:.0%}"
-    return "pays now" if row["verdict"] == "now" else f"pays from {row['pays_from']:,} tokens"
+    if row["verdict"] == "now":
+        return "pays now"
+    known = "" if basis(row) != "extrapolated" else ", extrapolated"
+    return f"from {row['pays_from']:,}{known}"
 
 
-def _cells(row: dict[str, Any], tolerance: float) -> list[str]:
+def cells(row: dict[str, Any], tolerance: float) -> list[str]:
     """A row of the table, empty where a head was refused before it was known."""
     head = [f"{row['layer']}.{row['head']}"]
     if "norms" not in row:
-        return [*head, *[""] * 10, verdict(row, tolerance)]
-    frozen = row["norms"]["frozen"]
-    adapted = row["norms"]["adapted"]
-    head += [
-        f"{adapted['gamma_ratio']:.2f}",
-        f"{adapted['gamma_ratio_centred']:.2f}",
-        f"{frozen['score_ratio']:.2f}",
-        f"{adapted['score_ratio']:.2f}",
-    ]
-    if row["refused"]:
         return [*head, *[""] * 6, verdict(row, tolerance)]
-    longer = "" if row["error_longer"] is None else f"{row['error_longer']:.2g}"
-    seconds = row["seconds"]
-    predicted = seconds["predicted"]
-    foreseen = "" if predicted is None else f"{seconds['exact'] / predicted:.2g}"
+    adapted = row["norms"]["adapted"]
+    head += [f"{adapted['gamma_ratio_centred']:.2f}", f"{adapted['score_ratio']:.2f}"]
+    if row["refused"]:
+        return [*head, *[""] * 4, verdict(row, tolerance)]
     # None is how JSON holds an infinite error.
     error = math.inf if row["error"] is None else row["error"]
     worst = f"{error:.2g}" if error < 1e3 else "> 1000"
     noise = "" if row["noise"] is None else f"{row['noise']:.0%}"
-    speed = f"{seconds['exact'] / seconds['method']:.2g}"
-    return [*head, row["method"], worst, longer, speed, foreseen, noise, verdict(row, tolerance)]
+    speed = f"{row['seconds']['exact'] / row['seconds']['method']:.2g}"
+    return [*head, row["method"], worst, speed, noise, verdict(row, tolerance)]
+
+
+COLUMNS = ("head", "Γ/√ln L", "R/ln L", "method", "error", "speed-up", "noise", "verdict")
 
 
 def table(diagnosis: dict[str, Any]) -> Any:
-    """A rich table, one row a head."""
+    """A rich table, one row a head, readable at 80 columns."""
     from rich import box
     from rich.table import Table
 
-    size = f"{diagnosis['windows']} windows of {diagnosis['length']} tokens"
-    out = Table(
-        title=f"{diagnosis['model']}: {size}, adapter: {diagnosis['adapter']}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    columns = ("head", "Γ/√ln L", "centred", "R/ln L frozen", "adapted", "method", "error")
-    for name in (*columns, "on longer", "speed-up", "predicted", "noise", "verdict"):
-        out.add_column(name, justify="left" if name in ("method", "verdict") else "right")
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in COLUMNS:
+        left = name in ("method", "verdict")
+        side = "left" if left else "right"
+        out.add_column(name, justify=side, no_wrap=name != "verdict", overflow="fold")
     for row in diagnosis["heads"]:
-        out.add_row(*_cells(row, diagnosis["tolerance"]))
+        head, *numbers, method, error, speed, noise, said = cells(row, diagnosis["tolerance"])
+        method = method.replace("SparseLowRank", "Sparse").replace(", ", ",")
+        out.add_row(head, *numbers, method, error, speed, noise, said)
     return out
 
 
 def words(diagnosis: dict[str, Any]) -> list[str]:
-    """What the table means: counts, the three dials, and how the diagnosis was made."""
+    """The diagnosis in sentences: counts, the three dials, and how it was made."""
     rows = diagnosis["heads"]
-    verdicts = [row.get("verdict") for row in rows]
+    verdicts = [row.get("verdict") for row in rows if not row["refused"]]
     now, later, never = (verdicts.count(name) for name in ("now", "later", "never"))
     refused = sum(bool(row["refused"]) for row in rows)
     lines = [
@@ -99,4 +95,4 @@ def words(diagnosis: dict[str, Any]) -> list[str]:
     ]
     names = {"norm": "Norm bound", "rank": "LoRA rank", "batch": "Mini-batch"}
     lines += [f"{names[name]}. {dial['text']}" for name, dial in diagnosis["dials"].items()]
-    return lines + [f"Note. {note}" for note in diagnosis["notes"]]
+    return lines + [f"Note. {note}" for note in notes(diagnosis)]

@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_limits.gradients.cost import exact_method, exact_operations, polynomial_operations
-from lora_limits.gradients.methods import Polynomial
+from lora_limits.gradients.cost import exact_method
 from lora_limits.gradients.solve import gradient
 from lora_limits.method import GradientResult, Method
 from lora_limits.problem import LoRAProblem
@@ -39,8 +38,9 @@ def stretched(problem: LoRAProblem, length: int) -> LoRAProblem:
     def rows(x: jax.Array) -> jax.Array:
         return x[jnp.arange(length) % x.shape[0]]
 
-    names = ("x_query", "x_key", "x_value", "target")
-    return dataclasses.replace(problem, **{n: rows(getattr(problem, n)) for n in names})
+    names = ("x_query", "x_key", "x_value", "target", "rotations")
+    longer = {n: jax.tree.map(rows, getattr(problem, n)) for n in names}
+    return dataclasses.replace(problem, **longer)
 
 
 def by_turns(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -62,16 +62,6 @@ def by_turns(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def predicted(problem: LoRAProblem, method: Method) -> float | None:
-    """Operations of a polynomial and its certificate over the exact gradient's; None for others.
-
-    By the cost model of `choose`.
-    """
-    if not isinstance(method, Polynomial):
-        return None
-    return polynomial_operations(problem, method.degree) / exact_operations(problem)
-
-
 class Clock:
     """Times by the shapes of a problem, method and length, each measured when first asked for."""
 
@@ -83,10 +73,9 @@ class Clock:
     ) -> tuple[float, float]:
         """(seconds of the method, of the exact gradient), by turns on the same problem."""
         tokens = problem.x_query.shape[0]
-        leaves = jax.tree_util.tree_leaves_with_path(problem)
-        shapes = tuple((jax.tree_util.keystr(path), x.shape) for path, x in leaves)
+        leaves, structure = jax.tree.flatten(problem)
         # Heads of a model share their shapes, and so their times and programs.
-        name = (shapes, method, length or tokens)
+        name = (tuple(x.shape for x in leaves), structure, method, length or tokens)
         if name not in self._held:
             long = problem if length in (None, tokens) else stretched(problem, length)
             exact = exact_method(long)

@@ -142,6 +142,20 @@ def interval(terms: Terms, weights: Float[Array, " m"], level: float) -> Estimat
     return Estimate(unit * mean, one * deviation, low, (size + margin).max())
 
 
+def interval_of(samples: Float[Array, "m n1 n2"], level: float) -> Estimate:
+    """`interval` of X_s that are written out."""
+    m = samples.shape[0]
+    mean = samples.mean(0)
+    square = (samples**2).mean(0)
+    rounding = 8 * float(jnp.finfo(samples.dtype).eps) * square
+    spread = jnp.maximum(((samples - mean[None]) ** 2).mean(0), rounding)
+    deviation = jnp.sqrt(spread / (m - 1))
+    one, every = (-float(stdtrit(m - 1, (1 - level) / (2 * n))) for n in (1, mean.size))
+    margin = every * deviation
+    low = jnp.maximum(jnp.abs(mean) - margin, 0).max()
+    return Estimate(mean, one * deviation, low, (jnp.abs(mean) + margin).max())
+
+
 def check_sampling(rows: int, level: float) -> None:
     """Raises ValueError for rows below 2 or not an integer, and for a level outside (0, 1)."""
     check_integer("rows", rows, 2)

@@ -29,18 +29,20 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lora_limits.checks import fail, set_integers
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import row_range
 from lora_limits.coordinates.sampling import sample_rows
+from lora_limits.heads.tokens import pattern_of, tokens_of
+from lora_limits.heads.visibility import visible_pairs
 from lora_limits.linalg import dot, row_norms
 from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial import series as polynomial
 from lora_limits.problem import Adapter, LoRAProblem, projections, pull_back, scalars
-from lora_limits.problem_checks import refuse_structure
+from lora_limits.problem_checks import STRUCTURE, structure_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +54,15 @@ class Chain(Method):
     to be compared with. series as in `Polynomial`, here for P itself. An odd degree or a series
     other than Taylor may have row sums that are not positive; the result is then worthless, and
     nothing says so.
+    Rotations turn Q and K before they are factored, and keys that are not there are rows of zeros.
+    A causal order and documents leave no product of two thin factors: every term is then formed and
+    masked, O(Lq Lk k1 d_value) time.
     Raises ValueError for a degree that is not an integer of at least 0 or an unknown series.
     """
 
     degree: int
     series: str = "taylor"
+    knows = frozenset(STRUCTURE)
 
     def __post_init__(self):
         set_integers(self, degree=0)
@@ -94,6 +100,25 @@ def row_kronecker(a: Float[Array, "n m"], b: Float[Array, "n k"]) -> Float[Array
     return (a[:, :, None] * b[:, None, :]).reshape(a.shape[0], -1)
 
 
+def _seen(problem: LoRAProblem) -> Bool[Array, "lq_or_1 lk"] | None:
+    """Which pairs see each other; None where all do, or padding alone decides, which V1 has in it."""
+    if not set(structure_of(problem)) & {"causal", "segments"}:
+        return None
+    return visible_pairs(pattern_of(problem), tokens_of(problem))
+
+
+def _apply(
+    seen: Bool[Array, "lq_or_1 lk"] | None,
+    u: Float[Array, "lq k"],
+    v: Float[Array, "lk k"],
+    z: Float[Array, "lk n"],
+) -> Float[Array, "lq n"]:
+    """U V^T z, of the pairs that see each other."""
+    if seen is None:
+        return dot(u, dot(v.T, z))
+    return dot(jnp.where(seen, dot(u, v.T), 0), z)
+
+
 def chain_terms(
     problem: LoRAProblem, u1: Float[Array, "lq k1"], v1: Float[Array, "lk k1"]
 ) -> ChainTerms:
@@ -101,11 +126,15 @@ def chain_terms(
 
     Rows of u1 are divided by the row sums of u1 v1^T first; these must not be 0.
     """
-    refuse_structure(problem, "a chain")
     v = projections(problem)[2]
-    u1 = u1 / dot(u1, v1.sum(0)[:, None])
-    out = dot(u1, dot(v1.T, v))
+    seen = _seen(problem)
+    if problem.key_mask is not None:
+        v1 = jnp.where(problem.key_mask[:, None], v1, 0)
+    u1 = _normalised(problem, u1, v1)
+    out = _apply(seen, u1, v1, v)
     c = out - problem.target
+    if problem.query_mask is not None:
+        c = jnp.where(problem.query_mask[:, None], c, 0)
     rho = (c * out).sum(-1)
     return ChainTerms(
         u1=u1,
@@ -127,10 +156,12 @@ def gradient_of_terms(problem: LoRAProblem, t: ChainTerms) -> dict[str, Adapter]
     # p~ 1 = 0: the same gradient, less cancellation
     k = k - k.mean(0, keepdims=True)
     beta = scalars(problem)[1]
+    seen = _seen(problem)
+    by_key = None if seen is None else jnp.broadcast_to(seen, (q.shape[0], k.shape[0])).T
     rows = {
-        "query": lambda: beta * (dot(t.u3, dot(t.v3.T, k)) - dot(t.u4, dot(t.v4.T, k))),
-        "key": lambda: beta * (dot(t.v3, dot(t.u3.T, q)) - dot(t.v4, dot(t.u4.T, q))),
-        "value": lambda: dot(t.v1, dot(t.u1.T, t.c)),
+        "query": lambda: beta * (_apply(seen, t.u3, t.v3, k) - _apply(seen, t.u4, t.v4, k)),
+        "key": lambda: beta * (_apply(by_key, t.v3, t.u3, q) - _apply(by_key, t.v4, t.u4, q)),
+        "value": lambda: _apply(by_key, t.v1, t.u1, t.c),
     }
     return {name: pull_back(problem, name, rows[name]()) for name in problem.adapters}
 
@@ -155,11 +186,7 @@ def polynomial_factor(
     of scores: the derivative of what `Polynomial` takes one degree higher. O(L k1) time beside the
     projections.
     """
-    frame = frames.of_problem(problem)
-    q = frame.centred_queries(problem, jnp.asarray(problem.x_query))
-    k = frame.centred_keys(problem, jnp.asarray(problem.x_key))
-    x, y = frame.x(q), frame.y(k)
-    w = jnp.exp(frame.log_weights(k))
+    x, y, w = _framed(problem)
     radius = row_range(x.T, row_norms(y).max(), jnp.abs(y).max(0)).max()
     radius = jnp.maximum(radius, 0.05)
     few = sample_rows(x, 64)
@@ -168,4 +195,34 @@ def polynomial_factor(
     c = polynomial.derivative(polynomial.coefficients(series, degree + 1, radius, sample))
     u1 = (monomials.features(x.T, degree) * monomials.coefficients(c, x.shape[1])).T
     v1 = monomials.features(y.T, degree).T * w[:, None]
-    return u1 / dot(u1, v1.sum(0)[:, None]), v1
+    return _normalised(problem, u1, v1), v1
+
+
+def _normalised(
+    problem: LoRAProblem, u1: Float[Array, "lq k1"], v1: Float[Array, "lk k1"]
+) -> Float[Array, "lq k1"]:
+    """U1 over the row sums of U1 V1^T; rows that see nothing, whose sums are 0, as they are."""
+    seen = _seen(problem)
+    if seen is None and problem.key_mask is None:
+        return u1 / dot(u1, v1.sum(0)[:, None])
+    total = _apply(seen, u1, v1, jnp.ones_like(v1[:, :1]))
+    return u1 / jnp.where(total != 0, total, 1)
+
+
+def _framed(
+    problem: LoRAProblem,
+) -> tuple[Float[Array, "lq d"], Float[Array, "lk d"], Float[Array, " lk"]]:
+    """(x, y, w) with f in proportion to w_j exp(x_i . y_j), centred and balanced."""
+    if not structure_of(problem):
+        frame = frames.of_problem(problem)
+        q = frame.centred_queries(problem, jnp.asarray(problem.x_query))
+        k = frame.centred_keys(problem, jnp.asarray(problem.x_key))
+        return frame.x(q), frame.y(k), jnp.exp(frame.log_weights(k))
+    # rotated rows are no linear function of the inputs: they are centred themselves
+    root = jnp.sqrt(scalars(problem)[1])
+    q, k, v = projections(problem)
+    q, k = root * q, root * k
+    tokens = tokens_of(problem)
+    frame = frames.of_rows(q, k, v, tokens.query, tokens.key)
+    k = k - frame.mu[None]
+    return frame.x(q - frame.nu[None]), frame.y(k), frame.weights(k, tokens.key)

@@ -30,6 +30,7 @@ from lora_limits.gradients import exact
 from lora_limits.gradients.chain import ChainTerms, chain_terms, gradient_of_terms
 from lora_limits.linalg import dot
 from lora_limits.problem import NAMES, LoRAProblem, inputs, projections, scalars
+from lora_limits.problem_checks import refuse_structure
 
 
 def _half_range(x: Float[Array, "n d"]) -> Float[Array, " d"]:
@@ -106,6 +107,7 @@ def chain_errors(
 
     O(Lq Lk (k1 + d)) time, O(Lq Lk + L k1 d_value) memory.
     """
+    refuse_structure(problem, "chain_errors")
     t = chain_terms(problem, u1, v1)
     true = exact.dense_terms(problem)
     f = dot(t.u1, t.v1.T)

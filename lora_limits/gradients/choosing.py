@@ -14,7 +14,7 @@ from lora_limits.gradients.methods import Polynomial
 from lora_limits.gradients.solve import gradient
 from lora_limits.method import GradientResult, Method
 from lora_limits.problem import Adapter, LoRAProblem, as_jax
-from lora_limits.problem_checks import check_static, check_values, refuse_structure
+from lora_limits.problem_checks import check_static, check_values, structure_of
 
 ROWS = 1024  # queries drawn where the promise with a probability is enough
 UPWARDS = 3  # degrees that are run from the guess up
@@ -66,7 +66,8 @@ def choose(
     The cost model gives the largest degree that beats the exact gradient; sampled rows give a first
     guess of the degree needed; the promise of a real run decides, in even degrees upwards, and
     downwards once. Taylor only: its bounds are the tightest. Concrete problems only (not under
-    jit). Costs a few polynomial gradients.
+    jit). Costs a few polynomial gradients. For a problem with masks, rotations or an order it is
+    Exact: of a polynomial nothing is promised there.
     Raises ValueError for a tolerance that is not a positive number, where the rounding of the exact
     gradient itself may exceed it, and as `gradient`.
     """
@@ -75,10 +76,10 @@ def choose(
         fail("tolerance", repr(tolerance), wanted)
     check_static(problem)
     check_values(problem)
-    refuse_structure(problem, "choose")
     problem = as_jax(problem)
     tolerance = float(tolerance)
-    most = affordable(problem)
+    # nothing is promised of a polynomial where there is structure
+    most = -1 if structure_of(problem) else affordable(problem)
 
     def keeps(degree: int) -> bool:
         options = {} if key is None else {"rows": ROWS, "key": key, "delta": delta / TRIES}
@@ -87,9 +88,11 @@ def choose(
 
     # the guess is of certified bounds; ten times less is promised with a probability
     aim = 10 * tolerance if key is not None else tolerance
-    largest = _largest(problem) if relative else None
-    first = guess(problem, aim, most, largest)
-    tried = _ladder(first, most) if first <= most + 1 else []
+    tried = []
+    if most >= 0:
+        largest = _largest(problem) if relative else None
+        first = guess(problem, aim, most, largest)
+        tried = _ladder(first, most) if first <= most + 1 else []
     for degree in tried:
         if keeps(degree):
             lower = degree - 2
@@ -102,7 +105,9 @@ def choose(
         allowed = tolerance * (float(getattr(sizes[name], half)) if relative else 1.0)
         least = float(getattr(lost[name], half))
         if not least <= allowed:
-            got = f"{allowed:.1e} for {name}.{half}, more than any polynomial up to degree {most}"
+            got = f"{allowed:.1e} for {name}.{half}"
+            if most >= 0:
+                got += f", more than any polynomial up to degree {most}"
             expected = f"at least {least:.1e}, by which Exact may be rounded in {problem.dtype}"
             wide = problem.dtype == jnp.float64
             fail("tolerance", got, expected + ("" if wide else " (float64 rounds less)"))

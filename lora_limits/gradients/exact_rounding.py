@@ -8,7 +8,7 @@ three, and one more in c_i. Everything is bounded by norms, so that it costs O(L
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from lora_limits.certificate.rounding import EXP_ULP, gamma, projection_size, unit_roundoff
 from lora_limits.gradients.methods import Exact
+from lora_limits.heads.tokens import settled
 from lora_limits.linalg import frobenius, largest, row_norms
 from lora_limits.problem import Adapter, LoRAProblem, scalars
-from lora_limits.problem_checks import refuse_structure
 
 
 class _Sizes(NamedTuple):
@@ -51,14 +51,15 @@ def _sizes(problem: LoRAProblem) -> _Sizes:
 @jax.jit
 def worst_case(problem: LoRAProblem) -> dict[str, Adapter]:
     """{name: Adapter of scalars}: at least the rounding of the exact gradient, dense or tiled."""
-    refuse_structure(problem, "a bound of exact rounding")
     size = _sizes(problem)
     scale, beta = (jnp.abs(x) for x in scalars(problem))
     d_in, d = problem.weights.query.shape
     dv = problem.weights.value.shape[1]
     tokens = problem.x_query.shape[0] + problem.x_key.shape[0]
     # a score: two projections, the product, exp and what is taken off before it
-    of_score = 2 * beta * gamma(problem, 4 * (d_in + d) + 32) * size.query.max() * size.key
+    # and two rotations, each an angle's cosine and sine with two products and a sum
+    terms = 4 * (d_in + d) + (32 if problem.rotations is None else 64)
+    of_score = 2 * beta * gamma(problem, terms) * size.query.max() * size.key
     of_score = of_score + (2 * EXP_ULP + 4) * unit_roundoff(problem)
     lost = 4 * gamma(problem, tokens + 4 * (d_in + d + dv) + 64) + 16 * of_score
     # |c_i| <= V + |Y_i|
@@ -80,6 +81,12 @@ def worst_case(problem: LoRAProblem) -> dict[str, Adapter]:
     return jax.tree.map(lambda x: jnp.where(lost < 0.25, x, jnp.inf), out)
 
 
+def _wide(x: Any) -> jax.Array:
+    """Numbers in double precision; masks and segments as they are."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
 def rounding(problem: LoRAProblem, method: Exact) -> tuple[dict[str, Adapter], dict[str, Adapter]]:
     """(what rounding may do to the exact gradient, the largest entry of each array): scalars.
 
@@ -87,13 +94,14 @@ def rounding(problem: LoRAProblem, method: Exact) -> tuple[dict[str, Adapter], d
     the gradient of the same numbers in double precision, and the worst case of that. Costs one
     exact gradient, or two.
     """
+    problem = settled(problem)
     solve = jax.jit(lambda p: method.solve(p).gradient)
     got = solve(problem)
     sizes = jax.tree.map(lambda x: largest(jnp.abs(x)), got)
     if jnp.finfo(problem.dtype).bits == 64:
         return worst_case(problem), sizes
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem)
+        wide = jax.tree.map(_wide, problem)
         true = solve(wide)
         lost = jax.tree.map(
             lambda x, y, least: largest(jnp.abs(x.astype(jnp.float64) - y)) + least,

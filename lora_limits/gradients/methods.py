@@ -15,14 +15,23 @@ from lora_limits.certificate.terms import Grounds
 from lora_limits.checks import fail, set_integers
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.estimate.intervals import error_estimate
-from lora_limits.gradients import confidence, exact, fitting, key_summary, plan, sweeps
+from lora_limits.gradients import (
+    by_rows,
+    by_rows_error,
+    confidence,
+    exact,
+    fitting,
+    key_summary,
+    plan,
+    sweeps,
+)
 from lora_limits.gradients.plan import Plan
 from lora_limits.linalg import dot, largest, widened
 from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial.series import SERIES
 from lora_limits.problem import Adapter, LoRAProblem, scalars
-from lora_limits.problem_checks import STRUCTURE
+from lora_limits.problem_checks import STRUCTURE, refuse_structure, structure_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Polynomial(Method):
     series: str = "taylor"
     centred: bool = True
     block_size: int | None = None
+    knows = frozenset(STRUCTURE) - {"window"}
 
     def __post_init__(self):
         set_integers(self, degree=0)
@@ -84,6 +94,8 @@ class Polynomial(Method):
         split; O(k (1 + d_value + r) + d_model r) numbers cross it, and the result is the same on
         every device.
         """
+        if structure_of(problem):
+            return _by_rows(problem, self, axis, sampling)
         narrow = jnp.finfo(problem.dtype).bits < 64
         run, setup, swept = _sweep(problem, self, axis, sampling, certified=not narrow)
         gradient, loss, told = swept
@@ -103,6 +115,34 @@ class Polynomial(Method):
             normaliser=told.normaliser,
             estimate=estimate,
         )
+
+
+def _by_rows(
+    problem: LoRAProblem, method: Polynomial, axis: Axis, sampling: Sampling | None
+) -> GradientResult:
+    """Of a problem with a causal order, rotations or masks: nothing is certified, the bound says so.
+
+    One global centre makes the certificate's steps false for a prefix of the keys, and rotated keys
+    are no linear function of the inputs that its columns are made of.
+    """
+    if axis is not None:
+        refuse_structure(problem, "a gradient over several devices")
+    by_rows.check(problem, method)
+    found = by_rows.solve(problem, method)
+    nothing = jnp.full((), jnp.inf, problem.dtype)
+    unbounded = {name: Adapter(nothing, nothing) for name in problem.adapters}
+    estimate = None
+    if sampling is not None:
+        estimate = by_rows_error.error_estimate(problem, method, found.rows, sampling)
+    return GradientResult(
+        found.gradient,
+        found.loss,
+        rank=by_rows.features(problem, method),
+        bound=unbounded,
+        confident=None if sampling is None else unbounded,
+        normaliser=found.normaliser,
+        estimate=estimate,
+    )
 
 
 class _Told(NamedTuple):

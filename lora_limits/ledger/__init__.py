@@ -9,6 +9,7 @@ approximation    Lemmas 3.3 to 3.7, D.5 to D.9, Theorems 3.1 and A.1: the almost
 conditions       what these ask of the norms, and the remarks on it
 limits           Lemma 1.1, Hypothesis 1, Theorem 4.1, Appendix E: hardness
 corrections      what the printed text says taken literally, and Appendix G
+decoders         rotary positions and a causal order, beyond the paper
 command          all of them in the paper's order, and `lora-limits theorems`
 printing         a row as lines for a terminal, or as JSON
 """

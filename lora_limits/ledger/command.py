@@ -10,6 +10,7 @@ import jax
 from lora_limits.ledger import (
     approximation,
     corrections,
+    decoders,
     definitions,
     exactness,
     limits,
@@ -26,6 +27,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
     "The almost linear algorithm (Lemmas 3.3 to 3.7, Theorems 3.1 and A.1)": approximation.ROWS,
     "Hardness (Theorem 4.1, Appendix E)": limits.ROWS,
     "Taken literally (errata, Appendix G)": corrections.ROWS,
+    "What carries over to decoders (beyond the paper)": decoders.ROWS,
 }
 LEDGER: tuple[Row, ...] = tuple(row for rows in SECTIONS.values() for row in rows)
 

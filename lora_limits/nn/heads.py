@@ -16,8 +16,9 @@ from lora_limits.coordinates import collectives
 from lora_limits.factors.block_tree import BlockTree
 from lora_limits.factors.method import FactorMethod
 from lora_limits.gradients.methods import Exact, Polynomial
+from lora_limits.heads import polynomial_blocks, polynomial_full
 from lora_limits.heads.visibility import Pattern, Tokens, runs
-from lora_limits.nn import clustered, exact, factored, polynomial_blocks, polynomial_full
+from lora_limits.nn import clustered, exact, factored
 from lora_limits.nn.reverse import reverse_only
 from lora_limits.polynomial import monomials
 

@@ -112,29 +112,44 @@ def _ratios(rows: Rows, series: str) -> dict[str, list[float]]:
 def real_heads(rows: Rows) -> list[Line]:
     """Norms of real heads, and the features that polynomials need there."""
     found = points(rows)
-    ratios = [p["gamma_ratio"] for p in found]
+    # Rows of the first version are of the encoder alone, at 512 tokens.
+    kinds = {(p.get("model", "encoder"), p.get("length", 512)): [] for p in found}
+    for p in found:
+        kinds[p.get("model", "encoder"), p.get("length", 512)].append(p)
+    lines = []
+    for (model, length), heads in kinds.items():
+        who = f"{len(heads)} real heads of the {model}, L = {length}"
+        lines += _norms_and_features(who, heads)
+    return lines
+
+
+def _norms_and_features(who: str, heads: Rows) -> list[Line]:
+    """The lines of the heads of one model at one length."""
+    ratios = [p["gamma_ratio"] for p in heads]
+    scores = [p["score_ratio"] for p in heads]
     above = sum(ratio > 1 for ratio in ratios)
-    layers = sorted({p["layer"] for p in found})
+    layers = sorted({p["layer"] for p in heads})
     cut = [
         plain(
-            np.median([p["score_std"] / p["score_std_centred"] for p in found if p["layer"] == n])
+            np.median([p["score_std"] / p["score_std_centred"] for p in heads if p["layer"] == n])
         )
         for n in layers
     ]
-    needed = sorted(p["needed"]["0.1"]["features"] or np.inf for p in found)
+    needed = sorted(p["needed"]["0.1"]["features"] or np.inf for p in heads)
     reached = [k for k in needed if np.isfinite(k)]
-    told = f"{plain(reached[0], 5)} for the tamest, {plain(float(np.median(needed)))} the median, "
-    told += f"out of reach for {len(needed) - len(reached)}"
+    told = f"out of reach for {len(needed) - len(reached)}"
+    if reached:
+        middle = float(np.median(needed))
+        half = f"{plain(middle)} the median" if np.isfinite(middle) else "no degree the median"
+        told = f"{plain(reached[0], 5)} for the tamest, {half}, {told}"
     return [
+        (f"{who}: Gamma / sqrt(ln L)", f"{span(ratios)}, {above} above 1"),
+        (f"{who}: R / ln L, centred", span(scores)),
         (
-            f"{len(found)} real heads, L = 512: Gamma / sqrt(ln L)",
-            f"{span(ratios)}, {above} above 1",
-        ),
-        (
-            f"centring divides their scores' spread by (layers {listed([str(n) for n in layers])})",
+            f"{who}: centring divides scores' spread by (layers {listed([str(n) for n in layers])})",
             listed(cut),
         ),
-        ("features of a polynomial that they need at 10 % error", told),
+        (f"{who}: features of a polynomial at 10 % error", told),
     ]
 
 

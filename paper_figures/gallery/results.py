@@ -34,6 +34,7 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
     ("factors", training.tree),
     ("factors", training.sparse),
     ("factors", training.sparse_speed),
+    ("factors", training.decoder),
     ("factors", training.failures),
     ("diagnose", training.diagnosis),
     ("finetune", training.long_steps),

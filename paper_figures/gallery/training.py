@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lora_limits.diagnose import report
-from paper_figures import batch_and_rank, finetune, outlier_free, sensitivity
+from paper_figures import batch_and_rank, factors, finetune, outlier_free, sensitivity
 from paper_figures.gallery.saying import Line, Rows, listed, plain, points, span, spread, times
 
 LONGEST = 4096
@@ -113,17 +113,28 @@ def tree(rows: Rows) -> list[Line]:
     return _on_real_heads(rows, "tree", "BlockTree")
 
 
-def _on_real_heads(rows: Rows, method: str, name_of_class: str) -> list[Line]:
+def decoder(rows: Rows) -> list[Line]:
+    """Every method on the decoder's heads, by length, at the largest width."""
+    methods = dict.fromkeys(p["method"] for p in points(rows, kind="decoder"))
+    return [
+        line for m in methods for line in _on_real_heads(rows, m, factors.LABELS[m], kind="decoder")
+    ]
+
+
+def _on_real_heads(
+    rows: Rows, method: str, name_of_class: str, *, kind: str = "error"
+) -> list[Line]:
     lines = []
-    for length in sorted({p["length"] for p in points(rows, kind="error", method=method)}):
-        found = points(rows, kind="error", method=method, length=length)
+    for length in sorted({p["length"] for p in points(rows, kind=kind, method=method)}):
+        found = points(rows, kind=kind, method=method, length=length)
         widest = [p["widths"][-1] for p in found]
         told = []
         for name in ("query", "key", "value"):
             errors = [max(w["errors"][f"{name}.{half}"] for half in "ab") for w in widest]
             told.append(f"{plain(np.median(errors))} ({plain(np.quantile(errors, 0.9))}) {name}")
         width = widest[0]["width"]
-        what = f"`{name_of_class}` of width {width} on {len(found)} real heads, L = {length}"
+        whose = "real heads" if kind == "error" else "heads of a decoder"
+        what = f"`{name_of_class}` of width {width} on {len(found)} {whose}, L = {length}"
         lines.append((f"{what}: median error (90 %)", listed(told)))
     return lines
 

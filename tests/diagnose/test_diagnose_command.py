@@ -10,7 +10,18 @@ import matplotlib
 import pytest
 
 from lora_limits.cli import main
-from lora_limits.diagnose import adapters, command, dials, loading, picture, report
+from lora_limits.diagnose import (
+    adapters,
+    command,
+    dials,
+    loading,
+    page,
+    picture,
+    report,
+    selection,
+    summary,
+    texts,
+)
 from tests.support import ROOT
 
 
@@ -81,6 +92,11 @@ CONFIG = {"model_type": "bert"}
             ("--batch", "0"),
             "--batch: got 0, expected at least 1",
         ),
+        (
+            {"config.json": CONFIG, "model.safetensors": ""},
+            ("--layers", "3-1"),
+            "--layers: got '3-1', expected all, or numbers",
+        ),
         ({"config.json": CONFIG, "model.safetensors": ""}, ("--text", "nowhere"), "nowhere: "),
         ({"config.json": CONFIG, "model.safetensors": ""}, (), "pip install 'lora-limits[models]'"),
     ],
@@ -127,13 +143,14 @@ def test_the_kept_diagnosis_says_one_thing_in_every_form():
         assert (row["verdict"] == "never") == (not within)
         assert row["pays_from"] == min((t["pays_from"] for t in within), default=None)
         assert row["dials"] == dials.head_dials(row, kept["tolerance"])
-    first = report.words(kept)[0]
     counts = [
         sum(row["verdict"] == name for row in kept["heads"]) for name in ("now", "later", "never")
     ]
-    assert first.startswith(
+    assert report.words(kept)[0].startswith(
         f"Of 72 heads, {counts[0]} pay now, {counts[1]} at longer lengths, {counts[2]} never at 10%"
     )
+    said = summary.summary(kept)
+    assert f"{counts[0]} pay now, {counts[1]} on longer texts, {counts[2]} never" in said[1]
     assert report.table(kept).row_count == 72
 
 
@@ -146,11 +163,13 @@ def test_a_byte_order_mark_is_no_token_and_no_error(tmp_path, monkeypatch):
     text.write_text("words", encoding="utf-8-sig")
     assert loading.check_folder(folder) == CONFIG
     seen = []
+    monkeypatch.setattr(loading, "require_extra", lambda: None)
     monkeypatch.setattr(loading, "load_model", lambda folder: None)
     monkeypatch.setattr(loading, "load_tokenizer", lambda folder: None)
-    monkeypatch.setattr(loading, "windows", lambda model, tokenizer, words, **_: seen.append(words))
+    monkeypatch.setattr(texts, "windows", lambda model, tokenizer, words, **_: seen.append(words))
     monkeypatch.setattr(adapters, "random_adapter", lambda model: None)
-    monkeypatch.setattr(command, "diagnose", lambda *args, **kwargs: {})
+    monkeypatch.setattr(command, "find_task", lambda *args: None)
+    monkeypatch.setattr(command, "diagnose", lambda *args, **kwargs: {"heads": [{"refused": None}]})
     monkeypatch.setattr(command, "_show", lambda *args: None)
     assert main(["diagnose", str(folder), "--text", str(text)]) == 0
     assert seen == ["words"]
@@ -163,3 +182,66 @@ def test_the_picture_is_the_same_whatever_the_users_matplotlib_says(tmp_path):
     with matplotlib.rc_context(own):
         assert picture.save(kept, tmp_path / "other.png").read_bytes() == plain
         assert matplotlib.rcParams["text.usetex"]
+
+
+def advised(rows, *, longest=10_000, gain=1.0):
+    """The headline of a diagnosis of such heads."""
+    payoff = {"share": 0.5, "most": 2.0, "exact": 100.0, "approximate": 100 * gain, "limit": 200.0}
+    return summary.headline(
+        {
+            "model": "m",
+            "task": "next token",
+            "length": 512,
+            "longest": longest,
+            "payoff": payoff,
+            "heads": rows,
+        }
+    )
+
+
+def test_the_advice_is_one_of_four():
+    now = {"verdict": "now", "pays_from": 512, "basis": "measured", "dial": {"scale": 1.0}}
+    later = {"verdict": "later", "pays_from": 3000, "basis": "extrapolated", "dial": {"scale": 0.5}}
+    never = {"verdict": "never", "pays_from": None, "basis": None, "dial": {"scale": 0.5}}
+    lost = never | {"dial": {"scale": None}}
+    assert advised([now] * 4, gain=1.2) == "m: go, at 512 tokens"
+    assert advised([later] * 3 + [lost]) == "m: go from 3,000 tokens (extrapolated)"
+    measured = later | {"basis": "end to end"}
+    assert advised([measured] * 3 + [lost]) == "m: go from 3,000 tokens (windows end to end)"
+    # a length that the model does not take is no advice to go there
+    said = "m: no, it would pay from 3,000 tokens (extrapolated)"
+    assert advised([later] * 3 + [lost], longest=2048) == said
+    assert advised([never] * 3 + [lost]) == "m: change the norms first, at 512 tokens"
+    assert advised([lost] * 4 + [later]) == "m: no, at 512 tokens"
+    # what pays at this length in too little of a step is advice for longer texts
+    assert advised([now] * 4, gain=1.01).startswith("m: go from 513 tokens")
+
+
+def test_ten_lines_fit_a_terminal_and_the_page_holds_everything(tmp_path):
+    kept = json.loads((ROOT / "paper_figures" / "data" / "diagnose.json").read_text())
+    kept |= {"model": "a </script> & b", "task": "masked tokens"}
+    kept["heads"][3] |= {"refused": "it caps its scores"}
+    said = summary.summary(kept)
+    assert len(said) == 9  # and one that names the files
+    assert max(map(len, said)) <= 80
+    path = page.save(kept, picture.save(kept, tmp_path / "p.png"), tmp_path)
+    text = path.read_text()
+    assert text.count("</script>") == 1
+    assert "src=" not in text.replace('src="data:image/png;base64,', "")
+    assert text.count("<tr class=") == 72
+    assert "caps its scores" in text
+    data = text.partition('id="diagnosis">')[2].partition("</script>")[0]
+    assert json.loads(data.replace("<\\/", "</"))["heads"] == kept["heads"]
+
+
+def test_heads_are_chosen_by_number_or_sampled_over_all_layers():
+    few, many = {0: 4, 1: 4}, dict.fromkeys(range(30), 9)
+    assert selection.select(few, None, None) == {0: (0, 1, 2, 3), 1: (0, 1, 2, 3)}
+    assert selection.select(many, "2,4-5", "0,8") == {2: (0, 8), 4: (0, 8), 5: (0, 8)}
+    sampled = selection.select(many, None, None)
+    assert sum(map(len, sampled.values())) == selection.SAMPLE
+    assert set(sampled) == set(many)
+    assert len({head for heads in sampled.values() for head in heads}) == 9
+    assert sum(map(len, selection.select(many, "all", None).values())) == 270
+    with pytest.raises(ValueError, match="expected layers 0 to 1, heads 0 to 3"):
+        selection.select(few, "7", None)

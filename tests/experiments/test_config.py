@@ -265,6 +265,12 @@ def test_a_field_that_only_makes_points_or_names_a_place_keeps_the_rows():
         ("certificates", "--shapes [1,4]", "--shapes: got 1, expected greater than or equal"),
         ("real_heads", "--length 513", "--length: got 513, expected less than or equal to 512"),
         (
+            "real_heads",
+            "--decoder_lengths [2049]",
+            "decoder_lengths: got 2049, expected at most 2048, the tokens there are; longer",
+        ),
+        ("real_heads", "--decoder none", "decoder: got 'none', expected a file made by"),
+        (
             "factors",
             "--lengths 513",
             "lengths: got 513, expected at most 512, the tokens there are; --in",

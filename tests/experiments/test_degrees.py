@@ -2,12 +2,15 @@
 exact gradient.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 
 import lora_limits as ll
 from experiments.contenders import degrees
 from experiments.problems import conditioned as problems
+from experiments.problems import smollm2
 from lora_limits.polynomial import series
 from tests.support.compiled import UNBOUNDED
 from tests.support.tools import assert_close, quick_jit
@@ -25,6 +28,15 @@ def test_the_dense_series_gradient_is_the_fast_one(kind, degree):
     assert_close(fast.gradient, dense, 1e-9)
     assert float(fast.normaliser) <= float(normaliser) * (1 + 1e-12)
     assert float(fast.normaliser) == pytest.approx(float(normaliser), rel=1e-6)
+
+
+def test_of_a_causal_rotary_head_the_series_tends_to_the_exact_gradient():
+    p = smollm2.problem(24, 5, length=24, dtype="float64")
+    p = dataclasses.replace(p, beta=p.beta / 8)
+    exact = quick_jit(ll.gradient, static_argnames="method")(p, method=ll.Exact()).gradient
+    scan = degrees.errors_by_degree(p, range(1, 25), exact)
+    assert scan[-1]["frobenius_error"] < 1e-6 < 1e-2 < scan[0]["frobenius_error"]
+    assert scan[-1]["normaliser"] > 0
 
 
 def test_errors_fall_with_the_degree_and_the_scan_stops_when_told():

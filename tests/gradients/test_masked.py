@@ -14,7 +14,7 @@ from experiments.problems import conditioned as problems
 from lora_limits.gradients import exact_masked
 from lora_limits.heads.tokens import pattern_of, seen_by_any, tokens_of
 from lora_limits.instruments.counting import count_operations
-from lora_limits.problem import replaced
+from lora_limits.problem import projections, replaced
 from tests.support import masked_reference
 from tests.support.masked_problems import FIELDS, L, combinations, filled, having
 from tests.support.tools import arrays, assert_close, later, quick_jit
@@ -275,10 +275,81 @@ def test_functions_that_know_no_structure_refuse_it_by_name(name):
     p = having(name)
     mesh = jax.make_mesh((1,), ("x",))
     for run, who in (
-        (lambda: ll.choose(p, 1e-2), "choose"),
-        (lambda: ll.norm_report(p), "norm_report"),
         (lambda: ll.sharded_gradient(p, ll.Polynomial(2), mesh), "sharded_gradient"),
         (lambda: ll.streamed_gradient([p], ll.Polynomial(2)), "streamed_gradient"),
     ):
         with pytest.raises(ValueError, match=f"expected none: {who} does not know it"):
             run()
+
+
+# ------------------------------------------------------------------------------ the chain, norms, choosing
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="+".join)
+def test_the_chain_nears_the_exact_gradient_of_every_combination(order):
+    many = [c for c in combinations() if set(order) == set(c) & {"causal", "window"}]
+    given = [having(*c, reach=0.7) for c in many if "partial rotations" not in c]
+    run = quick_jit(jax.vmap(lambda p: ll.gradient(p, ll.Chain(8))))
+    batch = run(problems.stack([filled(p) for p in given]))
+    for i, p in enumerate(given):
+        assert_right(jax.tree.map(lambda x, i=i: x[i], batch), p, 1e-6)
+
+
+def test_the_chain_is_thin_and_padding_leaves_it_so():
+    def largest(**fields):
+        p = abstract(4096, **fields)
+        return count_operations(lambda p: ll.gradient(p, ll.Chain(1)), p)["largest"]
+
+    mask = jax.ShapeDtypeStruct((4096,), np.bool_)
+    assert largest(query_mask=mask, key_mask=mask) == largest() < 4096**2
+    assert largest(causal=True) >= 4096**2
+
+
+REPORT = quick_jit(ll.norm_report)
+
+
+@pytest.mark.parametrize(
+    "names", [("causal", "rotations", "query_mask", "key_mask"), *later((("segments",),))]
+)
+def test_the_norms_are_of_turned_rows_that_count(names):
+    p = having(*names)
+    got = REPORT(p)
+    q, k = (np.asarray(x) for x in projections(jax.tree.map(jnp.asarray, p))[:2])
+    pairs = masked_reference.who_sees_whom(p)
+    if p.query_mask is not None:
+        pairs = pairs & p.query_mask[:, None]
+    q, k = q[pairs.any(1)], k[pairs.any(0)]
+    np.testing.assert_allclose(got.query, np.abs(q).max(), rtol=1e-13)
+    np.testing.assert_allclose(got.key, np.abs(k).max(), rtol=1e-13)
+    scores = p.beta * q @ k.T
+    assert np.abs(scores).max() <= float(got.score_bound_raw) * (1 + 1e-12)
+    centred = scores - scores.mean(0, keepdims=True)
+    weights = np.exp(p.beta * k @ q.mean(0))
+    mu = weights @ k / weights.sum()
+    centred = p.beta * (q - q.mean(0)) @ (k - mu).T
+    assert np.abs(centred).max() <= float(got.score_bound) * (1 + 1e-12)
+    assert float(got.score_bound) <= 4 * np.abs(centred).max()
+    # lengths are those of the rows before the rotations, max norms within the root of two
+    plain = REPORT(replaced(p, rotations=None))
+    np.testing.assert_allclose(got.score_bound_raw, plain.score_bound_raw, rtol=1e-12)
+    assert 2**-0.5 <= float(got.query / plain.query) <= 2**0.5
+
+
+def test_the_norms_of_filled_fields_are_those_of_the_plain_problem():
+    p = having(reach=1.0)
+    for name, got, want in zip(
+        ("query", "key", "query_centred", "key_centred", "query_through_key", "x_key"),
+        jax.tree.leaves(REPORT(filled(p))),
+        jax.tree.leaves(REPORT(p)),
+        strict=False,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-9, err_msg=name)
+
+
+def test_choose_answers_exact_where_nothing_else_promises_anything():
+    p = having("causal", "rotations", "key_mask")
+    assert ll.choose(p, 1e-3) == ll.Exact()
+    narrow = having("causal", "rotations", dtype=np.float32)
+    assert ll.choose(narrow, 1e-2, relative=True) == ll.Exact()
+    with pytest.raises(ValueError, match="by which Exact may be rounded"):
+        ll.choose(p, 1e-18)

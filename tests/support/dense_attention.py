@@ -11,7 +11,7 @@ import numpy as np
 
 import lora_limits as ll
 from lora_limits.coordinates import frame as frames
-from lora_limits.nn import polynomial_full
+from lora_limits.heads import polynomial_full
 from lora_limits.polynomial import series
 from tests.support.tools import quick_jit
 

@@ -28,10 +28,7 @@ from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.sampling import own, sample_rows
 from lora_limits.coordinates.sweep import scan
-from lora_limits.gradients.methods import Polynomial
-from lora_limits.heads.visibility import Pattern, Tokens
-from lora_limits.linalg import dot
-from lora_limits.nn.features import (
+from lora_limits.heads.features import (
     asked_for,
     cotangent,
     evaluate,
@@ -42,6 +39,8 @@ from lora_limits.nn.features import (
     split,
     with_ones,
 )
+from lora_limits.heads.visibility import Pattern, Tokens
+from lora_limits.linalg import dot
 from lora_limits.polynomial import evaluation, monomials, series
 
 QUERIES = 64  # sampled, for the scores that a series is fitted to
@@ -63,10 +62,11 @@ def attend(
     O((n + S) k (1 + d_value)) time, O(k (1 + d_value) + block k) memory besides inputs and outputs.
     NaN where the normaliser is not positive. The derivative in c is taken to be 0.
     """
-    return _forward(block, axis, c, x, y, w, v)[0]
+    return forward(block, axis, c, x, y, w, v)[0]
 
 
-def _forward(block, axis, c, x, y, w, v):
+def forward(block, axis, c, x, y, w, v):
+    """(outputs, what `backward` keeps, whose last two are the normalisers D and the outputs)."""
     degree = c.shape[0] - 1
     width = y.shape[0]
     z = with_ones(v) * w[None]
@@ -93,7 +93,8 @@ def _forward(block, axis, c, x, y, w, v):
     return out, (c, x, y, w, v, m, normaliser, out)
 
 
-def _backward(block, axis, kept, gout):
+def backward(block, axis, kept, gout):
+    """(0, dx, dy, dw, dv) from the cotangent of the outputs."""
     c, x, y, w, v, m, normaliser, out = kept
     degree = c.shape[0] - 1
     width = y.shape[0]
@@ -130,11 +131,11 @@ def _backward(block, axis, kept, gout):
     return jnp.zeros_like(c), join(dx, x.shape[1]), dy, dw, dv
 
 
-attend.defvjp(_forward, _backward)
+attend.defvjp(forward, backward)
 
 
 def coefficients(
-    method: Polynomial,
+    method: Any,  # a Polynomial
     x: Float[Array, "d n"],
     y: Float[Array, "d s"],
     asked: Bool[Array, " n"],
@@ -170,7 +171,7 @@ def coefficients(
 
 
 def head(
-    method: Polynomial,
+    method: Any,  # a Polynomial
     block: int,
     pattern: Pattern,
     tokens: Tokens,

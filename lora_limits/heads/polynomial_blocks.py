@@ -1,8 +1,8 @@
 """Attention in linear time where places decide who sees whom: causal, packed documents, or both.
 
 A query's own block is exact, the other blocks are seen through k features. One key head: x (d, T G)
-queries, those of one token side by side, y (d, T) keys, w (T,) 1 where a key exists and 0 where not,
-v (d_value, T); psi, C, phi and P (Taylor) as in gradients/sweeps.py. For a query i of block b:
+queries, those of one token side by side, y (d, T) keys, w (T,) weights, 0 where a key does not
+exist, v (d_value, T); psi, C, phi and P (Taylor) as in gradients/sweeps.py. For a query i of block b:
 
     [D_i, D_i out_i] = psi(x_i) C M_b + sum_{j in b, seen} w_j exp(x_i . y_j) [1, v_j],
     M_b = sum_{j in blocks before b} w_j phi(y_j) [1, v_j]
@@ -11,7 +11,8 @@ and, where queries see later keys too, the same of the blocks after b. Backward,
 g_i = [-<gout_i, out_i>, gout_i] / D_i, M_b is built again for dx, and T_b = sum psi(x_i) g_i of the
 queries in the blocks that see b for dy and dv. One scan goes through the blocks in order and knows
 what lies before, one goes back and knows what lies behind. What is kept for the way back is the
-inputs, D and the output. Nothing is centred or fitted: centres would be made of tokens yet to come.
+inputs, D and the output. Nothing is centred or fitted here: `head` must not look at tokens yet to
+come. Weights are for a gradient, which sees them all.
 
 Documents are runs of tokens. One that a block shares with the block before is the last there and
 the first here, so that a sum need only hold the tokens of one: it starts anew where a document does.
@@ -34,9 +35,7 @@ from jaxtyping import Array, Float, Int
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.sweep import scan
-from lora_limits.heads.visibility import Pattern, Tokens
-from lora_limits.linalg import dot
-from lora_limits.nn.features import (
+from lora_limits.heads.features import (
     asked_for,
     cotangent,
     evaluate,
@@ -47,6 +46,8 @@ from lora_limits.nn.features import (
     split,
     with_ones,
 )
+from lora_limits.heads.visibility import Pattern, Tokens
+from lora_limits.linalg import dot, down
 from lora_limits.polynomial import evaluation, monomials, series
 
 FIRST, LAST = 0, -1  # a token of a block: the one that is next to the blocks before, or behind
@@ -98,10 +99,14 @@ def _of(documents: Any, document: Any, x: jax.Array) -> jax.Array:
     return x if documents is None else jnp.where(documents == document, x, 0)
 
 
-def _diagonal(rule: Rule, tile: _Tile) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
-    """(exp(x_i . y_j - m_i) w_j for j that i sees, else 0; exp(-m_i)).
+def _diagonal(
+    rule: Rule, tile: _Tile, before: _Sum
+) -> tuple[Float[Array, "gn n"], Float[Array, "1 gn"]]:
+    """(w_j exp(x_i . y_j - m_i) for j that i sees, else 0; exp(-m_i), 0 for queries that see no other
+    block).
 
-    m_i >= 0 is the largest exponent.
+    m_i is the largest exponent, and 0 at least where other blocks are seen: neither these nor, where
+    there are none, the query's own block can then over- or underflow as a whole.
     """
     x, y = tile.x, tile.y
     allowed = jnp.broadcast_to(tile.w > 0, (x.shape[1], y.shape[1]))
@@ -112,10 +117,19 @@ def _diagonal(rule: Rule, tile: _Tile) -> tuple[Float[Array, "gn n"], Float[Arra
     if of_queries is not None:
         allowed = allowed & (tile.document == of_queries.T)
     s = dot(x.T, y)
-    top = jnp.max(s, axis=1, keepdims=True, where=allowed, initial=0.0)
+    least = float(jnp.finfo(s.dtype).min)
+    if rule.is_causal:
+        # the first feature and the first column are ones: the sum of the weights before
+        weights = jnp.broadcast_to(before.total[0, 0], (1, x.shape[1]))
+        further = _of(of_queries, before.document, weights) > 0
+    else:
+        further = jnp.ones((1, x.shape[1]), bool)
+    top = jnp.max(s, axis=1, keepdims=True, where=allowed, initial=least)
+    top = jnp.where(further.T, jnp.maximum(top, 0), top)
     # Later tokens are masked before exp too, so that none of them can overflow.
     exponents = jnp.where(allowed, s - top, 0)
-    return jnp.where(allowed, jnp.exp(exponents), 0), jnp.exp(-top).T
+    near = jnp.where(allowed, tile.w * jnp.exp(exponents), 0)
+    return near, jnp.exp(jnp.where(further, -top.T, least))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -133,7 +147,7 @@ def attend(
     memory besides inputs and outputs. NaN where the normaliser is not positive. The derivative in w
     is taken to be 0.
     """
-    return _forward(rule, x, y, w, v, document)[0]
+    return forward(rule, x, y, w, v, document)[0]
 
 
 def _tiles(rule: Rule, x, y, w, v, document) -> _Tile:
@@ -191,12 +205,13 @@ def _of_keys(c: jax.Array, keys: _Sum, tile: _Tile, shrink: jax.Array, degree: i
     return evaluate(c * keys.total, monomials.by_degree(tile.x, degree)) * shrink
 
 
-def _forward(rule, x, y, w, v, document):
+def forward(rule: Rule, x, y, w, v, document):
+    """(outputs, what `backward` keeps, whose last two are the normalisers, scaled, and outputs)."""
     columns = 1 + v.shape[0]
     c = monomials.coefficients(series.taylor(rule.degree, x.dtype), y.shape[0])
 
     def onwards(before, tile):
-        near, shrink = _diagonal(rule, tile)
+        near, shrink = _diagonal(rule, tile, before)
         # All parts of u are scaled by exp(-m_i), which cancels in the output.
         u = _of_keys(c, before, tile, shrink, rule.degree) + dot(tile.one_v, near.T)
         return _add_keys(rule, before, tile, LAST), (u, shrink)
@@ -223,15 +238,16 @@ def _to_queries(lift, degree: int, keys: _Sum, tile: _Tile, g: jax.Array) -> Flo
     return slopes(lift(keys), tile.x, parts, _of(tile.of_queries, keys.document, g))[1]
 
 
-def _to_keys(lift, degree: int, queries: _Sum, tile: _Tile) -> Float[Array, "d_and_dv n"]:
-    """dy and dv of a block's keys from the queries beyond it."""
+def _to_keys(lift, degree: int, queries: _Sum, tile: _Tile) -> Float[Array, "d_and_1_and_dv n"]:
+    """dy, the derivative in log w and dv of a block's keys from the queries beyond it."""
     w = _of(tile.document, queries.document, tile.w)
     parts = monomials.by_degree(tile.y, lower(degree) - 1)
     u, dy = slopes(lift(queries), tile.y, parts, tile.one_v * w)
-    return jnp.concatenate([dy, u[1:] * w])
+    return jnp.concatenate([dy, down(u * tile.one_v) * w, u[1:] * w])
 
 
-def _backward(rule, kept, gout):
+def backward(rule: Rule, kept, gout):
+    """(dx, dy, derivative in log w, dv) from the cotangent of the outputs."""
     x, y, w, v, document, start, normaliser, out = kept
     x, out, normaliser = asked_for(gout, x, out, normaliser)
     width = y.shape[0]
@@ -247,9 +263,10 @@ def _backward(rule, kept, gout):
     def onwards(before, this):
         keys, queries = before
         tile, g = this
-        near, shrink = _diagonal(rule, tile)
+        near, shrink = _diagonal(rule, tile, keys)
         p = near * dot(g.T, tile.one_v)
-        near_keys = jnp.concatenate([dot(tile.x, p), dot(g[1:], near)])
+        # every key's row of p summed is the derivative in its log-weight
+        near_keys = jnp.concatenate([dot(tile.x, p), down(p), dot(g[1:], near)])
         # D was kept scaled by exp(-m_i), so g is right for the diagonal and too large beyond it.
         g = g * shrink
         dx = to_queries(keys, tile, g) + dot(tile.y, p.T)
@@ -279,10 +296,15 @@ def _backward(rule, kept, gout):
     more_keys, more_dx = scan(back, end, (tiles, g), reverse=True)[1]
     dx = dx if more_dx is None else dx + more_dx
     keys = join(keys + more_keys, y.shape[1])
-    return join(dx, x.shape[1]), keys[:width], jnp.zeros_like(w), keys[width:], None
+    return join(dx, x.shape[1]), keys[:width], keys[width], keys[width + 1 :]
 
 
-attend.defvjp(_forward, _backward)
+def _attend_backward(rule, kept, gout):
+    dx, dy, dlog_w, dv = backward(rule, kept, gout)
+    return dx, dy, jnp.zeros_like(dlog_w), dv, None
+
+
+attend.defvjp(forward, _attend_backward)
 
 
 def head(

@@ -1,0 +1,50 @@
+"""Which heads of a model are diagnosed: those asked for, or a sample spread over all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lora_limits.checks import fail
+
+MOST = 96  # heads that are all diagnosed where nothing is asked
+SAMPLE = 48  # of more
+
+
+def parse(option: str, text: str | None) -> set[int] | None:
+    """ "0,3,7-9" as numbers; None for all. Raises ValueError for anything else."""
+    if text is None or text == "all":
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
+            fail(option, repr(text), "all, or numbers and ranges: 0,3,7-9")
+        found |= set(range(int(ends[0]), int(ends[1]) + 1))
+    return found
+
+
+def select(
+    heads: Mapping[int, int], layers: str | None, numbers: str | None
+) -> dict[int, tuple[int, ...]]:
+    """The heads of each layer that are diagnosed. heads: how many each layer has.
+
+    Where neither option is given, all of MOST heads or fewer, else SAMPLE of them at even distances.
+    Raises ValueError for options that name no head of the model.
+    """
+    wanted_layers, wanted = parse("--layers", layers), parse("--heads", numbers)
+    pairs = [
+        (layer, head)
+        for layer, count in sorted(heads.items())
+        for head in range(count)
+        if (wanted_layers is None or layer in wanted_layers) and (wanted is None or head in wanted)
+    ]
+    if not pairs:
+        there = f"layers 0 to {max(heads)}, heads 0 to {max(heads.values()) - 1}"
+        fail("--layers and --heads", f"{layers or 'all'} and {numbers or 'all'}", there)
+    if layers is None and numbers is None and len(pairs) > MOST:
+        pairs = [pairs[round(n * (len(pairs) - 1) / (SAMPLE - 1))] for n in range(SAMPLE)]
+    chosen: dict[int, tuple[int, ...]] = {}
+    for layer, head in pairs:
+        chosen[layer] = (*chosen.get(layer, ()), head)
+    return chosen
