@@ -61,7 +61,10 @@ def seeds(told: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         return text + (f" ({config['long_seeds']} at length)" if "long_seeds" in config else "")
     if "instances" in config:
         return f"{config['instances']} instances a point"
-    return f"one seed ({config['seed']})"
+    if "seed" in config:
+        return f"one seed ({config['seed']})"
+    # A point may ask for several seeds itself.
+    return f"{config['seeds']} seeds a point"
 
 
 def otherwise(told: dict[str, Any]) -> str:

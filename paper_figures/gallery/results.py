@@ -43,6 +43,7 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
     ("sensitivity", training.tasks),
     ("crossing", training.crossing),
     ("outlier_free", training.outliers),
+    ("pilot", training.pilots),
 )
 
 

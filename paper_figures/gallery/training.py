@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lora_limits.diagnose import report
-from paper_figures import batch_and_rank, factors, finetune, outlier_free, sensitivity
+from paper_figures import batch_and_rank, factors, finetune, outlier_free, pilot, sensitivity
 from paper_figures.gallery.saying import Line, Rows, listed, plain, points, span, spread, times
 
 LONGEST = 4096
@@ -160,6 +160,22 @@ def failures(rows: Rows) -> list[Line]:
     told = f"{sum(bad)} of {len(bad)} errors above 1 reported as failed; "
     told += f"of {len(good)} below 0.3, {sum(good)}"
     return [("what those factors, the SVD included, say of themselves", told)]
+
+
+def pilots(rows: Rows) -> list[Line]:
+    """Both sides of every pilot, and its verdict."""
+    lines = []
+    for name, row in pilot.trained(rows).items():
+        found, steps = row["metrics"]["outcome"], row["metrics"]["times"]
+        worse = found["worse"]
+        told = f"a step {times(steps['exact'], steps['approximate'])} as fast, held-out "
+        told += f"{found['metric']} worse by {plain(worse['mean'])} "
+        told += f"({plain(worse['low'])} to {plain(worse['high'])}), the estimate said stop "
+        told += "never" if found["stop"] is None else f"at step {found['stop']}"
+        told += f": {'go' if found['go'] else 'no-go'}"
+        seeds = row["point"]["seeds"]
+        lines.append((f"pilot of {pilot.label(name)} ({seeds} seeds)", told))
+    return lines
 
 
 def diagnosis(rows: Rows) -> list[Line]:
