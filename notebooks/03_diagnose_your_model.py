@@ -15,7 +15,17 @@
 # a model folder and a text of yours:
 #
 #     pip install 'lora-limits[models]'
-#     lora-limits diagnose MODEL_DIR --text FILE [--adapter DIR] [--tolerance 0.1] --out diagnosis
+#     lora-limits diagnose MODEL_DIR --text FILE --out diagnosis
+#
+# Where the model has a loss (next tokens, masked tokens, or classes given with `--labels`), one
+# backward pass of it provides dl/dO, the gradient for the output O of every head, and a head's
+# problem is the one whose residual it is: target = O - s dl/dO, under the model's own mask and
+# rotary positions. s is such that an error of the output changes the residual as much as it does in
+# the model. Where there is no loss, as in a model of sentence embeddings, a stand-in takes its place,
+# and the first line says so.
+#
+# `--adapter DIR` takes an adapter that peft wrote (else a random one), `--layers` and `--heads` name
+# heads, `--length` and `--batch` the windows, `--table` prints a row for each head.
 #
 # This notebook reads what that command left for all-MiniLM-L6-v2 (six layers of twelve heads of
 # width 32) on the documentation of CPython, with a random adapter of rank 4 on query and value.
@@ -31,14 +41,22 @@ import numpy as np
 sys.path.append("..")  # paper_figures lies beside this folder, in the checkout
 
 import paper_figures
-from lora_limits.diagnose import picture, report
+from lora_limits.diagnose import picture, report, summary
 
 diagnosis = json.loads((Path(paper_figures.__file__).parent / "data" / "diagnose.json").read_text())
 rows = [row for row in diagnosis["heads"] if not row["refused"]]
 {name: diagnosis[name] for name in ("model", "adapter", "tolerance", "length", "windows")}
 
 # %% [markdown]
+# ## What to do, in ten lines
+
+# %%
+print("\n".join(summary.summary(diagnosis)))
+
+# %% [markdown]
 # ## The picture, and what it says in words
+#
+# Hatched: lengths to which the error was carried on, not measured.
 
 # %%
 with plt.rc_context(picture.RC):

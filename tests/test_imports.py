@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "instruments": GROUND,
     "certificate": GROUND | {"coordinates"},
     "estimate": GROUND | {"coordinates"},
-    "factors": GROUND | {"coordinates", "estimate", "method"},
+    "factors": GROUND | {"coordinates", "estimate", "heads", "method"},
     "gradients": GROUND | {"coordinates", "certificate", "estimate", "factors", "heads", "method"},
     "nn": GROUND | {"coordinates", "factors", "gradients", "heads", "method", "norms"},
     "hardness": GROUND | {"gradients", "method"},

@@ -48,7 +48,7 @@ def advise(diagnosis: dict[str, Any]) -> Advice:
 
 def basis(row: Row) -> str | None:
     """What the length from which a head pays rests on; None where it does not pay."""
-    if not row.get("pays_from"):
+    if row.get("refused") or not row.get("pays_from"):
         return None
     # Diagnoses of before bases were told apart carry errors on from the windows' length.
     return row.get("basis") or ("measured" if row["verdict"] == "now" else "extrapolated")

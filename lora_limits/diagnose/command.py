@@ -11,9 +11,9 @@ from typing import Any
 from lora_limits.checks import fail
 from lora_limits.diagnose import adapters, loading, report, selection, summary, texts
 from lora_limits.diagnose.diagnosis import Request, diagnose
+from lora_limits.diagnose.longer import AtLength
 from lora_limits.diagnose.progress import Progress
-from lora_limits.diagnose.store import Store
-from lora_limits.diagnose.task import find_task
+from lora_limits.diagnose.task import Task, find_task
 
 
 def diagnose_command(
@@ -82,7 +82,7 @@ def _diagnose(
     loading.require_extra()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    with Progress() as progress, Store(out) as store:
+    with Progress() as progress:
         progress.stage("loading the model")
         bare = loading.load_model(folder)
         tokenizer = loading.load_tokenizer(folder)
@@ -97,9 +97,11 @@ def _diagnose(
             layers=asked.layers,
             heads=asked.heads,
             notes=(base,) if base else (),
+            folder=out,
+            at=None if classes else _at(bare, tokenizer, words),
             keep=(lambda diagnosis: report.save(diagnosis, out)) if out else None,
         )
-        diagnosis = diagnose(adapted, windows, task, request, store=store, progress=progress)
+        diagnosis = diagnose(adapted, windows, task, request, progress)
     _check_some(diagnosis)
     return diagnosis
 
@@ -116,6 +118,19 @@ def _windows(
         return texts.windows(model, tokenizer, words, length=length, batch=batch)
     lines = words.splitlines()
     return texts.labelled(model, tokenizer, lines, classes, length=length, batch=batch)
+
+
+def _at(model: Any, tokenizer: Any, words: str) -> AtLength:
+    """One window of the text at any length, where the text is that long."""
+
+    def at(length: int) -> tuple[texts.Windows, Task] | None:
+        try:
+            window = texts.windows(model, tokenizer, words, length=length, batch=1)
+        except ValueError:
+            return None
+        return window, find_task(model, tokenizer, window)
+
+    return at
 
 
 def _check_some(diagnosis: dict[str, Any]) -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from lora_limits.diagnose import dials, heads, measure, methods, selection, step, texts, times
+from lora_limits.diagnose import (
+    dials,
+    heads,
+    longer,
+    measure,
+    methods,
+    selection,
+    step,
+    texts,
+    times,
+)
 from lora_limits.diagnose.layers import Layer, find_places
 from lora_limits.diagnose.loading import one_line
 from lora_limits.diagnose.progress import Progress
@@ -33,6 +44,8 @@ class Request:
     layers: str | None = None
     heads: str | None = None
     notes: tuple[str, ...] = ()
+    folder: Path | None = None  # where recordings lie while they are needed
+    at: longer.AtLength | None = None  # for lengths beyond the windows'
     keep: Callable[[dict[str, Any]], Any] | None = None  # called with what there is, layer by layer
 
 
@@ -41,41 +54,55 @@ def diagnose(
     windows: texts.Windows,
     task: Task,
     request: Request,
-    *,
-    store: Store,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The diagnosis of a peft model on windows of tokens, as JSON holds it.
 
-    Recordings lie in the store and are read layer by layer: O(windows L d_model) memory beside one
-    pass of the model.
+    Recordings lie on disk and are read layer by layer: O(windows L d_model) memory beside one pass
+    of the model.
     Raises ValueError where the model cannot be run on the windows, and for a selection that names no
     head.
     """
     base = adapted.get_base_model()
     progress = progress or Progress(quiet=True)
-    recordings = Recordings(base, find_places(base), windows, task, store)
-    with one_line(type(base).__name__):
-        progress.stage("looking at the model")
-        recordings.look()
-    chosen = selection.select(recordings.counts, request.layers, request.heads)
-    diagnosis = _beginning(base, windows, task, request, recordings.counts)
-    with one_line(type(base).__name__):
-        recordings.record(chosen, progress)
-        if recordings.usable:
-            progress.stage("timing a training step")
-            diagnosis["step"] = step.time_step(base, recordings.places, task.inputs(0))
-    clock = times.Clock()
+    with Store(request.folder) as store:
+        recordings = Recordings(base, find_places(base), windows, task, store)
+        with one_line(type(base).__name__):
+            progress.stage("looking at the model")
+            recordings.look()
+        chosen = selection.select(recordings.counts, request.layers, request.heads)
+        diagnosis = _beginning(base, windows, task, request, recordings.counts)
+        with one_line(type(base).__name__):
+            recordings.record(chosen, progress)
+            if recordings.usable:
+                progress.stage("timing a training step")
+                diagnosis["step"] = step.time_step(base, recordings.places, task.inputs(0))
+        clock = times.Clock()
+        _measure(diagnosis, recordings, chosen, clock, request, progress)
+    if request.at is not None:
+        longer.confirm(recordings, diagnosis, request.at, clock, request.folder, progress)
+        _conclude(diagnosis)
+    return diagnosis
+
+
+def _measure(
+    diagnosis: dict[str, Any],
+    recordings: Recordings,
+    chosen: Mapping[int, Sequence[int]],
+    clock: times.Clock,
+    request: Request,
+    progress: Progress,
+) -> None:
+    """Measures every chosen head into the diagnosis."""
     progress.stage("measuring heads", sum(map(len, chosen.values())))
-    for number in chosen:
-        for row in _layer(base, number, chosen[number], recordings, clock, request.tolerance):
+    for number, wanted in chosen.items():
+        for row in _layer(recordings.base, number, wanted, recordings, clock, request.tolerance):
             diagnosis["heads"].append(row)
             progress.step()
         # After each layer, so that what is kept is a diagnosis of the layers so far.
         _conclude(diagnosis)
         if request.keep is not None:
             request.keep(diagnosis)
-    return diagnosis
 
 
 def _beginning(

@@ -75,7 +75,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(config, dict):
         fail(path, type(config).__name__, "an object")
-    if config.get("quantization_config"):
+    if _quantised(config):
         fail(folder, "quantised weights (quantization_config)", "float weights")
     if config.get("is_encoder_decoder"):
         fail(folder, "an encoder-decoder", "a model with self-attention only")
@@ -84,6 +84,12 @@ def check_folder(folder: Path) -> dict[str, Any]:
         got = f"weights in {', '.join(other)} only" if other else "no weights"
         fail(folder, got, "safetensors (pickled weights can run code)")
     return config
+
+
+def _quantised(config: dict[str, Any]) -> bool:
+    """Whether weights are quantised. What transformers read from a GGUF file and saved is floats."""
+    given = config.get("quantization_config")
+    return bool(given) and given.get("quant_method") != "gguf"
 
 
 def load_model(folder: Path) -> Any:
@@ -99,24 +105,37 @@ def load_model(folder: Path) -> Any:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    names = config.get("architectures") or ["AutoModel"]
-    cls = getattr(transformers, names[0], None)
+    name = _class_name(config)
+    cls = getattr(transformers, name, None)
     if cls is None:
-        fail(folder, f"architecture {names[0]}", "one that transformers knows")
+        fail(folder, f"architecture {name}", "one that transformers knows")
     _check_reads_tokens(cls, config)
     with one_line(str(folder)), _without_adapter(folder) as own:
         model, info = _read(cls, own)
-    _check_complete(folder, names[0], info)
+    _check_complete(folder, name, info)
     check_finite(folder, model)
     return model.eval()
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    """The class that a config names, or the bare model of its kind."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    kind = str(config.get("model_type"))
+    names = config.get("architectures") or MODEL_MAPPING_NAMES.get(kind, kind)
+    return names if isinstance(names, str) else names[0]
 
 
 def _read(cls: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     """The model, and what transformers says of its weights."""
     import torch
 
+    config = cls.config_class.from_pretrained(folder, local_files_only=True)
+    # Left over from a GGUF file, it would have floats taken for quantised weights.
+    config.__dict__.pop("quantization_config", None)
     return cls.from_pretrained(
         folder,
+        config=config,
         dtype=torch.float32,
         attn_implementation="eager",
         local_files_only=True,

@@ -20,6 +20,7 @@ CLASSES = (
     ("beyond 64k", "#D9E8F2", np.inf),
 )
 NEVER, REFUSED = "#E9C46A", "#FFFFFF"
+PALE = "#F3F3F3"  # a head that was not looked at
 # What fills the square of a refused head, white beside the coloured ones, and of one whose length
 # is extrapolated.
 CROSSED: dict[str, Any] = {"hatch": "xxxx", "edgecolor": "#BBBBBB"}
@@ -125,7 +126,7 @@ def _cells(
 ) -> None:
     """One square a head, layers downwards, with a word in each where there is room.
 
-    Heads that were not looked at leave their square empty.
+    Heads that were not looked at are pale.
     """
     from matplotlib.patches import Rectangle
 
@@ -133,6 +134,9 @@ def _cells(
     heads = max(r["head"] for r in rows) + 1
     words: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 5.5}
     marks = hatched or [False] * len(rows)
+    looked = {(row["head"], row["layer"]) for row in rows}
+    for x, y in sorted({(h, n) for h in range(heads) for n in range(layers)} - looked):
+        ax.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=PALE, linewidth=0))
     for row, colour, text, mark in zip(rows, colours, texts, marks, strict=True):
         x, y = row["head"], row["layer"]
         fill = CROSSED if colour == REFUSED else HATCHED if mark else {}

@@ -78,7 +78,7 @@ def _headlines(fig: Figure, diagnosis: dict[str, Any]) -> None:
     windows = f"{diagnosis['windows']} windows of {diagnosis['length']:,} tokens"
     task = diagnosis.get("task") or "stand-in"
     under = f"{told} ({windows}, task: {task}, adapter: {diagnosis['adapter']})"
-    fig.text(0.02, 0.92, under, fontsize=6.5, va="center", color=GREY)
+    fig.text(0.02, 0.94, textwrap.fill(under, 130), fontsize=6.5, va="top", color=GREY)
 
 
 def fill(fig: Figure, diagnosis: dict[str, Any]) -> None:

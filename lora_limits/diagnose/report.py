@@ -74,7 +74,8 @@ def table(diagnosis: dict[str, Any]) -> Any:
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in COLUMNS:
         left = name in ("method", "verdict")
-        out.add_column(name, justify="left" if left else "right", no_wrap=name != "verdict")
+        side = "left" if left else "right"
+        out.add_column(name, justify=side, no_wrap=name != "verdict", overflow="fold")
     for row in diagnosis["heads"]:
         head, *numbers, method, error, speed, noise, said = cells(row, diagnosis["tolerance"])
         method = method.replace("SparseLowRank", "Sparse").replace(", ", ",")

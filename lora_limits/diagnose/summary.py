@@ -123,7 +123,7 @@ def _task(diagnosis: dict[str, Any]) -> str:
 
 
 def _lengths(diagnosis: dict[str, Any]) -> str:
-    found = Counter(basis(row) for row in diagnosis["heads"] if row.get("pays_from"))
+    found = Counter(basis(row) for row in diagnosis["heads"] if basis(row))
     if not found:
         return f"measured at {diagnosis['length']:,} tokens on {_device(diagnosis)}"
     said = ", ".join(f"{count} {BASES[name or 'measured']}" for name, count in found.items())
@@ -156,8 +156,9 @@ def notes(diagnosis: dict[str, Any]) -> list[str]:
             "gradient."
         )
     found.append(
-        "Each window is a data point of its own, as in the model; only a method that pays from "
-        "longer texts is tried again on the windows laid end to end, where tokens have no order."
+        "Each window is a data point of its own, as in the model. A method that pays from longer "
+        "texts is tried again in a longer window, where the model and the text reach it, and on the "
+        "windows laid end to end where tokens have no order."
     )
     if any(basis(row) == "extrapolated" for row in rows):
         found.append(

@@ -38,7 +38,7 @@ class Head(NamedTuple):
     asked: Bool[Array, " lq"]
 
 
-# (scores of a query with all keys, which of them it sees, the query) -> what stands for e^s in the
+# (scores of a query with all keys, which of them it sees, the query) -> what stands for w e^s in the
 # factor and in its kernel, both times any common number
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 # a query -> which keys it sees
@@ -86,7 +86,7 @@ def row_errors(
         log_e = jnp.where(seen, s + log_w, least)
         e = jnp.where(seen, jnp.exp(log_e - log_e.max()), 0)
         exact = _row(head, e, e, target, head.asked[i])
-        plain, prime = (jnp.where(seen, head.w * z, 0) for z in kernel(s, seen, i))
+        plain, prime = (jnp.where(seen, z, 0) for z in kernel(s, seen, i))
         got = _row(head, plain, prime, target, head.asked[i])
         of_kernel = exact.p - got.p_kernel
         held = of_kernel - shares * of_kernel.sum()

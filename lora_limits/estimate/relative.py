@@ -79,6 +79,23 @@ def relative_error(
     return jnp.where(usable, relative, jnp.inf)
 
 
+def relative_of(
+    samples: Float[Array, "m n1 n2"],
+    known: Float[Array, "n1 n2"],
+    approximate: Float[Array, "n1 n2"],
+) -> Float[Array, ""]:
+    """`relative_error` from X_s that are written out, 0 for rows that are certain; known: of these."""
+    m = samples.shape[0]
+    mean = samples.mean(0)
+    # over pairs of draws
+    squared = ((samples.sum(0) ** 2).sum() - (samples**2).sum()) / (m * (m - 1))
+    error = (known**2).sum() + jnp.maximum(2 * (known * mean).sum() + squared, 0)
+    true = (approximate**2).sum() + 2 * (approximate * (known + mean)).sum() + error
+    relative = jnp.sqrt(error / jnp.maximum(true, jnp.finfo(true.dtype).tiny))
+    usable = jnp.isfinite(approximate).all() & ~jnp.isnan(relative)
+    return jnp.where(usable, relative, jnp.inf)
+
+
 def from_rows(
     problem: LoRAProblem,
     frame: Frame,

@@ -10,11 +10,13 @@ from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import Frame
 from lora_limits.estimate import relative
 from lora_limits.estimate.intervals import half_uniform
+from lora_limits.factors import masked, masked_error
 from lora_limits.factors.factor import Factor, apply, normalise, rows_of
 from lora_limits.factors.kernel import factored_gradient
 from lora_limits.linalg import dot, row_norms
 from lora_limits.method import GradientResult, Method, Sampling
 from lora_limits.problem import LoRAProblem, project, projections
+from lora_limits.problem_checks import structure_of
 
 ROWS = 64  # queries on which an error is estimated where nobody says how many
 LOST = 0.5  # an error estimated at this may as well be 1: the gradient is reported as failed
@@ -25,6 +27,8 @@ class FactorMethod(Method):
 
     What is here turns any factor into a gradient that says how wrong it may be.
     """
+
+    knows = frozenset({"causal", "rotations", "query_mask", "key_mask"})
 
     def factor(
         self, x: Float[Array, "lq d_and_1"], y: Float[Array, "lk d_and_1"]
@@ -44,6 +48,8 @@ class FactorMethod(Method):
         failed: where an estimate is half or more, something is not finite or a row sum not positive.
         """
         sampling = sampling or Sampling(ROWS, jax.random.key(0))
+        if structure_of(problem):
+            return _masked(problem, self, sampling)
         frame = frames.of_problem(problem)
         factor, indicator, smallest = factorise(coordinates(problem, frame), self)
         loss, gradient = factored_gradient(problem, factor)
@@ -56,16 +62,29 @@ class FactorMethod(Method):
             rows=sampling.rows,
             key=sampling.key,
         )
-        errors = jnp.stack(jax.tree.leaves(wrong))
-        return GradientResult(
-            gradient,
-            loss,
-            rank=factor.width,
-            normaliser=smallest,
-            estimate=estimates,
-            relative_error=wrong,
-            failed=~((errors < LOST).all() & (smallest > 0)),
-        )
+        return _told(gradient, loss, factor, smallest, estimates, wrong)
+
+
+def _masked(problem: LoRAProblem, method: FactorMethod, sampling: Sampling) -> GradientResult:
+    """The gradient of a problem with a causal order, rotations or padding."""
+    made = masked.make(problem, method.factor)
+    found = masked.gradient(problem, made)
+    estimates, wrong = masked_error.estimate(problem, made, found, sampling)
+    return _told(found.gradient, found.loss, made.factor, made.smallest, estimates, wrong)
+
+
+def _told(gradient, loss, factor: Factor, smallest, estimates, wrong) -> GradientResult:
+    """The result, with the verdict on it."""
+    errors = jnp.stack(jax.tree.leaves(wrong))
+    return GradientResult(
+        gradient,
+        loss,
+        rank=factor.width,
+        normaliser=smallest,
+        estimate=estimates,
+        relative_error=wrong,
+        failed=~((errors < LOST).all() & (smallest > 0)),
+    )
 
 
 def coordinates(

@@ -8,7 +8,8 @@ the rows is turned back and pulled back to the adapters:
     dl/dW_Q = X_Q^T [R_i^T dQ_i],   dl/dW_K = X_K^T [R_j^T dK_j],   dl/dW_V = X_V^T dV
 
 Centres as in coordinates/frame.py, of rows and constant in the derivative but for mu, which is the
-mean of the keys under constant weights and moves with them. They are made of the queries that
+mean of the keys under constant weights and moves with them (uncentred it is 0, and moves all the
+same: the gradient of the keys sums to 0, as the exact one's does). They are made of the queries that
 there are and the keys that those see; f does not depend on them, whoever sees whom.
 """
 
@@ -25,13 +26,13 @@ from lora_limits.checks import fail
 from lora_limits.coordinates.balancing import balance
 from lora_limits.gradients import plan
 from lora_limits.heads import polynomial_blocks, polynomial_full
-from lora_limits.heads.tokens import tokens_of
-from lora_limits.heads.visibility import Tokens
+from lora_limits.heads.tokens import pattern_of, tokens_of
+from lora_limits.heads.visibility import Tokens, sees_any
 from lora_limits.linalg import dot
 from lora_limits.polynomial import monomials
 from lora_limits.problem import Adapter, LoRAProblem, projections, pull_back, scalars
 
-CAUSAL_BLOCKS = (128, 512)  # tokens to a block, at least and at most, whose scores are exact
+EXACT_BLOCKS = (128, 512)  # tokens to a block, at least and at most, whose scores are exact
 
 
 class Centres(NamedTuple):
@@ -63,26 +64,29 @@ class Solved(NamedTuple):
     rows: Rows
 
 
+def in_blocks(problem: LoRAProblem) -> bool:
+    """Whether places decide who sees whom: blocks of tokens are then exact within themselves."""
+    return problem.causal or problem.segments is not None
+
+
 def check(problem: LoRAProblem, method: Any) -> None:
     """Raises ValueError, by name, for what a Polynomial cannot do."""
-    if problem.segments is not None:
-        if not problem.causal:
-            fail("segments", "some", "causal=True beside them, or Exact")
-        if method.degree % 2:
-            expected = "an even one: of few keys an odd polynomial's sum may be negative"
-            fail("degree with segments", method.degree, expected)
-    if problem.causal and method.series != "taylor":
-        fail("series of a causal Polynomial", repr(method.series), "'taylor'")
+    if problem.segments is not None and method.degree % 2:
+        expected = "an even one: of few keys an odd polynomial's sum may be negative"
+        fail("degree with segments", method.degree, expected)
+    if in_blocks(problem) and method.series != "taylor":
+        name = "causal" if problem.causal else "segments"
+        fail(f"series of a Polynomial with {name}", repr(method.series), "'taylor'")
 
 
 def block_size(problem: LoRAProblem, method: Any) -> int:
-    """Tokens to a block. A causal one is exact within itself: 128 tokens at least, before which an
-    odd polynomial's sum may be negative.
+    """Tokens to a block. One that is exact within itself has 128 at least where the degree is odd:
+    of fewer keys its sum may be negative.
     """
     block = method.block_size or plan.block_size(problem, method.degree)
-    if not problem.causal:
+    if not in_blocks(problem):
         return block
-    least, most = CAUSAL_BLOCKS
+    least, most = EXACT_BLOCKS
     return max(block, least if method.degree % 2 else 1) if method.block_size else min(block, most)
 
 
@@ -130,28 +134,31 @@ def rows_of(problem: LoRAProblem, method: Any) -> Rows:
 def solve(problem: LoRAProblem, method: Any) -> Solved:
     """Loss and gradient of a settled problem by a Polynomial method.
 
-    Time O(L k (1 + d_value) + L d_model (d + r)), a causal one O(L block (d + d_value)) more for
-    the scores of its own blocks; memory O(L (d + d_value) + k (1 + d_value) + block (k + block)).
+    Time O(L k (1 + d_value) + L d_model (d + r)), with a causal order or documents
+    O(L block (d + d_value)) more for the scores of the blocks themselves; memory
+    O(L (d + d_value) + k (1 + d_value) + block (k + block)).
     """
     tokens = tokens_of(problem)
     block = block_size(problem, method)
-    rule = polynomial_blocks.Rule(block, method.degree, is_causal=True)
+    rule = polynomial_blocks.Rule(block, method.degree, is_causal=problem.causal)
     rows = rows_of(problem, method)
     x, y, v, w = rows.x, rows.y, rows.v, rows.centres.w
-    if problem.causal:
+    if in_blocks(problem):
         document = tokens.key_document
         out, kept = polynomial_blocks.forward(rule, x, y, w, v, document)
     else:
         c = polynomial_full.coefficients(method, x, y, tokens.query, w)
         out, kept = polynomial_full.forward(block, None, c, x, y, w, v)
     normaliser = kept[-2]
-    # A query that sees no key has no mean to get back, and the output 0.
-    sees = normaliser != 0
-    out = jnp.where(sees[:, None], out.T + rows.centres.v_mean[None], 0)
+    # A query that sees no key has no mean to get back, and the output 0; one whose row has
+    # underflowed has no output.
+    sees = sees_any(pattern_of(problem), tokens, tokens.key, x.shape[1])
+    out = jnp.where((normaliser != 0)[:, None], out.T + rows.centres.v_mean[None], jnp.nan)
+    out = jnp.where(sees[:, None], out, 0)
     c = jnp.where(tokens.query[:, None], out - problem.target, 0)
     # and no gradient flows through it
     back = jnp.where(sees[:, None], c, 0).T
-    if problem.causal:
+    if in_blocks(problem):
         dx, dy, dlog_w, dv = polynomial_blocks.backward(rule, kept, back)
     else:
         _, dx, dy, dw, dv = polynomial_full.backward(block, None, kept, back)

@@ -12,8 +12,7 @@ from lora_limits.estimate import masked_rows
 from lora_limits.estimate.intervals import check_sampling, draw, interval_of
 from lora_limits.gradients import by_rows
 from lora_limits.heads import polynomial_full
-from lora_limits.heads.tokens import pattern_of, tokens_of
-from lora_limits.heads.visibility import visible
+from lora_limits.heads.tokens import sees_of, tokens_of
 from lora_limits.linalg import dot, row_norms
 from lora_limits.method import Sampling
 from lora_limits.polynomial import series
@@ -21,24 +20,25 @@ from lora_limits.problem import Adapter, LoRAProblem
 
 
 def kernel_of(problem: LoRAProblem, method: Any, rows: by_rows.Rows) -> masked_rows.Kernel:
-    """What stands for e^s in a row of the gradient: P and P', e^s itself in a causal block."""
-    if problem.causal:
+    """What stands for w e^s in a row of the gradient: w P and w P', w e^s in a block of its own."""
+    if by_rows.in_blocks(problem):
         c = series.taylor(method.degree, problem.dtype)
     else:
         asked = tokens_of(problem).query
         c = polynomial_full.coefficients(method, rows.x, rows.y, asked, rows.centres.w)
     prime = series.derivative(c)
+    w = rows.centres.w
     block = by_rows.block_size(problem, method)
     at = jnp.arange(problem.x_key.shape[0], dtype=jnp.int32)
 
     def kernel(s, seen, i):
-        far = series.evaluate(c, s), series.evaluate(prime, s)
-        if not problem.causal:
+        far = w * series.evaluate(c, s), w * series.evaluate(prime, s)
+        if not by_rows.in_blocks(problem):
             return far
         near = at // block == i // block
         # as in the sweep, so that no exponential overflows
         top = jnp.max(s, where=near & seen, initial=0.0)
-        own = jnp.exp(jnp.where(near, s - top, 0))
+        own = w * jnp.exp(jnp.where(near, s - top, 0))
         plain, slope = (jnp.where(near, own, z * jnp.exp(-top)) for z in far)
         return plain, slope
 
@@ -54,19 +54,6 @@ def head_of(problem: LoRAProblem, rows: by_rows.Rows) -> masked_rows.Head:
     centres = rows.centres
     asked = tokens_of(problem).query
     return masked_rows.Head(x, y, rows.v.T, centres.v_mean, centres.nu, centres.w, asked)
-
-
-def sees_of(problem: LoRAProblem) -> masked_rows.Sees:
-    """Query -> which keys it sees."""
-    pattern, tokens = pattern_of(problem), tokens_of(problem)
-    at = jnp.arange(problem.x_key.shape[0], dtype=jnp.int32)
-
-    def sees(i):
-        own = tokens.query_document
-        own = None if own is None else own[i][None]
-        return visible(pattern, i[None], at, tokens.key, own, tokens.key_document)[0]
-
-    return sees
 
 
 def chances(head: masked_rows.Head, target: jax.Array, degree: int) -> Float[Array, " lq"]:

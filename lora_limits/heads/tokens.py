@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lora_limits.heads.visibility import Pattern, Tokens, runs
+from lora_limits.heads.visibility import Pattern, Tokens, runs, visible
 from lora_limits.problem import LoRAProblem, replaced
 from lora_limits.rotary import Rotations
 
@@ -28,6 +30,19 @@ def tokens_of(problem: LoRAProblem) -> Tokens:
     new = problem.segments[1:] != problem.segments[:-1]
     run = jnp.cumsum(jnp.pad(new, (1, 0)), dtype=jnp.int32)
     return Tokens(asked, exists, run, run)
+
+
+def sees_of(problem: LoRAProblem) -> Callable[[jax.Array], jax.Array]:
+    """Query -> which keys it sees."""
+    pattern, tokens = pattern_of(problem), tokens_of(problem)
+    at = jnp.arange(problem.x_key.shape[0], dtype=jnp.int32)
+
+    def sees(i):
+        own = tokens.query_document
+        own = None if own is None else own[i][None]
+        return visible(pattern, i[None], at, tokens.key, own, tokens.key_document)[0]
+
+    return sees
 
 
 def settled(problem: LoRAProblem) -> LoRAProblem:

@@ -15,6 +15,8 @@ from lora_limits.diagnose import adapters, heads, loading, methods, projections,
 from lora_limits.diagnose.layers import NAMES, Mask, find_places
 from lora_limits.diagnose.outputs import output as rebuilt
 from lora_limits.diagnose.recording import Recorder, forward_and_back, own_outputs, survey
+from lora_limits.diagnose.times import Clock
+from lora_limits.problem_checks import structure_of
 from tests.diagnose.recorded import recorded
 from tests.support.tiny_models import KINDS, TEXT, tiny
 from tests.support.tools import extra
@@ -92,10 +94,13 @@ def test_an_adapter_goes_through_peft_and_back_with_equal_outputs(kind, made, tm
 
 
 def few(problem, length):
-    return {"Polynomial": (ll.Polynomial(1), ll.Polynomial(2)), "Skeleton": (ll.Skeleton(4),)}
+    """A short ladder, of what knows the problem."""
+    families = {"Polynomial": (ll.Polynomial(1), ll.Polynomial(2)), "Skeleton": (ll.Skeleton(4),)}
+    has = set(structure_of(problem))
+    return {name: tried for name, tried in families.items() if has <= tried[0].knows}
 
 
-@pytest.mark.parametrize("kind", ["bert", "bert-masked"])
+@pytest.mark.parametrize("kind", ["bert", "bert-masked", "llama"])
 def test_the_command_leaves_ten_lines_a_json_a_picture_and_a_page(
     kind, made, tmp_path, capsys, monkeypatch
 ):
@@ -113,7 +118,8 @@ def test_the_command_leaves_ten_lines_a_json_a_picture_and_a_page(
     assert "measuring heads ..." in told
     diagnosis = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
     assert (len(diagnosis["heads"]), diagnosis["length"], diagnosis["windows"]) == (8, 20, 2)
-    assert diagnosis["task"] == (None if kind == "bert" else "masked tokens")
+    tasks = {"bert": None, "bert-masked": "masked tokens", "llama": "next token"}
+    assert diagnosis["task"] == tasks[kind]
     assert {row["verdict"] for row in diagnosis["heads"]} <= {"now", "later", "never"}
     assert all(
         row["noise"] > 0 and row["norms"]["frozen"]["gamma"] > 0 for row in diagnosis["heads"]
@@ -127,6 +133,29 @@ def test_the_command_leaves_ten_lines_a_json_a_picture_and_a_page(
         "diagnosis.json",
         "diagnosis.png",
     }
+
+
+def test_a_length_that_the_model_takes_is_measured_in_it(made, tmp_path, monkeypatch):
+    """Windows of 20 tokens, heads that would pay from 27: one window of 32 tells."""
+    monkeypatch.setattr(methods, "ladder", few)
+    monkeypatch.setattr(Clock, "pays_from", lambda self, problem, method: 27)
+    monkeypatch.setattr(Clock, "pair", lambda self, problem, method: (1.0, 2.0))
+    text = tmp_path / "text"
+    text.write_text(TEXT * 4)
+    arguments = ["diagnose", str(made("llama")), "--text", str(text), "--length", "20"]
+    given = ["--batch", "1", "--tolerance", "0.9", "--layers", "0", "--out", str(tmp_path)]
+    with jax.enable_x64(False):
+        assert main([*arguments, *given]) == 0
+    rows = json.loads((tmp_path / "diagnosis.json").read_text())["heads"]
+    there = [row["longer"] for row in rows if "longer" in row]
+    assert there
+    assert {found["length"] for found in there} == {32}
+    for row in rows:
+        if "longer" in row:
+            right = row["longer"]["error"] is not None and row["longer"]["error"] <= 0.9
+            assert (row["verdict"], row["basis"]) == (
+                ("later", "measured") if right else ("never", None)
+            )
 
 
 def test_a_classifier_is_diagnosed_on_labelled_lines(made, tmp_path, capsys, monkeypatch):
@@ -191,6 +220,16 @@ def test_models_that_cannot_be_read_are_refused(made, tmp_path, capsys):
     (wide / "config.json").write_text(json.dumps(config))
     said = refusal(capsys, wide, "--text", text)
     assert "intermediate.dense.bias: got shape (40,), expected (44,)" in said
+
+
+def test_floats_that_came_from_a_gguf_file_are_floats(tmp_path):
+    extra("torch")
+    folder = tiny("llama", tmp_path)
+    before = outputs(loading.load_model(folder))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gguf", "gguf_file": "model.gguf"}
+    (folder / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(outputs(loading.load_model(folder)), before)
 
 
 def test_weights_that_are_not_finite_are_named(made, tmp_path, capsys):

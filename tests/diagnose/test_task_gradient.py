@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
-from lora_limits.diagnose import losses
+from lora_limits.diagnose import losses, recordings
 from lora_limits.diagnose.layers import NAMES
 from tests.diagnose.recorded import recorded
 from tests.support.tiny_models import tiny
@@ -111,3 +111,17 @@ def test_a_loss_in_pieces_is_the_loss(kind, split, tmp_path, monkeypatch):
             told[pieces] = loss, rows.grad.numpy()
         assert told[split][0] == pytest.approx(told[False][0], rel=1e-6)
         np.testing.assert_allclose(told[split][1], told[False][1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_response_is_a_derivative(tmp_path, monkeypatch):
+    """How much an error of all outputs changes the residuals does not hang on its size."""
+    extra("torch")
+    folder = tiny("llama", tmp_path)
+    found = []
+    for share in (0.01, 0.002):
+        monkeypatch.setattr(recordings, "SHARE", share)
+        with recorded(folder) as each:
+            found.append(np.array(list(each.recordings.responses.values())))
+    assert found[0].shape == (8,)
+    assert (found[0] > 0.1).all()
+    np.testing.assert_allclose(found[1], found[0], rtol=0.3)

@@ -33,6 +33,7 @@ CASES = [
     (("query_mask", "rotations"), "chebyshev", True),
     *later(
         (("causal",), "taylor", True),
+        (("segments",), "taylor", True),
         (("causal", "rotations"), "taylor", False),
         (("rotations",), "fitted", True),
     ),

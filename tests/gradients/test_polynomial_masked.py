@@ -49,12 +49,12 @@ def factored_loss(problem, adapters, degree, centred):
     asked = np.ones(n) if problem.query_mask is None else problem.query_mask * 1.0
     exists = np.ones(n, bool) if problem.key_mask is None else problem.key_mask
     nu = asked @ rows(problem, hold)[0] / asked.sum() * float(centred)
-    # constant shares of keys that move
+    # constant shares of keys that move; where nothing is centred mu is 0, and moves all the same
     log_w = jnp.where(exists, rows(problem, hold)[1] @ nu, -jnp.inf)
-    mu = jax.nn.softmax(log_w) @ k * float(centred)
+    mu = jax.nn.softmax(log_w) @ (k - rows(problem, hold)[1] * (1 - float(centred)))
     s = (q - nu[None]) @ (k - mu[None]).T
     p = sum(s**m / math.factorial(m) for m in range(degree + 1))
-    if problem.causal:
+    if problem.causal or problem.segments is not None:
         block = np.arange(n) // BLOCK
         p = jnp.where(block[:, None] == block[None], jnp.exp(s), p)
     seen = masked_reference.who_sees_whom(problem)
@@ -73,6 +73,7 @@ CASES = [
         (("rotations",), 3, False),
         (("query_mask", "key_mask"), 2, True),
         (("causal", "segments"), 4, True),
+        (("segments", "key_mask"), 2, True),
     ),
 ]
 
@@ -106,13 +107,11 @@ def test_with_masks_of_ones_and_angles_of_zero_it_is_the_plain_gradient():
 def test_every_combination_nears_the_exact_gradient(order):
     """R is about 1: degree 8 leaves less than 1e-6."""
     many = [c for c in combinations() if set(order) == set(c) & {"causal", "window"}]
-    many = [c for c in many if "partial rotations" not in c and (order or "segments" not in c)]
+    many = [c for c in many if "partial rotations" not in c]
     given = [having(*c, reach=0.7) for c in many]
     whole = [filled(p) for p in given]
-    if not order:
-        whole = [dataclasses.replace(p, segments=None) for p in whole]
     batch = quick_jit(jax.vmap(lambda p: ll.gradient(p, polynomial(8))))(problems.stack(whole))
-    assert len(given) == (16 if order else 8)
+    assert len(given) == 16
     for i, p in enumerate(given):
         want = masked_reference.loss_and_gradient(p)[1]
         assert_close(jax.tree.map(lambda x, i=i: x[i], batch.gradient), want, 1e-6)
@@ -208,9 +207,14 @@ def test_twice_the_tokens_cost_twice():
     ("names", "method", "message"),
     [
         (("window",), polynomial(2), "window: got 3, expected none: Polynomial"),
-        (("segments",), polynomial(2), "segments: got some, expected causal=True beside them"),
+        (("segments",), polynomial(3), "degree with segments: got 3, expected an even"),
+        (("segments",), ll.Polynomial(2, "fitted"), "series of a Polynomial with segments: got"),
         (("causal", "segments"), polynomial(3), "degree with segments: got 3, expected an even"),
-        (("causal",), ll.Polynomial(2, "chebyshev"), "series of a causal Polynomial: got 'cheb"),
+        (
+            ("causal",),
+            ll.Polynomial(2, "chebyshev"),
+            "series of a Polynomial with causal: got 'cheb",
+        ),
     ],
 )
 def test_what_it_cannot_do_it_refuses_by_name(names, method, message):

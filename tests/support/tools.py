@@ -26,6 +26,11 @@ def later(*values):
     ]
 
 
+def all_extras():
+    """Whether what is missing fails a test instead of skipping it."""
+    return os.environ.get("LORA_LIMITS_ALL_EXTRAS") == "1"
+
+
 def extra(name):
     """The module `name` of an optional extra: skips without it, or fails under
     LORA_LIMITS_ALL_EXTRAS=1.
@@ -33,7 +38,7 @@ def extra(name):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        if os.environ.get("LORA_LIMITS_ALL_EXTRAS") == "1":
+        if all_extras():
             pytest.fail(f"LORA_LIMITS_ALL_EXTRAS=1, but {name} is missing: {error}")
         pytest.skip(f"needs {name}")
 
