@@ -45,7 +45,7 @@ def test_every_combination_of_arrays_equals_automatic_differentiation(order, met
         assert_right(jax.tree.map(lambda x, i=i: x[i], batch), p)
 
 
-ALONE = [(name,) for name in FIELDS]
+ALONE = [("partial rotations",), ("window",), ("segments",)]
 
 
 @pytest.mark.parametrize("names", [*ALONE, *later(*((c,) for c in combinations()))], ids="+".join)
@@ -293,7 +293,7 @@ def test_functions_that_know_no_structure_refuse_it_by_name(name):
 # ------------------------------------------------------------------------------ the chain, norms, choosing
 
 
-@pytest.mark.parametrize("order", ORDERS, ids="+".join)
+@pytest.mark.parametrize("order", [ORDERS[1], *later((ORDERS[0],), (ORDERS[2],))], ids="+".join)
 def test_the_chain_nears_the_exact_gradient_of_every_combination(order):
     many = [c for c in combinations() if set(order) == set(c) & {"causal", "window"}]
     given = [having(*c, reach=0.7) for c in many if "partial rotations" not in c]
