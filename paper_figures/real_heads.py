@@ -32,7 +32,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         (_rotation, "rotation"),
         (_errors, "relative error"),
         (_features, r"features $k^\star$ needed"),
-        (_ranks, "rank of $f$, 1 %"),
+        (_ranks, f"rank of $f$, {_finest(heads):.0%}".replace("%", " %")),
     )
     for letter, ax, (panel, title) in zip("abcdef", axes.flat, panels, strict=True):
         panel(ax, heads)
@@ -60,6 +60,11 @@ def _lengths(heads: list[_Head]) -> list[int]:
 def _dense(heads: list[_Head]) -> list[_Head]:
     """Those of whom more than norms was measured."""
     return [h for h in heads if "errors" in h.metrics]
+
+
+def _finest(heads: list[_Head]) -> float:
+    """The last of the tolerances, which ranks are drawn for."""
+    return next((float(list(h.metrics["needed"])[-1]) for h in _dense(heads)), math.nan)
 
 
 def _mark(head: _Head, heads: list[_Head]) -> dict[str, Any]:
