@@ -66,6 +66,11 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
+def docstrings(source: str) -> str:
+    """The docstrings of a source file."""
+    return _divide(source)[0]
+
+
 def _divide(source: str) -> tuple[str, str]:
     """(docstrings, what is left without them and without lines that only comment or are empty)."""
     lines = source.splitlines()

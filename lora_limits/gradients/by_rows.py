@@ -8,7 +8,8 @@ the rows is turned back and pulled back to the adapters:
     dl/dW_Q = X_Q^T [R_i^T dQ_i],   dl/dW_K = X_K^T [R_j^T dK_j],   dl/dW_V = X_V^T dV
 
 Centres as in coordinates/frame.py, of rows and constant in the derivative but for mu, which is the
-mean of the keys under constant weights and moves with them. They are made of the queries that
+mean of the keys under constant weights and moves with them (uncentred it is 0, and moves all the
+same: the gradient of the keys sums to 0, as the exact one's does). They are made of the queries that
 there are and the keys that those see; f does not depend on them, whoever sees whom.
 """
 

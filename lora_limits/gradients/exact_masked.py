@@ -103,17 +103,18 @@ def _put(tree: Any, values: Any, i: jax.Array) -> Any:
 
 
 def _scores(tiles: _Tiles, i: jax.Array, j: jax.Array):
-    """(queries, keys, their scores, which of the pairs see each other)."""
+    """(queries, keys, their scores, `_unseen` for the pairs that do not see each other)."""
     queries, keys = _at(tiles.queries, i), _at(tiles.keys, j)
     steps = jnp.arange(tiles.block, dtype=jnp.int32)
     position, at = i * tiles.block + steps, j * tiles.block + steps
     seen = visible(tiles.pattern, position, at, keys.exists, queries.document, keys.document)
-    return queries, keys, dot(queries.q, keys.k.T), seen
+    s = dot(queries.q, keys.k.T)
+    return queries, keys, jnp.where(seen, s, _unseen(s.dtype))
 
 
-def _exp(s: jax.Array, top: jax.Array, seen: jax.Array) -> jax.Array:
-    """exp(S - top) where seen, else 0; what is not seen is masked before exp too."""
-    return jnp.where(seen, jnp.exp(jnp.where(seen, s - top, 0)), 0)
+def _unseen(dtype: Any) -> float:
+    """A score so far below the least of all tops, half of it, that its exponential is 0."""
+    return float(jnp.finfo(dtype).min)
 
 
 def _softmax(tiles: _Tiles) -> _Softmax:
@@ -121,7 +122,7 @@ def _softmax(tiles: _Tiles) -> _Softmax:
     blocks, n = tiles.queries.q.shape[:2]
     dv = tiles.keys.v.shape[2]
     dtype = tiles.queries.q.dtype
-    least = float(jnp.finfo(dtype).min)
+    least = _unseen(dtype) / 2
     nothing = _Softmax(
         jnp.full((n, 1), least, dtype), jnp.zeros((n, 1), dtype), jnp.zeros((n, dv), dtype)
     )
@@ -130,11 +131,11 @@ def _softmax(tiles: _Tiles) -> _Softmax:
         i, j, first = pair
         before, every = carry
         before = jax.tree.map(lambda x, y: jnp.where(first, x, y), nothing, before)
-        _, keys, s, seen = _scores(tiles, i, j)
-        largest = jnp.max(s, axis=1, keepdims=True, where=seen, initial=least)
+        _, keys, s = _scores(tiles, i, j)
         # f does not depend on top
-        top = jnp.maximum(before.top, jax.lax.stop_gradient(largest))
-        e = _exp(s, top, seen)
+        largest = jax.lax.stop_gradient(s).max(1, keepdims=True)
+        top = jnp.maximum(before.top, largest)
+        e = jnp.exp(s - top)
         shrink = jnp.exp(before.top - top)
         total = shrink * before.total + e.sum(1, keepdims=True)
         so_far = _Softmax(top, total, shrink * before.out + dot(e, keys.v))
@@ -166,9 +167,9 @@ def gradient(problem: LoRAProblem, block: int) -> tuple[jax.Array, dict[str, Ada
 
     def pull(sums, pair):
         i, j, _ = pair
-        queries, keys, s, seen = _scores(tiles, i, j)
+        queries, keys, s = _scores(tiles, i, j)
         g_i, rho_i = _at((g, rho), i)
-        e = _exp(s, _at(f.top, i), seen)
+        e = jnp.exp(s - _at(f.top, i))
         p = e * (dot(g_i, keys.v.T) - rho_i)
         more = {
             "query": (i, lambda: dot(p, keys.k)),

@@ -36,9 +36,7 @@ def watched(model: Layered, exact: Any, data: Data, batch: int) -> dict[str, flo
     size = np.linalg.norm(rows.mean(0))
     squared = max(wrong["mean"], 0.0) + wrong["spread"] / batch
     noise = gradient_noise.moments(rows)["spread"] / batch
-    # NaN passes max by where it is the second argument: asked for by name.
-    error = np.nan if np.isnan(wrong["mean"]) else np.sqrt(squared) / size
-    return {"error": float(error), "noise": float(np.sqrt(noise) / size)}
+    return {"error": float(np.sqrt(squared) / size), "noise": float(np.sqrt(noise) / size)}
 
 
 def choose(
@@ -55,6 +53,7 @@ def choose(
     A layer takes the fastest approximate method whose error is within SHARE of its noise, if it is
     faster than exact; with `forced`, every layer takes that. Errors are of the layer's own
     adapters, with the cotangents of exact attention, and as the noise relative to their gradient.
+    The model is left with exact methods.
     """
     seconds = _layer_seconds(model, data, batch, {**exact, **approximate})
     best = min(exact, key=lambda name: seconds[name]["seconds"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import sys
@@ -64,10 +65,11 @@ def _pilot(
         packages = ", ".join(NEEDED[name] for name in missing)
         fail("packages", f"no {packages}", "pip install 'lora-limits[pilot]'")
     # After what is quick to refuse: JAX takes seconds to import.
-    from lora_limits.pilot import report, texts
+    from lora_limits.pilot import models, report, texts
     from lora_limits.pilot.course import Pilot
     from lora_limits.pilot.progress import Telling
     from lora_limits.pilot.settings import Settings, read_targets
+    from lora_limits.training.loop import EXACT
 
     words = texts.read(text)
     task = _task(folder, words, labels, length)
@@ -77,8 +79,10 @@ def _pilot(
         "text": hashlib.sha256(words.encode()).hexdigest()[:16],
         **vars(settings),
     }
+    classes = None if task.classes is None else len(task.classes)
+    load = functools.partial(models.load, folder, settings.lora, classes, EXACT)
     with Telling() as tell:
-        state = Pilot(folder, task, settings, asked, out, tell).run()
+        state = Pilot(load, task, settings, asked, out, tell).run()
     print("\n".join(report.lines(state, settings)))
     kept = [out / "pilot.json"]
     if "runs" in state:
@@ -94,6 +98,10 @@ def _task(folder: Path, words: str, labels: Path | None, length: int | None) -> 
     from lora_limits.nn import pretrained
     from lora_limits.pilot import texts
 
+    packed = next(folder.glob("*.gguf"), None)
+    if packed is not None and not (folder / "config.json").is_file():
+        how = f"from_pretrained(DIR, gguf_file={packed.name!r}).save_pretrained(OTHER_DIR)"
+        fail(folder, packed.name, f"safetensors, as transformers' {how} writes them, tokenizer too")
     config = folders.read_config(folder)
     kind = config.get("model_type")
     if kind not in pretrained.KINDS:
@@ -107,7 +115,8 @@ def _task(folder: Path, words: str, labels: Path | None, length: int | None) -> 
     if kind == "llama":
         if labels is not None:
             fail("--labels", str(labels), "none: a decoder learns to predict the next token")
-        return texts.language(tokenizer, words, length, most)
+        ids = tokenizer.encode(words, add_special_tokens=False).ids
+        return texts.language(ids, length, most)
     if labels is None:
         fail(
             "--labels", "none", "a file of classes, one for each line of --text: this is an encoder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,25 +20,31 @@ from lora_limits.training import batches, checkpoints, loop
 from lora_limits.training.loop import Recipe
 
 SIDES = ("exact", "approximate")
-EVALUATIONS = 5
-HELD_TOKENS = 65536  # of held-out windows that a run is scored on
+EVALUATIONS = 4
+HELD_TOKENS = 32768  # of held-out windows that a run is scored on at its end
 MAX_SECONDS = 60.0  # of timed steps
 Say = Callable[[int, int, str], None]  # (steps done, of all, what is going on)
 
 
 class Pilot:
-    """A pilot of the model in a folder on a task, its results kept in `out` as they come.
+    """A pilot of a model on a task, its results kept in `out` as they come.
 
-    say: told what goes on. Everything that is done is found there again by another of the same
-    `asked`, and a run that was killed goes on from its last evaluation.
-    Raises ValueError as `records.resume`, `models.load` and `settings.read_method` do.
+    load: (seed) -> the model with fresh adapters of the settings' LoRA. say: told what goes on.
+    Everything that is done is found there again by another of the same `asked`, and a run that was
+    killed goes on from its last evaluation.
+    Raises ValueError as `records.resume` and `settings.read_method` do.
     """
 
     def __init__(
-        self, folder: Path, task: Task, settings: Settings, asked: Mapping[str, Any], out: Path,
+        self,
+        load: Callable[[int], Layered],
+        task: Task,
+        settings: Settings,
+        asked: Mapping[str, Any],
+        out: Path,
         say: Say,
-    ):  # fmt: skip
-        self.folder = folder
+    ):
+        self.load = load
         self.task = task
         self.settings = settings
         self.out = out
@@ -53,15 +60,13 @@ class Pilot:
 
     def run(self) -> dict[str, Any]:
         """Does what is not done yet; returns the state, its "outcome" in it."""
-        model = self._load(0)
+        model = self.load(0)
         heads = model.blocks[0].attention.heads
         exact = asking.exact(self.task.length, self.settings.batch * heads)
         if "choice" not in self.state:
             self.say(0, self.total, "choosing a method for each layer")
-            choice = choosing.choose(
-                model, self._watched(), self.settings.batch, exact, self.approximate,
-                self.settings.method,
-            )  # fmt: skip
+            given = (self._watched(), self.settings.batch, exact, self.approximate)
+            choice = choosing.choose(model, *given, self.settings.method)
             self._keep("choice", choice)
         choice = self.state["choice"]
         self.exact = exact[choice["exact"]]
@@ -71,6 +76,8 @@ class Pilot:
             if "times" not in self.state:
                 self.say(0, self.total, "timing a step of each side")
                 self._keep("times", self._times(model))
+            if "start" not in self.state:
+                self._keep("start", self._start(model))
             self._train()
         self._keep("outcome", outcome.judge(self.state, self.settings))
         return self.state
@@ -79,10 +86,6 @@ class Pilot:
     def total(self) -> int:
         """Steps of all runs."""
         return len(SIDES) * self.settings.seeds * self.settings.steps
-
-    def _load(self, seed: int) -> Layered:
-        classes = None if self.task.classes is None else len(self.task.classes)
-        return models.load(self.folder, self.settings.lora, classes, loop.EXACT, seed)
 
     def _watched(self) -> batches.Data:
         return batches.first(self.task.train, choosing.WATCHED)
@@ -94,8 +97,23 @@ class Pilot:
     def _recipe(self, seed: int) -> Recipe:
         asked = self.settings
         every = max(asked.steps // EVALUATIONS, 1)
-        tests = max(HELD_TOKENS // self.task.length, asked.batch)
+        # On the way a quarter of the windows will do.
+        tests = max(HELD_TOKENS // 4 // self.task.length, asked.batch)
         return Recipe(asked.steps, asked.batch, asked.rate, seed, every, tests)
+
+    def _scores(self, model: Layered) -> dict[str, list[float]]:
+        """Held-out loss and accuracy of every window under exact attention: so adapters are
+        served.
+        """
+        model.set_methods(self.methods["exact"])
+        tests = max(HELD_TOKENS // self.task.length, self.settings.batch)
+        recipe = dataclasses.replace(self._recipe(0), tests=tests)
+        found = loop.scores(model, self.task.test, recipe)
+        return {metric: [float(x) for x in each] for metric, each in found.items()}
+
+    def _start(self, model: Layered) -> dict[str, float]:
+        """The scores before training, their means."""
+        return {metric: sum(each) / len(each) for metric, each in self._scores(model).items()}
 
     def _times(self, model: Layered) -> dict[str, dict[str, Any]]:
         """Of a training step of each side, by turns: seconds, spread, repeats, temporary bytes."""
@@ -123,8 +141,8 @@ class Pilot:
                     self._keep("runs", runs)
 
     def _run(self, side: str, seed: int, before: int) -> dict[str, Any]:
-        """One run, scored under exact attention at its end: so adapters are served."""
-        model = self._load(seed)
+        """One run, and its scores at the end."""
+        model = self.load(seed)
         model.set_methods(self.methods[side])
         recipe = self._recipe(seed)
         name = f"{side}-{seed}"
@@ -147,10 +165,8 @@ class Pilot:
             folder=folder,
             told=told,
         )
-        model.set_methods(self.methods["exact"])
-        final = loop.scores(model, self.task.test, recipe)
+        final = self._scores(model)
         models.save(model, self.task.classes, self.out / "adapters" / name)
         checkpoints.forget(folder)
         del history["methods"]
-        scores = {metric: [float(x) for x in each] for metric, each in final.items()}
-        return {"side": side, "seed": seed, **history, "final": scores}
+        return {"side": side, "seed": seed, **history, "final": final}

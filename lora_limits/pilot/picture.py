@@ -32,10 +32,12 @@ def draw(axes: Any, state: Mapping[str, Any]) -> None:
     for side, colour in COLOURS.items():
         for run in (run for run in state["runs"] if run["side"] == side):
             label = side if run["seed"] == 0 else None
-            style: dict[str, Any] = {"color": colour, "label": label, "linewidth": 1.0}
+            line = "-" if side == "exact" else "--"
+            style: dict[str, Any] = {"color": colour, "label": label, "linestyle": line}
+            style["linewidth"] = 1.0
             steps = np.asarray(run["steps"])
             spent = np.concatenate([[0.0], np.cumsum(run["seconds"])])[steps]
-            by_steps.plot(np.arange(1, len(run["loss"]) + 1), run["loss"], alpha=0.35, **style)
+            by_steps.plot(np.arange(1, len(run["loss"]) + 1), run["loss"], alpha=0.7, **style)
             by_seconds.plot(spent, run["test_loss"], marker="o", markersize=3, **style)
             if side == "approximate":
                 _watched(watched, run, colour)
@@ -68,7 +70,7 @@ def _difference(ax: Axes, state: Mapping[str, Any]) -> None:
     }
     each = sign * (np.asarray(finals["approximate"]) - np.asarray(finals["exact"]))
     worse = outcome["worse"]
-    ax.axvspan(-margin, margin, color="0.92", label="margin")
+    ax.axvspan(-margin, margin, color="0.88", label="margin")
     ax.axvline(0.0, color="0.6", linewidth=0.8)
     ax.plot(each, np.zeros(len(each)) + 0.25, "|", color="0.3", markersize=12, label="seeds")
     if np.isfinite([worse["low"], worse["high"]]).all():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_limits.pilot.choosing import SHARE
 from lora_limits.pilot.outcome import LEVEL
 from lora_limits.pilot.settings import Settings
 
@@ -20,11 +21,13 @@ def lines(state: Mapping[str, Any], settings: Settings) -> list[str]:
     seeds = f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}"
     sizes = f"{settings.steps} steps of {settings.batch} x {settings.length} tokens"
     out = [
-        f"{state['asked']['model']}: {seeds}, {sizes}, rank {settings.rank}",
+        f"{state['asked']['model'][:24]}: {seeds}, {sizes}, rank {settings.rank}",
         *_choice(state["choice"]),
     ]
     if "runs" in state:
         out += [*_sides(state, settings), *_difference(state, settings)]
+    else:
+        out.append(_least(state["choice"]))
     return [*out, f"{'GO' if outcome['go'] else 'NO-GO'}: {outcome['reason']}"]
 
 
@@ -42,6 +45,14 @@ def _choice(choice: Mapping[str, Any]) -> list[str]:
         _row("layers", ", ".join(told)),
         _row("attention", f"{fastest[1]} {ratio:.2f} times as fast as {choice['exact']}"),
     ]
+
+
+def _least(choice: Mapping[str, Any]) -> str:
+    """Why nothing was chosen: the least error of each layer over its noise."""
+    least = [np.nanmin([*layer["errors"].values(), np.inf]) for layer in choice["layers"]]
+    ratios = np.asarray(least) / [layer["noise"] for layer in choice["layers"]]
+    span = f"{ratios.min():.2g} to {ratios.max():.2g}"
+    return _row("error", f"{span} of the noise, layer by layer; at most {SHARE:g} is taken")
 
 
 def _is_exact(name: str) -> bool:

@@ -66,18 +66,18 @@ def tokenizer(folder: Path) -> Any:
     return found
 
 
-def language(tokenizer: Any, text: str, length: int | None, most: int) -> Task:
-    """Consecutive windows of the text, labelled by their next tokens; the last ones held out.
+def language(ids: Sequence[int] | np.ndarray, length: int | None, most: int) -> Task:
+    """Consecutive windows of a text's tokens, labelled by their next tokens; the last ones held out.
 
     length None: `most`, at most LONGEST.
     Raises ValueError for a text of too few windows.
     """
     length = length or min(most, LONGEST)
-    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
-    count = max(len(ids) - 1, 0) // length
-    cut = ids[: count * length].reshape(count, length)
-    following = ids[1 : count * length + 1].reshape(count, length)
-    held = _held_out(count, f"{len(ids)} tokens, {count} windows of {length}")
+    tokens = np.asarray(ids, np.int32)
+    count = max(len(tokens) - 1, 0) // length
+    cut = tokens[: count * length].reshape(count, length)
+    following = tokens[1 : count * length + 1].reshape(count, length)
+    held = _held_out(count, f"{len(tokens)} tokens, {count} windows of {length}")
     return Task(
         Data(cut[: count - held], following[: count - held]),
         Data(cut[count - held :], following[count - held :]),

@@ -80,6 +80,49 @@ def test_a_head_is_approximated_at_any_length(length, keys, adapt):
     assert not bool(result.failed)
 
 
+def soft(width, value_width, seed=0, tokens=260, keys=230):
+    """A soft head of any widths, whose tokens lie in clusters."""
+    rng = np.random.default_rng((seed, width))
+    inputs = 6
+    x = rng.normal(size=(12, inputs))[rng.integers(12, size=tokens + keys)]
+    x = x + 0.3 * rng.normal(size=x.shape)
+    q, k, v = (rng.normal(size=(inputs, n)) for n in (width, width, value_width))
+    adapters = {
+        name: ll.Adapter(rng.normal(size=(2, n)), 0.1 * rng.normal(size=(inputs, 2)))
+        for name, n in (("query", width), ("key", width), ("value", value_width))
+    }
+    return ll.LoRAProblem(
+        x[:tokens],
+        x[tokens:],
+        x[tokens:],
+        rng.normal(size=(tokens, value_width)),
+        weights=ll.AttentionWeights(q, k, v),
+        adapters=adapters,
+        scale=1.0,
+        beta=0.3 / width,
+    )
+
+
+@pytest.mark.parametrize("widths", [(16, 9), *later(((128, 16),), ((64, 64),), ((16, 128),))])
+def test_heads_of_any_width_are_approximated(widths):
+    """Values of a width of their own, fewer keys than queries."""
+    p = soft(*widths)
+    result = GRADIENT(p, FEW)
+    errors = relative(result.gradient, exact(p))
+    assert 1e-6 < max(errors.values()) < 0.2
+    assert not bool(result.failed)
+
+
+def test_vmap_over_heads_is_one_after_the_other():
+    """Draws too: they come from each head's own queries."""
+    heads = [soft(16, 9), soft(16, 9, seed=1)]
+    stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(z) for z in x]), *heads)
+    many = quick_jit(jax.vmap(lambda p: ll.gradient(p, FEW).gradient))(stacked)
+    for i, p in enumerate(heads):
+        one = GRADIENT(p, FEW).gradient
+        assert_close(jax.tree.map(lambda x, i=i: x[i], many), one, 1e-9)
+
+
 @quick_jit
 def inside(p, key):
     """(rows of both kinds, which keys are near, found, the same with all rows repaired, terms)."""

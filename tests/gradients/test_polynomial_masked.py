@@ -49,9 +49,9 @@ def factored_loss(problem, adapters, degree, centred):
     asked = np.ones(n) if problem.query_mask is None else problem.query_mask * 1.0
     exists = np.ones(n, bool) if problem.key_mask is None else problem.key_mask
     nu = asked @ rows(problem, hold)[0] / asked.sum() * float(centred)
-    # constant shares of keys that move
+    # constant shares of keys that move; where nothing is centred mu is 0, and moves all the same
     log_w = jnp.where(exists, rows(problem, hold)[1] @ nu, -jnp.inf)
-    mu = jax.nn.softmax(log_w) @ k * float(centred)
+    mu = jax.nn.softmax(log_w) @ (k - rows(problem, hold)[1] * (1 - float(centred)))
     s = (q - nu[None]) @ (k - mu[None]).T
     p = sum(s**m / math.factorial(m) for m in range(degree + 1))
     if problem.causal or problem.segments is not None:

@@ -23,7 +23,7 @@ class Words:
     def enable_truncation(self, most):
         self.most = most
 
-    def encode(self, text, add_special_tokens=True):
+    def encode(self, text):
         class Row:
             ids = [int(word) for word in text.split()][: self.most]
 
@@ -34,8 +34,7 @@ class Words:
 
 
 def test_windows_of_a_text_are_labelled_by_their_next_tokens_and_the_last_are_held_out():
-    text = " ".join(map(str, range(10 * 16 + 1)))
-    task = texts.language(Words(), text, 16, 512)
+    task = texts.language(range(10 * 16 + 1), 16, 512)
     assert (task.train.tokens.shape, task.test.tokens.shape) == ((8, 16), (2, 16))
     assert task.classes is None
     together = np.concatenate([task.train.tokens, task.test.tokens])
@@ -62,7 +61,7 @@ def test_lines_of_a_class_are_cut_and_the_short_ones_left_out():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: texts.language(Words(), "1 2 3", 16, 512), "3 tokens, 0 windows of 16"),
+        (lambda: texts.language([1, 2, 3], 16, 512), "3 tokens, 0 windows of 16"),
         (lambda: texts.classes(Words(), ["1"], [], 16, 512), "got 0 lines, expected 1"),
         (lambda: texts.classes(Words(), ["1"] * 9, ["a"] * 9, 16, 512), "got 1 classes"),
         (lambda: texts.classes(Words(), ["1"] * 9, list("ab" * 4 + "a"), 16, 512), "class 'a'"),
@@ -104,10 +103,14 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, capsys):
     labels = tmp_path / "labels.txt"
     labels.write_text("a\nb\n" * 20)
     other = tiny("gpt2", tmp_path / "other")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "q4.gguf").touch()
     long = ["--length", "65"]
     for argv, said in (
         ([str(tmp_path / "nowhere"), "--text", str(words)], "No such file"),
         ([str(folder), "--text", str(tmp_path / "none")], "No such file"),
+        ([str(packed), "--text", str(words)], "got q4.gguf, expected safetensors"),
         ([str(folder), "--text", str(words)], "--labels: got none"),
         ([str(folder), "--text", str(words), "--labels", str(labels), *long], "16 to 64"),
         ([str(folder), "--text", str(words), "--labels", str(words)], "got 1 classes"),

@@ -1,6 +1,7 @@
 """A whole pilot of tiny models: both sides on the same data, kept, killed and resumed."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -68,8 +69,10 @@ def encoder(tmp_path_factory):
 
 def run(case, out, settings=SETTINGS, say=lambda *_: None):
     folder, task = case
+    classes = None if task.classes is None else len(task.classes)
+    load = partial(models.load, folder, settings.lora, classes, loop.EXACT)
     asked = {"model": folder.name, **vars(settings)}
-    return Pilot(folder, task, settings, asked, out, say).run()
+    return Pilot(load, task, settings, asked, out, say).run()
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +167,10 @@ def test_where_exact_is_fastest_nothing_is_trained(decoder, tmp_path, monkeypatc
     state = run(decoder, tmp_path, settings)
     assert "runs" not in state
     assert not state["outcome"]["go"]
-    assert len(report.lines(state, settings)) <= 10
+    told = report.lines(state, settings)
+    assert max(map(len, told)) <= 80
+    assert "of the noise" in told[-2]
+    assert told[-1].startswith("NO-GO: in no layer")
 
 
 def test_errors_and_noise_are_those_of_whole_gradients(decoder):

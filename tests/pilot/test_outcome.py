@@ -38,7 +38,7 @@ def state(worse=0.0, spread=1e-4, gain=0.5, fast=1.0, error=0.1):
         for side in ("exact", "approximate"):
             end = 1.0 + (worse if side == "approximate" else 0.0)
             final = {"loss": list(end + spread * rng.normal(size=4))}
-            run = {"side": side, "seed": seed, "test_loss": [1.0 + gain], "final": final}
+            run = {"side": side, "seed": seed, "final": final}
             if side == "approximate":
                 run |= {"steps": [0, 5, 10], "error": [0.1, error, 0.1], "noise": [0.5] * 3}
             runs.append(run)
@@ -46,7 +46,8 @@ def state(worse=0.0, spread=1e-4, gain=0.5, fast=1.0, error=0.1):
         "exact": {"seconds": 2.0, "spread": 0.2},
         "approximate": {"seconds": fast, "spread": 0.2},
     }
-    return {"runs": runs, "classes": None, "times": times}
+    start = {"loss": 1.0 + gain, "accuracy": 0.5}
+    return {"runs": runs, "classes": None, "times": times, "start": start}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,6 @@ def test_accuracy_is_better_where_it_is_larger():
     told["classes"] = ("a", "b")
     for run in told["runs"]:
         lost = 0.2 if run["side"] == "approximate" else 0.0
-        run["accuracy"] = [0.5]
         run["final"]["accuracy"] = [0.9 - lost, 0.9 - lost, 0.9 - lost, 0.91 - lost]
     found = outcome.judge(told, SETTINGS)
     assert found["worse"]["mean"] == pytest.approx(0.2)

@@ -22,6 +22,7 @@ BLOCKS = 128  # of like queries, a power of two
 SHARING = 16  # queries that share one draw of keys, between 12 and 23
 LEAF = 8  # keys of a leaf, between 5 and 12
 NODES = 512  # nodes that all leaves fall into, a power of two
+ASKED = 4  # one query in as many of a run is asked which leaves matter
 GROUPS = 16  # groups that all nodes fall into, a power of two
 
 
@@ -62,8 +63,8 @@ class Layout(NamedTuple):
 def arrange(x: Float[Array, "lq d_and_1"], y: Float[Array, "lk d_and_1"], near_keys: int) -> Layout:
     """The layout of (x, y) as `Frame.product` makes them, near_keys exact ones to a block.
 
-    O(L d log L) time and log L sorts, beside 4 d Lq Lk / LEAF operations of the shares: these, and
-    as many again for the draws of samples.py, are all that grows with L^2.
+    O(L d log L) time and log L sorts, beside 4 d Lq Lk / (LEAF ASKED) operations of the shares:
+    these, and as many again for the draws of samples.py, are all that grows with L^2.
     """
     lq = x.shape[0]
     lk = y.shape[0]
@@ -106,12 +107,16 @@ def leaf_statistics(y: Float[Array, "leaves size d"], log_w: Float[Array, "leave
 
 
 def shares(
-    x: Float[Array, "q d"], live: Float[Array, " q"], leaves: Leaves, runs: int
+    x: Float[Array, "runs q d"], live: Float[Array, "runs q"], leaves: Leaves
 ) -> Float[Array, "runs leaves"]:
     """f summed over each leaf, its keys taken for a Gaussian, mean over each run of queries.
 
-    log sum_j w_j e^(x . y_j) ~ log n + x . mean + sum_c x_c^2 variance_c / 2.
+    log sum_j w_j e^(x . y_j) ~ log n + x . mean + sum_c x_c^2 variance_c / 2. One query in ASKED is
+    looked at: shares say where to look, and nothing that is right depends on them.
     """
+    x, live = x[:, ::ASKED], live[:, ::ASKED]
+    runs = x.shape[0]
+    x, live = x.reshape(-1, x.shape[2]), live.reshape(-1)
     moments = jnp.concatenate([leaves.mean, leaves.variance / 2, leaves.log_n[:, None]], 1)
     s = dot(jnp.concatenate([x, x**2, jnp.ones_like(x[:, :1])], 1), moments.T)
     e = jnp.exp(s - s.max(1, keepdims=True))
@@ -126,6 +131,6 @@ def _shares(x, live, leaves: Leaves) -> Float[Array, "a leaves"]:
 
     def block(one):
         x, live = one
-        return shares(x.reshape(-1, x.shape[-1]), live.reshape(-1), leaves, 1)[0]
+        return shares(x, live, leaves).mean(0)
 
     return jax.lax.map(block, (x, live))

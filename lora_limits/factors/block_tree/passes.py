@@ -79,25 +79,38 @@ class Source(NamedTuple):
     """Where remainders are drawn from: the keys, and how large values are in each leaf."""
 
     leaves: Leaves
-    keys: Float[Array, "leaves size columns"]  # y, log w and v of each key
+    keys: Float[Array, "leaves size columns"]  # y, log w, 1 and v of each key
     size: Float[Array, " leaves"]
 
 
 def source(layout: Layout, v: Float[Array, "leaves size dv"]) -> Source:
     """Of all keys."""
-    keys = jnp.concatenate([layout.y, layout.log_w[:, :, None], v], 2)
+    keys = key_columns(layout, v, v[:, :, :0])
     return Source(layout.leaves, keys, jnp.sqrt((v**2).sum(2)).mean(1))
 
 
-def forward_block(
-    block: Block, s: Scores, start: Float[Array, " u"], count: int, of: Source
-) -> Forward:
-    """f V of one block, its remainder from `count` keys a draw."""
+def draws(layout: Layout, far: Sums, of: Source, key: jax.Array, count: int) -> samples.Draws:
+    """`count` keys for each run of each block.
+
+    Of all blocks before any is gone through: were it done on the way, XLA would find out where a key
+    lies once for each of its columns.
+    """
+
+    def one(each):
+        x, live, far_leaf, far, start = each
+        share = shares(x, live, of.leaves)
+        places = of.keys.shape[1]
+        return samples.draws(share, far_leaf, of.leaves, of.size, far, start, count, places)
+
+    start = jax.random.uniform(key, layout.query.shape[:2], layout.x.dtype)
+    return jax.lax.map(one, (layout.x, layout.live, layout.far, far, start))
+
+
+def forward_block(block: Block, s: Scores, draw: samples.Draws, of: Source) -> Forward:
+    """f V of one block, its remainder from the keys that are drawn."""
     total, numerator = blocks.forward(s)
-    share = shares(block.x, block.live, of.leaves, start.shape[0])
-    draw = samples.draws(share, block.far_leaf, of.leaves, of.size, block.far, start)
     more, more_numerator = samples.remainder(
-        draw, count, of.keys, s, block.delta, block.centre, block.shift, block.far
+        draw, of.keys, s, block.x, block.centre, block.shift, block.far
     )
     before = numerator / total[:, None]
     believed = jnp.isfinite(more) & (total + more > samples.LEAST * total)
@@ -151,15 +164,14 @@ def attention(layout: Layout, v: Float[Array, "lk dv"], key: jax.Array, count: i
     far = far_keys.sums(layout, v, none)
     columns = key_columns(layout, v, none)
     of = source(layout, v)
-    start = jax.random.uniform(key, layout.query.shape[:2], v.dtype)
 
     def one(each):
-        block, start = each
+        block, draw = each
         keys = near_keys(block, columns)
         s = blocks.scores(block.x, block.centre, keys, block.far)
-        return forward_block(block, s, start, count, of)
+        return forward_block(block, s, draw, of)
 
-    return jax.lax.map(one, (stacked(layout, far), start))
+    return jax.lax.map(one, (stacked(layout, far), draws(layout, far, of, key, count)))
 
 
 def attention_back(
@@ -218,17 +230,17 @@ def through(
     columns = key_columns(layout, v, zk)
 
     def one(each):
-        block, start, target, zq = each
+        block, draw, target, zq = each
         keys = near_keys(block, columns)
         s = blocks.scores(block.x, block.centre, keys, block.far)
-        done = forward_block(block, s, start, count, of)
+        done = forward_block(block, s, draw, of)
         c = (done.out - target) * block.live[:, None]
         return done, back_block(block, keys, s, done.total, c, zq)
 
     of = source(layout, v)
-    start = jax.random.uniform(key, layout.query.shape[:2], v.dtype)
+    found = draws(layout, far, of, key, count)
     of_queries = of_blocks(layout, target), of_blocks(layout, zq)
-    done, back = jax.lax.map(one, (stacked(layout, far), start, *of_queries))
+    done, back = jax.lax.map(one, (stacked(layout, far), found, *of_queries))
     keys = in_order(layout.key, to_keys(layout, v, far, back), lk)
     out = in_order(layout.query, done.out, lq)
     queries = in_order(layout.query, back.queries, lq)

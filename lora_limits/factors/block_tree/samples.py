@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lora_limits.coordinates.frame import NOWHERE
 from lora_limits.factors.block_tree.block import Scores
 from lora_limits.factors.block_tree.far import Sums
 from lora_limits.factors.block_tree.layout import Leaves
-from lora_limits.linalg import PRECISION, dot
+from lora_limits.linalg import PRECISION
 
 EVENLY = 0.05  # of the draws, over all far leaves
 BY_SHARE = 0.05  # of the draws, in proportion to the share of f; the others by the remainder's size
@@ -30,11 +30,11 @@ LEAST = 0.1  # of the row sum of the nodes: a sum estimated below this is not be
 
 
 class Draws(NamedTuple):
-    """How each run of queries draws keys: probabilities of leaves, their running sums, a start."""
+    """The keys that each run of queries draws; of all blocks, stacked."""
 
-    pi: Float[Array, "u leaves"]
-    cumulative: Float[Array, "u leaves"]
-    start: Float[Array, " u"]
+    key: Int[Array, "*blocks u count"]  # among those of all leaves, flat
+    leaf: Int[Array, "*blocks u count"]
+    weight: Float[Array, "*blocks u count"]  # 1 / (count pi)
 
 
 def draws(
@@ -44,10 +44,13 @@ def draws(
     size: Float[Array, " leaves"],
     far: Sums,
     start: Float[Array, " u"],
+    count: int,
+    places: int,
 ) -> Draws:
     """Of one block: leaves in proportion to share |dy| (|v| + 0.3 mean |v|), mostly.
 
-    size: the mean |v| of each leaf.
+    size: the mean |v| of each leaf of so many places. start: where in the first of `count` equal
+    parts the first key is drawn.
     """
     nodes = far.n.shape[0]
     in_nodes = leaves.mean.reshape(nodes, -1, leaves.mean.shape[1])
@@ -64,64 +67,85 @@ def draws(
     remainder = share * (spread * (size + 0.3 * size.mean()))[None]
     pi = (1 - EVENLY - BY_SHARE) * normal(remainder) + BY_SHARE * normal(share)
     pi = pi + EVENLY * normal(exists[None].astype(share.dtype))
-    return Draws(pi, jnp.cumsum(pi, 1), start)
+    return _evenly(pi, start, count, places)
 
 
 def remainder(
     draw: Draws,
-    count: int,
     keys: Float[Array, "leaves size columns"],
     s: Scores,
-    delta: Float[Array, "b d"],
+    x: Float[Array, "b d"],
     centre: Float[Array, " d"],
     shift: Float[Array, ""],
     far: Sums,
 ) -> tuple[Float[Array, " b"], Float[Array, "b dv"]]:
-    """What `count` keys a draw add to (D, D f V) of one block, in units of e^top.
+    """What the keys that are drawn add to (D, D f V) of one block, in units of e^top.
 
-    keys: y, log w and v of each side by side.
+    keys: y, log w, 1 and v of each side by side. Products are taken with all of these columns, zeros
+    beside those that are wanted: to cut them apart would copy every key that is drawn. All that is
+    wanted of a draw and a query comes out of a product of its own, for the exponentials are only
+    quick where their arguments lie side by side.
     """
-    b, d = delta.shape
-    leaves, size, _ = keys.shape
-    number = draw.start.shape[0]
-    grid = (jnp.arange(count, dtype=delta.dtype)[None] + draw.start[:, None]) / count
-    grid = grid * draw.cumulative[:, -1:]
-    leaf = jax.vmap(_search)(draw.cumulative, grid)
-    leaf = jnp.minimum(leaf, leaves - 1)
-    pi = jnp.take_along_axis(draw.pi, leaf, axis=1)
-    end = jnp.take_along_axis(draw.cumulative, leaf, axis=1)
+    d = x.shape[1]
+    columns = keys.shape[2]
+    number = draw.key.shape[0]
+    drawn = keys.reshape(-1, columns)[draw.key]
+    # x_i . y_j + log w_j of the queries that share the draw, and of their centre
+    at_query = _products(drawn, _with_weight(x.reshape(number, -1, d), columns))
+    of_centre = _with_weight(centre[None], columns)[0]
+    at_centre = jnp.einsum("ukc,c->uk", drawn, of_centre, precision=PRECISION)[:, :, None] - shift
+    # what is there already: of the node and of the linear term
+    node = draw.leaf // (keys.shape[0] // far.n.shape[0])
+    along = _products(far.y[node], (x - centre[None]).reshape(number, -1, d))
+    gamma = _of_groups(s.gamma, node // (far.n.shape[0] // s.gamma.shape[1]))
+    top = s.top.reshape(number, 1, -1)
+    linear = jnp.exp(at_centre) * gamma * (at_query - shift - at_centre - along)
+    there = jnp.exp(at_centre + along - top) + linear
+    error = jnp.exp(at_query - (top + shift)) - there
+    weight = draw.weight[:, :, None]
+    error = jnp.where(weight > 0, error * weight, 0)
+    found = jnp.einsum("ukq,ukc->uqc", error, drawn, precision=PRECISION)
+    found = found.reshape(x.shape[0], columns)
+    return found[:, d + 1], found[:, d + 2 :]
+
+
+def _products(a: Float[Array, "u k c"], b: Float[Array, "u q c"]) -> Float[Array, "u k q"]:
+    """Inner products of what is drawn and of the queries that share it."""
+    return jnp.einsum("ukc,uqc->ukq", a, b, precision=PRECISION)
+
+
+def _with_weight(x: Float[Array, "*n d"], columns: int) -> Float[Array, "*n columns"]:
+    """[x, 1, 0 ...], whose product with the columns of a key is x . y + log w."""
+    x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1)
+    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, columns - x.shape[-1])])
+
+
+def _of_groups(gamma: Float[Array, "b groups"], group: Int[Array, "u k"]) -> Float[Array, "u k q"]:
+    """gamma of the queries of each draw, for the groups of its keys."""
+    table = gamma.T.reshape(gamma.shape[1], group.shape[0], -1).swapaxes(0, 1)
+    return jax.vmap(lambda rows, i: rows[i])(table, group)
+
+
+def _evenly(
+    pi: Float[Array, "u leaves"], start: Float[Array, " u"], count: int, size: int
+) -> Draws:
+    """`count` keys of leaves of `size`, evenly along the tree under the probabilities pi."""
+    cumulative = jnp.cumsum(pi, 1)
+    last = cumulative[:, -1:]
+    grid = (jnp.arange(count, dtype=last.dtype)[None] + start[:, None]) / count
+    grid = grid * last
+    leaf = jax.vmap(_search)(cumulative, grid)
+    leaf = jnp.minimum(leaf, pi.shape[1] - 1)
+    pi = jnp.take_along_axis(pi, leaf, axis=1)
+    end = jnp.take_along_axis(cumulative, leaf, axis=1)
     # where in the interval of its leaf a point falls says which key of it
     within = 1 - (end - grid) / jnp.maximum(pi, jnp.finfo(pi.dtype).tiny)
     place = jnp.clip((within * size).astype(jnp.int32), 0, size - 1)
-    drawn = keys.reshape(leaves * size, -1)[leaf * size + place]
-    y, log_w, v = jnp.split(drawn, (d, d + 1), axis=2)
-    at_centre = dot(y, centre)[:, :, None] + (log_w - shift)
-    off = jnp.einsum("ukd,uqd->ukq", y, delta.reshape(number, -1, d), precision=PRECISION)
-    e = jnp.exp(at_centre + off - s.top.reshape(number, 1, -1))
-    # what is there already: of the node and of the linear term
-    node = leaf // (leaves // far.n.shape[0])
-    there = _there(s, delta, far, number)
-    there = jax.vmap(lambda x, index: x[index])(there, node)
-    exponential, gamma, along = jnp.split(there, 3, axis=2)
-    w = jnp.exp(at_centre)
-    error = e - w * (exponential + gamma * (off - along))
     # a leaf that is not drawn from says nothing
-    weight = jnp.where(pi > 0, size / (count * pi), 0)[:, :, None]
-    error = jnp.where(weight > 0, error * weight, 0)
-    total = error.sum(1).reshape(b)
-    return total, jnp.einsum("ukq,ukv->uqv", error, v, precision=PRECISION).reshape(b, -1)
+    weight = jnp.where(pi > 0, last * size / (count * pi), 0)
+    return Draws(leaf * size + place, leaf, weight)
 
 
 def _search(cumulative: jax.Array, grid: jax.Array) -> jax.Array:
     """Which leaf each point of a grid lies in."""
     return jnp.searchsorted(cumulative, grid, side="right", method="scan")
-
-
-def _there(s: Scores, delta: jax.Array, far: Sums, number: int) -> Float[Array, "draws nodes q3"]:
-    """E_ic, gamma_ig and delta_i . mu_c of the queries of each draw, nodes first."""
-    along = dot(far.y, delta.T)
-    nodes = far.n.shape[0]
-    gamma = jnp.repeat(s.gamma.T, nodes // s.gamma.shape[1], axis=0)
-    each = jnp.exp(along - s.top[None]), gamma, along
-    each = [x.reshape(nodes, number, -1).swapaxes(0, 1) for x in each]
-    return jnp.concatenate(each, 2)
