@@ -24,6 +24,7 @@ POINTS = ("most", "decoder_lengths", "decoder_most")
 PLACES = ("decoder",)
 X64 = True
 EMBEDDED = 8  # heads of each layer
+DENSE = 2048  # tokens up to which all scores are looked at, beyond which norms alone are
 
 
 class Config(Fields):
@@ -72,24 +73,27 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Norms, R / ln L, ranks, and for each tolerance the degree and the features k*.
 
     Of a decoder norms are of the rotated rows, as if every query saw every key; "before" has them
-    of the same rows before rotation.
+    of the same rows before rotation. Beyond DENSE tokens there are norms alone.
     """
     problem = _problem(point, config)
-    met = problem if problem.rotations is None else smollm2.as_they_meet(problem)
-    report = quick_jit(ll.norm_report)(met)
+    out: dict[str, Any] = _norms(problem, rotated=True)
+    if problem.rotations is not None:
+        out["before"] = _norms(problem, rotated=False)
+    return out | _dense(problem, config) if point["length"] <= DENSE else out
+
+
+def _dense(problem: ll.LoRAProblem, config: Config) -> dict[str, Any]:
+    """Scores, ranks of f, and the degrees that the gradient needs: from L x L matrices."""
     exact = quick_jit(ll.gradient, static_argnames="method")(problem, method=ll.Exact()).gradient
     highest = min(config.highest, degrees.HIGHEST)
     scan = degrees.errors_by_degree(problem, range(1, highest + 1), exact)
-    out: dict[str, Any] = _norms(report) | _scores(problem)
+    out: dict[str, Any] = _scores(problem)
     out["errors"] = [row["frobenius_error"] for row in scan]
     out["ranks"] = {"f": ranks(dense_terms(problem)["f"], config.tolerances)}
     if problem.rotations is not None:
-        bare = smollm2.as_they_meet(problem, rotated=False)
-        out["before"] = _norms(quick_jit(ll.norm_report)(bare))
-        out["ranks"] |= {
-            "without_mask": ranks(dense_terms(met)["f"], config.tolerances),
-            "without_rotation_and_mask": ranks(dense_terms(bare)["f"], config.tolerances),
-        }
+        for name, rotated in (("without_mask", True), ("without_rotation_and_mask", False)):
+            met = smollm2.as_they_meet(problem, rotated=rotated)
+            out["ranks"][name] = ranks(dense_terms(met)["f"], config.tolerances)
     width = problem.weights.query.shape[1]
     needed = {}
     for tolerance in config.tolerances:
@@ -120,7 +124,11 @@ def ranks(f: jax.Array, tolerances: tuple[float, ...]) -> dict[str, int]:
     return {str(t): int(np.argmax(left <= t**2 * left[0])) for t in tolerances}
 
 
-def _norms(report: ll.NormReport) -> dict[str, float]:
+def _norms(problem: ll.LoRAProblem, *, rotated: bool) -> dict[str, float]:
+    """Norms of the rows as they meet in the scores, or as they are before rotation."""
+    if problem.rotations is not None:
+        problem = smollm2.as_they_meet(problem, rotated=rotated)
+    report = quick_jit(ll.norm_report)(problem)
     names = (
         "gamma",
         "gamma_centred",

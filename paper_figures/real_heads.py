@@ -32,7 +32,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         (_rotation, "rotation"),
         (_errors, "relative error"),
         (_features, r"features $k^\star$ needed"),
-        (_ranks, "rank of $f$, 1 %"),
+        (_ranks, f"rank of $f$, {_finest(heads):.0%}".replace("%", " %")),
     )
     for letter, ax, (panel, title) in zip("abcdef", axes.flat, panels, strict=True):
         panel(ax, heads)
@@ -55,6 +55,16 @@ class _Head:
 
 def _lengths(heads: list[_Head]) -> list[int]:
     return sorted({h.length for h in heads if h.model == "decoder"})
+
+
+def _dense(heads: list[_Head]) -> list[_Head]:
+    """Those of whom more than norms was measured."""
+    return [h for h in heads if "errors" in h.metrics]
+
+
+def _finest(heads: list[_Head]) -> float:
+    """The last of the tolerances, which ranks are drawn for."""
+    return next((float(list(h.metrics["needed"])[-1]) for h in _dense(heads)), math.nan)
 
 
 def _mark(head: _Head, heads: list[_Head]) -> dict[str, Any]:
@@ -89,7 +99,7 @@ def _map(ax: Axes, heads: list[_Head]) -> None:
 
 def _centring(ax: Axes, heads: list[_Head]) -> None:
     """Standard deviation of the scores of each head, centred against raw."""
-    for h in heads:
+    for h in _dense(heads):
         ax.plot(h.metrics["score_std"], h.metrics["score_std_centred"], **_mark(h, heads))
     _diagonal(ax)
     ax.set_xlabel("std of scores, raw")
@@ -111,12 +121,13 @@ def _rotation(ax: Axes, heads: list[_Head]) -> None:
 
 def _errors(ax: Axes, heads: list[_Head]) -> None:
     """Relative error by degree: the median head of each model and length, and the range of all."""
-    for model, length in dict.fromkeys((h.model, h.length) for h in heads):
-        own = [h for h in heads if (h.model, h.length) == (model, length)]
+    dense = _dense(heads)
+    for model, length in dict.fromkeys((h.model, h.length) for h in dense):
+        own = [h for h in dense if (h.model, h.length) == (model, length)]
         errors = np.array([h.metrics["errors"] for h in own], float)
         errors = np.minimum(np.where(np.isfinite(errors), errors, np.inf), USELESS)
         degrees = np.arange(1, errors.shape[1] + 1)
-        dashed = model == "decoder" and length != _lengths(heads)[-1]
+        dashed = model == "decoder" and length != _lengths(dense)[-1]
         ax.plot(degrees, np.median(errors, 0), "--" if dashed else "-", color=COLOURS[model])
         if not dashed:
             band = {"color": COLOURS[model], "alpha": 0.15, "linewidth": 0}
@@ -130,10 +141,11 @@ def _errors(ax: Axes, heads: list[_Head]) -> None:
 
 def _features(ax: Axes, heads: list[_Head]) -> None:
     """Features that each head needs for 10 %, by its centred score range; at the top: no degree."""
-    found = [next(iter(h.metrics["needed"].values()))["features"] for h in heads]
+    dense = _dense(heads)
+    found = [next(iter(h.metrics["needed"].values()))["features"] for h in dense]
     logs = [math.log10(k) if k else math.nan for k in found]
     top = math.ceil(np.nanmax([*logs, 4.0])) + 1
-    for h, log in zip(heads, logs, strict=True):
+    for h, log in zip(dense, logs, strict=True):
         y = top if math.isnan(log) else log
         ax.plot(h.metrics["score_max_centred"], y, **_mark(h, heads))
     ax.axhline(top - 0.5, color="black", linewidth=0.6, linestyle=":")
@@ -144,8 +156,8 @@ def _features(ax: Axes, heads: list[_Head]) -> None:
     ax.set_yticks([*marks, top], [*(f"$10^{{{m}}}$" for m in marks), "none"])
     lost = sum(k is None for k in found)
     if lost:
-        most = max(len(h.metrics["errors"]) for h in heads)
-        said = f"none: {lost} of {len(heads)} need\nmore than degree {most}"
+        most = max(len(h.metrics["errors"]) for h in dense)
+        said = f"none: {lost} of {len(dense)} need\nmore than degree {most}"
         ax.text(0.98, 0.04, said, transform=ax.transAxes, fontsize=6, ha="right")
 
 

@@ -12,8 +12,8 @@ SOME = 0.25  # of the heads: fewer are not worth one either
 
 
 class Advice(NamedTuple):
-    """verdict: "go", "later", "change" or "no". tokens, basis: from where it would pay, and what
-    that rests on.
+    """verdict: "go", "later", "change" or "no". tokens, basis: from where it would pay, after the
+    change where there is one to make, and what that rests on.
     """
 
     verdict: str
@@ -42,7 +42,7 @@ def advise(diagnosis: dict[str, Any]) -> Advice:
         return Advice("later" if reached else "no", tokens, _weakest(half))
     reachable = [r for r in rows if r.get("dial") and r["dial"]["scale"] is not None]
     if len(reachable) > len(rows) / 2:
-        return Advice("change")
+        return Advice("change", max(r["dial"]["pays_from"] for r in reachable))
     return Advice("no")
 
 

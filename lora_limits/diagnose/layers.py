@@ -131,11 +131,14 @@ def block_of(model: Any, place: Place) -> str | None:
 def read_mask(hidden: Bool[np.ndarray, "l l"]) -> Mask | None:
     """The band that is left visible; None where it is no band."""
     tokens = len(hidden)
-    visible = np.argwhere(~hidden)
-    distance = visible[:, 0] - visible[:, 1]
-    if not len(distance):
+    visible = ~hidden
+    rows = np.arange(tokens)
+    first = visible.argmax(1)
+    last = tokens - 1 - visible[:, ::-1].argmax(1)
+    back, ahead = int((rows - first).max()), int((last - rows).max())
+    # Every query sees what lies between, all of it, as far as there are tokens.
+    ends = (first == np.maximum(rows - back, 0)) & (last == np.minimum(rows + ahead, tokens - 1))
+    if not (ends & (visible.sum(1) == last - first + 1)).all():
         return None
-    back, ahead = int(distance.max()), int(-distance.min())
     # A band as wide as the window is no limit.
-    mask = Mask(None if back >= tokens - 1 else back, None if ahead >= tokens - 1 else ahead)
-    return mask if (mask.visible(np.arange(tokens), tokens) == ~hidden).all() else None
+    return Mask(None if back >= tokens - 1 else back, None if ahead >= tokens - 1 else ahead)

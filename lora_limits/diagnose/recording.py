@@ -115,21 +115,33 @@ class Recorder:
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         shared = query.shape[1] // key.shape[1]
         out = value.repeat_interleave(shared, 1)
+        mask = self._mask(attention_mask, query.shape[2])
+        # As transformers does: a causal order costs half when it is known to be one.
+        causal = mask == Mask(None, 0)
         if not self.skip:
-            keys = key.repeat_interleave(shared, 1)
             out = torch.nn.functional.scaled_dot_product_attention(
-                query, keys, out, attn_mask=attention_mask, scale=scale
+                query,
+                key.repeat_interleave(shared, 1),
+                out,
+                attn_mask=None if causal else attention_mask,
+                is_causal=causal,
+                scale=scale,
             )
         place = self._by_module.get(id(module))
         if place is not None and self.noise:
             out = out + self.noise * _noise_like(out, place.number)
         if place is not None and self.open and not self._unwanted(place):
-            self._take(place, (query, key, value), attention_mask, scale, options)
+            self._take(place, (query, key, value), mask, scale, options)
             self._listen(place, out)
         return out.transpose(1, 2).contiguous(), None
 
     def _take(
-        self, place: Place, tokens: tuple[Any, Any, Any], mask: Any, scale: float, options: Any
+        self,
+        place: Place,
+        tokens: tuple[Any, Any, Any],
+        mask: Mask | None,
+        scale: float,
+        options: Any,
     ) -> None:
         if self.taken is None:
             return
@@ -143,7 +155,7 @@ class Recorder:
             heads=heads,
             groups=groups,
             scaling=scale,
-            mask=self._mask(mask, query.shape[1]),
+            mask=mask,
             x={name: copy for name, (_, copy) in held.items()},
             query={h: _rows(query[h]) for h in chosen},
             key={g: _rows(key[g]) for g in theirs},
@@ -175,7 +187,7 @@ class Recorder:
         # 0 where a key is seen, very negative where not, anything else a position.
         rows = mask[0].float().numpy()
         hidden = rows < FAR
-        plain = len(rows) == 1 and not rows[~hidden].any()
+        plain = len(rows) == 1 and not ((rows != 0) & ~hidden).any()
         read = read_mask(hidden[0][:, -tokens:]) if plain else None
         self._masks.append((mask, read))
         return read

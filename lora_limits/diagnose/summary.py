@@ -21,7 +21,7 @@ def headline(diagnosis: dict[str, Any]) -> str:
     length = f"{diagnosis['length']:,}"
     said = {
         "go": f"go, at {length} tokens",
-        "change": f"change the norms first, at {length} tokens",
+        "change": f"change the norms first, then go from {advice.tokens or 0:,} tokens",
         "no": f"no, at {length} tokens",
     }.get(advice.verdict, "")
     known = f"{advice.tokens or 0:,} tokens ({BASES[advice.basis or 'measured']})"

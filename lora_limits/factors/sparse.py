@@ -42,6 +42,9 @@ RIDGE = 1e-5
 class SparseLowRank(FactorMethod):
     """f as `entries` exact entries a query plus a factor of `rank` columns for the rest.
 
+    BlockTree is the one to use on real heads: this one's systematic error of the forward grows as
+    sqrt(L) beside the gradient. It is kept as what an explicit factor of f can do.
+
     O(L (rank^2 + (entries + rank) d)) time, but for a factor log L of two trees and a term L^2 d /
     256 of their leaves. No guarantee: `estimate` and `failed` say how it went. seed: of the sampled
     rows and keys. Raises ValueError for entries or rank that are not integers of at least 1.

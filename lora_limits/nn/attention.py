@@ -86,7 +86,7 @@ def attention(
     A factor (Skeleton, SparseLowRank, ...): not causal, no documents; O(N T rank H Hv) time beside
     that of the factor, O(N (T + S) rank) memory. No error is estimated here: `gradient` does that.
 
-    BlockTree: not causal; O(N T (near + samples + 128 H) H) time and, for importance, N T S H / 2.
+    BlockTree: not causal; O(N T (near + samples + 128 H) H) time and, for importance, N T S H / 8.
     Its draws of keys depend on the queries and its seed. No error is estimated here either.
 
     A normaliser D_i that is not positive (odd or low degree, large scores) makes the output of that

@@ -85,9 +85,14 @@ def on_a_device(rows: Rows) -> Line:
 
 
 def heads(rows: Rows) -> Line:
-    """Norms of real heads."""
-    what, told = limits.real_heads(rows)[0]
-    return (what, told)
+    """Norms of real heads, of the encoder."""
+    return limits.real_heads(rows)[0]
+
+
+def decoder_heads(rows: Rows) -> Line | None:
+    """Norms of the decoder's heads, at the longest length."""
+    norms = [line for line in limits.real_heads(rows) if line[0].endswith("Gamma / sqrt(ln L)")]
+    return norms[-1] if "decoder" in norms[-1][0] else None
 
 
 def factors(rows: Rows) -> Line | None:
@@ -118,6 +123,7 @@ LINES: tuple[tuple[str, Say], ...] = (
     ("phase_boundary", counted),
     ("accelerator", on_a_device),
     ("real_heads", heads),
+    ("real_heads", decoder_heads),
     ("factors", factors),
     ("hardness", reduction),
     ("finetune", trained),

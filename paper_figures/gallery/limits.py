@@ -128,6 +128,12 @@ def _norms_and_features(who: str, heads: Rows) -> list[Line]:
     ratios = [p["gamma_ratio"] for p in heads]
     scores = [p["score_ratio"] for p in heads]
     above = sum(ratio > 1 for ratio in ratios)
+    norms = [
+        (f"{who}: Gamma / sqrt(ln L)", f"{span(ratios)}, {above} above 1"),
+        (f"{who}: R / ln L, centred", span(scores)),
+    ]
+    if "needed" not in heads[0]:
+        return norms
     layers = sorted({p["layer"] for p in heads})
     cut = [
         plain(
@@ -143,8 +149,7 @@ def _norms_and_features(who: str, heads: Rows) -> list[Line]:
         half = f"{plain(middle)} the median" if np.isfinite(middle) else "no degree the median"
         told = f"{plain(reached[0], 5)} for the tamest, {half}, {told}"
     return [
-        (f"{who}: Gamma / sqrt(ln L)", f"{span(ratios)}, {above} above 1"),
-        (f"{who}: R / ln L, centred", span(scores)),
+        *norms,
         (
             f"{who}: centring divides scores' spread by (layers {listed([str(n) for n in layers])})",
             listed(cut),

@@ -14,6 +14,7 @@ from lora_limits.diagnose.projections import Projection, join
 from lora_limits.instruments.comparing import softmax
 from lora_limits.instruments.timing import temporary_bytes
 from lora_limits.problem import projections
+from lora_limits.problem_checks import refuse_structure
 from tests.support.tools import later
 
 LENGTH, D_MODEL, HEADS, GROUPS, WIDTH, RANK = 24, 10, 4, 2, 3, 2
@@ -248,6 +249,18 @@ def test_noise_is_the_spread_over_the_root_mean_square():
         0.5 / np.sqrt(1.25), rel=0.02
     )
     assert errors.noise([{"a": mean}]) is None
+
+
+@pytest.mark.parametrize(
+    ("mask", "turn"), [(FULL, None), (CAUSAL, None), (CAUSAL, rotated), (Mask(5, 0), rotated)]
+)
+def test_a_method_is_tried_where_it_knows_what_the_problem_has(mask, turn):
+    problem = heads.make_head(*recording(mask=mask, turn=turn), 0).problem
+    tried = methods.ladder(problem, 8192)
+    assert ("BlockTree" in tried) == (mask == FULL)
+    assert ("Polynomial" in tried) == (not mask.window)
+    for method in (family[0] for family in tried.values()):
+        refuse_structure(problem, "it", method.knows)
 
 
 def test_the_climb_stops_at_the_first_success_of_each_family(monkeypatch):

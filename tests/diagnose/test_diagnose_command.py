@@ -200,10 +200,11 @@ def advised(rows, *, longest=10_000, gain=1.0):
 
 
 def test_the_advice_is_one_of_four():
-    now = {"verdict": "now", "pays_from": 512, "basis": "measured", "dial": {"scale": 1.0}}
-    later = {"verdict": "later", "pays_from": 3000, "basis": "extrapolated", "dial": {"scale": 0.5}}
-    never = {"verdict": "never", "pays_from": None, "basis": None, "dial": {"scale": 0.5}}
-    lost = never | {"dial": {"scale": None}}
+    dial = {"scale": 0.5, "pays_from": 900}
+    now = {"verdict": "now", "pays_from": 512, "basis": "measured", "dial": dial}
+    later = {"verdict": "later", "pays_from": 3000, "basis": "extrapolated", "dial": dial}
+    never = {"verdict": "never", "pays_from": None, "basis": None, "dial": dial}
+    lost = never | {"dial": dial | {"scale": None}}
     assert advised([now] * 4, gain=1.2) == "m: go, at 512 tokens"
     assert advised([later] * 3 + [lost]) == "m: go from 3,000 tokens (extrapolated)"
     measured = later | {"basis": "end to end"}
@@ -211,7 +212,8 @@ def test_the_advice_is_one_of_four():
     # a length that the model does not take is no advice to go there
     said = "m: no, it would pay from 3,000 tokens (extrapolated)"
     assert advised([later] * 3 + [lost], longest=2048) == said
-    assert advised([never] * 3 + [lost]) == "m: change the norms first, at 512 tokens"
+    said = "m: change the norms first, then go from 900 tokens"
+    assert advised([never] * 3 + [lost]) == said
     assert advised([lost] * 4 + [later]) == "m: no, at 512 tokens"
     # what pays at this length in too little of a step is advice for longer texts
     assert advised([now] * 4, gain=1.01).startswith("m: go from 513 tokens")

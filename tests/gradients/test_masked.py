@@ -45,7 +45,7 @@ def test_every_combination_of_arrays_equals_automatic_differentiation(order, met
         assert_right(jax.tree.map(lambda x, i=i: x[i], batch), p)
 
 
-ALONE = [(name,) for name in FIELDS]
+ALONE = [("partial rotations",), ("window",), ("segments",)]
 
 
 @pytest.mark.parametrize("names", [*ALONE, *later(*((c,) for c in combinations()))], ids="+".join)
@@ -137,14 +137,22 @@ def test_padding_may_hold_anything_at_the_door_and_what_counts_may_not():
         dataclasses.replace(p, x_key=x)
 
 
-@pytest.mark.parametrize("names", combinations()[::3], ids="+".join)
-def test_the_keys_that_count_are_those_that_some_query_sees(names):
-    p = having(*names)
-    pairs = masked_reference.who_sees_whom(p)
-    asked = np.ones(L, bool) if p.query_mask is None else p.query_mask
-    tokens = tokens_of(jax.tree.map(jnp.asarray, p))
-    got = tokens.key & seen_by_any(pattern_of(p), tokens)
-    np.testing.assert_array_equal(got, pairs[asked].any(0))
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("order", ORDERS, ids="+".join)
+def test_the_keys_that_count_are_those_that_some_query_sees(order, segments):
+    """Masks drawn at random, most queries absent."""
+    p = having(*order, *(["segments"] if segments else []))
+    rng = np.random.default_rng(0)
+    missed = 0
+    for _ in range(20):
+        asked, exists = rng.random(L) < 0.2, rng.random(L) < 0.7
+        p = dataclasses.replace(p, query_mask=asked, key_mask=exists)
+        tokens = tokens_of(jax.tree.map(jnp.asarray, p))
+        got = tokens.key & seen_by_any(pattern_of(p), tokens)
+        want = masked_reference.who_sees_whom(p)[asked].any(0)
+        np.testing.assert_array_equal(got, want)
+        missed += (exists & ~want).sum()
+    assert missed > 0
 
 
 def test_a_problem_without_fields_is_the_same_program_as_ever():
@@ -285,7 +293,7 @@ def test_functions_that_know_no_structure_refuse_it_by_name(name):
 # ------------------------------------------------------------------------------ the chain, norms, choosing
 
 
-@pytest.mark.parametrize("order", ORDERS, ids="+".join)
+@pytest.mark.parametrize("order", [ORDERS[1], *later((ORDERS[0],), (ORDERS[2],))], ids="+".join)
 def test_the_chain_nears_the_exact_gradient_of_every_combination(order):
     many = [c for c in combinations() if set(order) == set(c) & {"causal", "window"}]
     given = [having(*c, reach=0.7) for c in many if "partial rotations" not in c]

@@ -63,8 +63,8 @@ class Layout(NamedTuple):
 def arrange(x: Float[Array, "lq d_and_1"], y: Float[Array, "lk d_and_1"], near_keys: int) -> Layout:
     """The layout of (x, y) as `Frame.product` makes them, near_keys exact ones to a block.
 
-    O(L d log L) time and log L sorts, beside 4 d Lq Lk / LEAF operations of the shares: these, and
-    as many again for the draws of samples.py, are all that grows with L^2.
+    O(L d log L) time and log L sorts, beside 4 d Lq Lk / (LEAF ASKED) operations of the shares:
+    these, and as many again for the draws of samples.py, are all that grows with L^2.
     """
     lq = x.shape[0]
     lk = y.shape[0]
