@@ -14,6 +14,7 @@ import pytest
 from paper_figures.__main__ import main as draw
 from paper_figures.drawing import style
 from tests.support import ROOT
+from tests.support.tools import later
 
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.toml"))
 NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.py"))
@@ -101,7 +102,11 @@ def test_a_missing_result_names_the_command_that_makes_it(tmp_path, capsys):
     assert draw(["nothing"]) == 2
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+# A pilot trains several models, and has tests of its own.
+LONG = ("04_fine_tune",)
+
+
+@pytest.mark.parametrize("name", [*(name for name in NOTEBOOKS if name not in LONG), *later(*LONG)])
 def test_notebook_runs(name, children):
     """To its last line, which the sentence below marks: an exception on the way is the child's, and
     raised here.
