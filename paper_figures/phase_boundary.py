@@ -47,7 +47,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     by family, with the band of the seeds (the gadget is the worst case for polynomials); white:
     where time breaks even with the best exact gradient; dashed: k* = L by the bound alone, counted.
     (e, f) the fastest gradient that meets the tolerance, uniform inputs, d = log2 L: exact, a
-    polynomial by its degree, or a factor (which promises nothing). (g) the law k* = binom(d + g,
+    polynomial by its degree, or a factor (skeleton, sparse plus low rank, block tree) where one is
+    faster at that error. Grey: not measured, or beyond what was. (g) the law k* = binom(d + g,
     g), g the degree of Taylor's remainder at rho = c R, one c a family: predicted against measured;
     inset: k* / L over the rank of the adapters. (h) tolerance 1/L beyond what runs: the law for
     uniform inputs, the bound for the worst case; stars: gradients streamed from a file, d = 8.
@@ -189,8 +190,10 @@ def _picks(
     look: dict[str, Any] = {"cmap": ListedColormap(list(PICKS.values())), "norm": norm}
     ax.pcolormesh(x, y, z, shading="nearest", rasterized=True, **look)
     if ax.get_subplotspec().is_last_col():  # pyright: ignore
-        names = [f"degree {name}" if name[0].isdigit() else name for name in order]
-        keys = [Patch(color=PICKS[n], label=label) for n, label in zip(order, names, strict=True)]
+        # exact and polynomials always, a factor where it is picked
+        shown = [n for i, n in enumerate(order) if n[0].isdigit() or n == "exact" or i in z]
+        names = [f"degree {name}" if name[0].isdigit() else name for name in shown]
+        keys = [Patch(color=PICKS[n], label=label) for n, label in zip(shown, names, strict=True)]
         look = {"handlelength": 1, "handleheight": 1, "labelspacing": 0.15, "borderaxespad": 0}
         ax.legend(handles=keys, loc="center left", bbox_to_anchor=(1.28, 0.5), **look)
 
@@ -264,11 +267,14 @@ def _ranks(ax: Axes, points: boundary.Points) -> None:
 
 
 def _streams(ax: Axes, points: boundary.Points) -> None:
+    """Stars, and what the longest of them is."""
+    points = sorted(points, key=lambda p: p["length"])
     for p in points:
+        ax.plot(math.log2(p["length"]), p["exponent"], "*", color="black", markersize=5, zorder=4)
+    for p in points[-1:]:
         x = math.log2(p["length"])
-        ax.plot(x, p["exponent"], "*", color="black", markersize=6, zorder=4)
         text = f"$2^{{{x:.0f}}}$ tokens, error {p['error']:.0e}"
-        ax.annotate(text, (x + 2, p["exponent"] * 0.93), fontsize=6, va="center")
+        ax.annotate(text, (x + 3, p["exponent"] * 0.93), fontsize=6, va="center")
 
 
 def _keys(fig: Figure, families: set[str]) -> None:
