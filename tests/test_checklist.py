@@ -35,8 +35,8 @@ def test_thresholds_are_those_of_the_pilot():
     ("said", "result"),
     [
         ("0.21 of exact's speed at 2,048 tokens and 1.07 at 8,192", "0.21 ± 0.06 times at L = 2048, 0.448 ± 0.025 times at L = 4096, 1.07 ± 0.15 times at L = 8192"),
-        ("gain 1.2 times at 512 tokens", "short sequences: L = 512, two adapters | 1.2 ±"),
-        ("and 43 at 16,384", "43.4 ± 2.7 times"),
+        ("gain 1.4 times at 512 tokens", "short sequences: L = 512, two adapters | 1.4 ±"),
+        ("and 30 at 16,384", "29.6 ± 1.3 times"),
         ("between 16,384 and 32,768 tokens", "between L = 16,384 and 32,768"),
         ("0.43 for uniform inputs and 0.089 in the worst case", "uniform 0.43 (L = 2^16), gadget 0.089"),
         ("at 1.3 and 0.27 (1 %)", "uniform 1.3 (L = 2^16), gadget 0.27"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from paper_figures.drawing import boundary
@@ -142,7 +144,7 @@ def _norms_and_features(who: str, heads: Rows) -> list[Line]:
         for n in layers
     ]
     needed = sorted(p["needed"]["0.1"]["features"] or np.inf for p in heads)
-    reached = [k for k in needed if np.isfinite(k)]
+    reached = [k for k in needed if math.isfinite(k)]
     told = f"out of reach for {len(needed) - len(reached)}"
     if reached:
         middle = float(np.median(needed))

@@ -15,7 +15,7 @@ def plain(value: float, digits: int = 2) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if not 1e-3 <= abs(value) < 1e7:
-        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
+        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     place = digits - 1 - math.floor(math.log10(abs(value)))
     rounded = round(value, place)
     return f"{rounded:,.{max(place, 0)}f}"
