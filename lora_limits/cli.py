@@ -77,7 +77,10 @@ COMMANDS = {
                 "else 48 spread over all layers)",
             },
             "--heads": {"metavar": "LIST", "help": "heads to look at in each layer: all, or 0-3"},
-            "--table": {"action": "store_true", "help": "print a row for each head too"},
+            "--table": {
+                "action": "store_true",
+                "help": "print a row for each head too, and the checklist that leads to a decision",
+            },
             "--out": {
                 "metavar": "DIR",
                 "help": "where to write diagnosis.html, diagnosis.png and diagnosis.json",

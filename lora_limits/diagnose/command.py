@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_limits import checklist
 from lora_limits.checks import fail
 from lora_limits.diagnose import adapters, loading, report, selection, summary, texts
 from lora_limits.diagnose.diagnosis import Request, diagnose
@@ -161,3 +162,5 @@ def _show(diagnosis: dict[str, Any], out: Path | None, table: bool) -> None:
         drawn = picture.save(diagnosis, out / report.PICTURE)
         shown = page.save(diagnosis, drawn, out)
         console.print(f"Files    {shown}, {drawn.name}, {results.name}", soft_wrap=True)
+    if table:
+        console.print(f"\n{checklist.text()}", soft_wrap=True, end="")

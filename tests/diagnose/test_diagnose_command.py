@@ -9,6 +9,7 @@ import sys
 import matplotlib
 import pytest
 
+from lora_limits import checklist
 from lora_limits.cli import main
 from lora_limits.diagnose import (
     adapters,
@@ -152,6 +153,15 @@ def test_the_kept_diagnosis_says_one_thing_in_every_form():
     said = summary.summary(kept)
     assert f"{counts[0]} pay now, {counts[1]} on longer texts, {counts[2]} never" in said[1]
     assert report.table(kept).row_count == 72
+
+
+def test_the_table_ends_with_the_checklist(capsys):
+    """On request; ten lines at most without it."""
+    kept = json.loads((ROOT / "paper_figures" / "data" / "diagnose.json").read_text())
+    command._show(kept, None, table=False)
+    assert len(capsys.readouterr().out.splitlines()) <= 10
+    command._show(kept, None, table=True)
+    assert capsys.readouterr().out.endswith(checklist.text())
 
 
 def test_a_byte_order_mark_is_no_token_and_no_error(tmp_path, monkeypatch):
