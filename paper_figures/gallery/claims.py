@@ -22,7 +22,7 @@ def recomputed() -> dict[str, list[list[str]]]:
 def write() -> None:
     """Both pages and the claims."""
     found = recomputed()
-    page.PATH.write_text(page.text(), encoding="utf-8")
+    page.PATH.write_text(page.text(found["paper_figures/README.md"]), encoding="utf-8")
     readme = front.PATH.read_text(encoding="utf-8")
     front.PATH.write_text(front.written(readme, found["README.md"]), encoding="utf-8")
     text = json.dumps(found, indent=1, ensure_ascii=False)
@@ -44,7 +44,8 @@ def parted() -> list[str]:
     readme = front.PATH.read_text(encoding="utf-8")
     pages = {
         front.PATH: front.written(readme, found["README.md"]) == readme,
-        page.PATH: page.PATH.read_text(encoding="utf-8") == page.text(),
+        page.PATH: page.PATH.read_text(encoding="utf-8")
+        == page.text(found["paper_figures/README.md"]),
     }
     told += [
         f"{path.relative_to(front.PATH.parent)}: not what the rows say; write it: make gallery"
@@ -55,8 +56,9 @@ def parted() -> list[str]:
 
 
 def count() -> int:
-    """How many claims there are."""
-    return sum(len(lines) for lines in recomputed().values())
+    """How many claims are stored."""
+    stored = json.loads((STORED / NAME).read_text(encoding="utf-8"))
+    return sum(len(lines) for lines in stored.values())
 
 
 def _cell(line: list[str] | None) -> str:
