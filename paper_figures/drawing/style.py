@@ -16,7 +16,6 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -90,11 +89,6 @@ def legend(ax: Axes, **look: Any) -> None:
     """A legend of the lines that there are; none where there are none."""
     if ax.get_legend_handles_labels()[0]:
         ax.legend(**look)
-
-
-def around_one(most: float) -> Normalize:
-    """A norm for log10 of a ratio, diverging around 1 (use with a diverging colour map)."""
-    return Normalize(-abs(most), abs(most))
 
 
 def panel(ax: Axes, letter: str, title: str) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 import lora_limits as ll
 from experiments.problems import conditioned as problems
+from lora_limits.certificate import rounding
+from lora_limits.gradients import plan, streamed
 from lora_limits.problem import as_jax
 from tests.support.compiled import GRADIENT, UNBOUNDED
 from tests.support.tools import assert_close
@@ -57,6 +59,17 @@ def test_chunks_are_promised_what_the_whole_is():
     got = ll.streamed_gradient(cut(p, 3, 24), method)
     assert_close(got.bound, want.bound, 1e-3)
     assert float(got.normaliser) == pytest.approx(float(want.normaliser), rel=1e-8)
+
+
+def test_rounding_is_counted_over_all_chunks():
+    """As over devices: as many parts as there are chunks, or as the longest one would make."""
+    p = problems.make(5, shape=LONG)
+    overview = streamed._overview(streamed._Source(cut(p, 3, 24), lambda *_: None), True)
+    assert overview.longest.x_key.shape[0] == 21
+    assert overview.parts == 3
+    assert rounding.sum_rounding(p, 10, 2, 8, 1000) > 2 * rounding.sum_rounding(p, 10, 2, 8, 3)
+    run = plan.make(as_jax(p), ll.Polynomial(2), certified=False)
+    assert (run.parts, run._replace(chunks=7).parts) == (1, 7)
 
 
 def test_a_promise_in_single_precision_holds_of_the_exact_gradient():
