@@ -120,7 +120,7 @@ def _decoder_points(config: Config) -> list[dict[str, Any]]:
         }
         for n in config.decoder_lengths
         for method in decoder_factors.able(DECODER_MAKERS)
-        if method in wanted
+        if method in wanted and (method != "svd" or n <= DENSE)
         for layer, head in real.spread(path, config.decoder_most)
     ]
     timed = config.decoder_timed if config.decoder_most else ()
