@@ -262,7 +262,7 @@ def test_a_gradient_carries_its_estimate_when_asked():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-14), result.estimate, want
     )
-    exact = ll.gradient(p, ll.Exact()).gradient
+    exact = GRADIENT(p, ll.Exact()).gradient
     for name, pair in result.estimate.items():
         for half in ("a", "b"):
             error = np.abs(getattr(exact[name], half) - getattr(result.gradient[name], half)).max()
