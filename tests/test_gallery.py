@@ -37,7 +37,7 @@ def test_a_claim_and_its_rows_that_part_are_told(monkeypatch, capsys):
     kept = results.kept
 
     def violated(config):
-        rows = copy.deepcopy(kept(config))
+        rows = kept(config)  # read anew
         if config == "certificates":
             rows[0]["metrics"]["violations"] = 3
         if config == "real_heads":

@@ -124,7 +124,7 @@ def test_the_readme_code_runs(children):
     for block in blocks:
         code = block.split("```")[0]
         assert "length=16384" in code
-        run_script(code.replace("length=16384", "length=2048"), children)
+        run_script(code.replace("length=16384", "length=4096"), children)
 
 
 def test_a_figure_is_drawn_alike_twice(tmp_path, children):
