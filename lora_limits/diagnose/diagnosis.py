@@ -24,11 +24,11 @@ from lora_limits.diagnose import (
 )
 from lora_limits.diagnose.layers import Layer, find_places
 from lora_limits.diagnose.loading import one_line
-from lora_limits.diagnose.progress import Progress
 from lora_limits.diagnose.projections import Projection, read_projections
 from lora_limits.diagnose.recordings import Recordings
 from lora_limits.diagnose.store import Store
 from lora_limits.diagnose.task import Task
+from lora_limits.instruments.progress import Progress
 from lora_limits.problem_checks import structure_of
 
 VERSIONED = ("lora_limits", "jax", "torch", "transformers", "peft")
