@@ -14,15 +14,16 @@ from paper_figures.drawing import style
 
 CONFIG = "real_heads"
 COLOURS = {"encoder": style.COLOURS[0], "decoder": style.COLOURS[1]}
-NAMES = {"encoder": "encoder (MiniLM)", "decoder": "decoder (SmolLM2)"}
+NAMES = {"encoder": "MiniLM", "decoder": "SmolLM2"}
 MARKS = "os^D"  # of the decoder's lengths, shortest first
 STEPS = ("without_rotation_and_mask", "without_mask", "f")
 USELESS = 1e3  # errors beyond it are drawn there
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) heads on the map; (b) what centring gains; (c) what rotation costs; (d) error by degree;
-    (e) features needed at each tolerance; (f) the rank of f without and with rotation and mask.
+    """(a) heads on the map; (b) what centring gains; (c) what rotation costs; (d) error by degree,
+    the median head (dashed: the decoder at its shorter length) and the range of all; (e) features
+    needed at each tolerance; (f) the rank of f without and with rotation and mask.
     """
     fig, axes = style.figure(4.3, 2, 3)
     heads = [_Head(row) for row in rows]
@@ -37,7 +38,13 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     for letter, ax, (panel, title) in zip("abcdef", axes.flat, panels, strict=True):
         panel(ax, heads)
         style.panel(ax, letter, title)
-    fig.legend(handles=_legend(heads), loc="outside lower center", ncols=4, handletextpad=0.2)
+    fig.legend(
+        handles=_legend(heads),
+        loc="outside lower center",
+        ncols=4,
+        handletextpad=0.2,
+        columnspacing=1,
+    )
     return fig
 
 
