@@ -63,7 +63,7 @@ def cells(row: dict[str, Any], tolerance: float) -> list[str]:
     return [*head, row["method"], worst, speed, noise, verdict(row, tolerance)]
 
 
-COLUMNS = ("head", "Γ/√ln L", "R/ln L", "method", "error", "speed-up", "noise", "verdict")
+COLUMNS = ("head", "Γ/√ln L", "R/ln L", "method", "error", "speed", "noise", "verdict")
 
 
 def table(diagnosis: dict[str, Any]) -> Any:
@@ -71,7 +71,9 @@ def table(diagnosis: dict[str, Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    far = any(not row["refused"] and basis(row) == "extrapolated" for row in diagnosis["heads"])
+    look = {"pad_edge": False, "padding": (0, 1, 0, 0), "caption_justify": "left"}
+    out = Table(box=box.SIMPLE_HEAD, caption="* extrapolated" if far else None, **look)
     for name in COLUMNS:
         left = name in ("method", "verdict")
         side = "left" if left else "right"
@@ -79,6 +81,8 @@ def table(diagnosis: dict[str, Any]) -> Any:
     for row in diagnosis["heads"]:
         head, *numbers, method, error, speed, noise, said = cells(row, diagnosis["tolerance"])
         method = method.replace("SparseLowRank", "Sparse").replace(", ", ",")
+        # a star, so that a head stays on its line
+        said = said.replace(", extrapolated", "*")
         out.add_row(head, *numbers, method, error, speed, noise, said)
     return out
 
