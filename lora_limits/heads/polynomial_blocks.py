@@ -150,11 +150,11 @@ def attend(
     return forward(rule, x, y, w, v, document)[0]
 
 
-def _tiles(rule: Rule, x, y, w, v, document) -> _Tile:
+def _tiles(rule: Rule, x, y, w, one_v, document) -> _Tile:
     """The blocks of all tokens."""
     group = x.shape[1] // y.shape[1]
     size = min(rule.block, y.shape[1])
-    y, w, one_v = (split(z, size) for z in (y, w[None], with_ones(v)))
+    y, w, one_v = (split(z, size) for z in (y, w[None], one_v))
     documents = None if document is None else split(document[None], size)
     return _Tile(split(x, size * group), y, w, one_v, documents)
 
@@ -205,8 +205,42 @@ def _of_keys(c: jax.Array, keys: _Sum, tile: _Tile, shrink: jax.Array, degree: i
     return evaluate(c * keys.total, monomials.by_degree(tile.x, degree)) * shrink
 
 
+def beyond(
+    rule: Rule,
+    c: Float[Array, " g_and_1"],
+    x: Float[Array, "d gt"],
+    y: Float[Array, "d t"],
+    w: Float[Array, " t"],
+    z: Float[Array, "c t"],
+    document: Int[Array, " t"] | None,
+) -> Float[Array, "c gt"]:
+    """sum_j w_j P(s_ij) z_j over the keys that a query sees outside of its own block.
+
+    P by its coefficients c, of any degree. O(T G k c) time, O((k + T) c + block k) memory.
+    """
+    rule = rule._replace(degree=c.shape[0] - 1)
+    coefficients = monomials.coefficients(c, y.shape[0])
+
+    def visit(keys, tile, at):
+        found = _of_keys(coefficients, keys, tile, jnp.ones_like(tile.x[:1]), rule.degree)
+        return _add_keys(rule, keys, tile, at), found
+
+    tiles = _tiles(rule, x, y, w, z, document)
+    start = _nothing(rule, z.shape[0], y, document, FIRST)
+    out = scan(lambda keys, tile: visit(keys, tile, LAST), start, tiles)[1]
+    if not rule.is_causal:
+        end = _nothing(rule, z.shape[0], y, document, LAST)
+        out = out + scan(lambda keys, tile: visit(keys, tile, FIRST), end, tiles, reverse=True)[1]
+    return join(out, x.shape[1])
+
+
 def forward(rule: Rule, x, y, w, v, document):
     """(outputs, what `backward` keeps, whose last two are the normalisers, scaled, and outputs)."""
+    return forward_with_scale(rule, x, y, w, v, document)[:2]
+
+
+def forward_with_scale(rule: Rule, x, y, w, v, document):
+    """`forward`, and exp(-m_i), by which the normalisers are scaled; 0 where no other block counts."""
     columns = 1 + v.shape[0]
     c = monomials.coefficients(series.taylor(rule.degree, x.dtype), y.shape[0])
 
@@ -221,7 +255,7 @@ def forward(rule: Rule, x, y, w, v, document):
         u = _of_keys(c, behind, tile, shrink, rule.degree)
         return _add_keys(rule, behind, tile, FIRST), u
 
-    tiles = _tiles(rule, x, y, w, v, document)
+    tiles = _tiles(rule, x, y, w, with_ones(v), document)
     start = _keys_before(rule, _nothing(rule, columns, y, document, FIRST), tiles)
     u, shrink = scan(onwards, start, tiles)[1]
     if not rule.is_causal:
@@ -229,7 +263,8 @@ def forward(rule: Rule, x, y, w, v, document):
         u = u + scan(back, end, (tiles, shrink), reverse=True)[1]
     u = join(u, x.shape[1])
     normaliser, out = u[0], normalised(u)
-    return out, (x, y, w, v, document, start, normaliser, out)
+    scale = join(shrink, x.shape[1])[0]
+    return out, (x, y, w, v, document, start, normaliser, out), scale
 
 
 def _to_queries(lift, degree: int, keys: _Sum, tile: _Tile, g: jax.Array) -> Float[Array, "d gn"]:
@@ -286,7 +321,7 @@ def backward(rule: Rule, kept, gout):
         dx = to_queries(keys, tile, g)
         return (_add_keys(rule, keys, tile, FIRST), queries), (found, dx)
 
-    tiles = _tiles(rule, x, y, w, v, document)
+    tiles = _tiles(rule, x, y, w, with_ones(v), document)
     g = split(cotangent(gout, out, normaliser), tiles.x.shape[2])
     # Later keys, and earlier queries of theirs, are nobody's where all is causal.
     first, last = (_nothing(rule, columns, y, document, at) for at in (FIRST, LAST))
