@@ -72,6 +72,13 @@ def ranges(problem: LoRAProblem, method: Any, found: by_rows.Solved) -> Ranges:
     return Ranges(certain(truncation), certain(rounding), lost)
 
 
+def of_row(problem: LoRAProblem, method: Any, each: Ranges, rows: int) -> Float[Array, "arrays lq"]:
+    """Rounding of the share of a query that is written out: of longer sums than those of the sweeps."""
+    longer = by_rows_rounding.chain_of_row(problem, method, rows)
+    grown = max(1.0, longer / by_rows_rounding.chain(problem, method))
+    return confidence.COMPUTED * grown * each.rounding
+
+
 def _parts(problem: LoRAProblem, found: by_rows.Solved, each: Ranges) -> dict[str, Adapter]:
     """{name: Adapter(a=Parts, b=Parts)}: sums over queries."""
     made = {}
@@ -109,13 +116,11 @@ def told(
 
         return jax.tree.map(written_out, errors)
 
-    grown = by_rows_rounding.chain_of_row(problem, method, sampling.rows)
-    grown = max(1.0, grown / by_rows_rounding.chain(problem, method))
     sure = confidence.confident(
         problem,
         parts,
         each.truncation,
-        confidence.COMPUTED * grown * each.rounding,
+        of_row(problem, method, each, sampling.rows),
         found.gradient,
         sampling,
         terms_of,

@@ -193,6 +193,8 @@ def shares(
     widths = sum(problem.weights.query.shape) + problem.weights.value.shape[1]
     after = gamma(problem, 2 * (length + widths + 64))
     v, c = _lengths(rows, problem.target, keys, sure.m)
+    # rows that are all cancellation are no longer than their rounding
+    v, y, x_i = v + side.v, keys.y + side.y, query.x + side.x
     a = sure.absolute
     share = 16 * e * a**2 + 4 * after * a
     of_rows = share * c * v + 4 * c * side.v
@@ -206,9 +208,9 @@ def shares(
         adapter = problem.adapters[name]
         factor = (column_lengths(adapter.b) if half == "a" else row_lengths(adapter.a)).max()
         if name == "query":
-            row = root * x["query"] * (of_rows * keys.y + 2 * c * v * side.y)
+            row = root * x["query"] * (of_rows * y + 2 * c * v * side.y)
         elif name == "key":
-            on_query = 2 * of_rows * (query.x + nu) + 2 * c * v * side.x
+            on_query = 2 * of_rows * (x_i + nu) + 2 * c * v * side.x
             row = root * jnp.where(seen, x["key"], 0).max() * on_query
         else:
             row = jnp.where(seen, x["value"], 0).max() * of_outputs
