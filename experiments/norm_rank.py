@@ -1,5 +1,5 @@
 """What the norm bound and the LoRA rank do: errors of every degree over Gamma, and Gamma and k* over
-(adapter size, r).
+(adapter size, r); and how large adapters of these ranks are after training.
 
 Errors are those of contenders/sampled_degrees.py: per array, expected over the target.
 """
@@ -12,23 +12,29 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 import lora_limits as ll
 from experiments.contenders import sampled_degrees
 from experiments.contenders.needed_degrees import features, needed
 from experiments.problems import boxes
 from experiments.runner.config import Fields, Tokens
+from experiments.training import adapter_sizes
 from lora_limits.instruments.compiling import quick_jit
+from lora_limits.nn.lora import LoRA
+from lora_limits.problem import NAMES
 
 VERSION = 2
-POINTS = ("gammas", "sizes", "ranks", "conventions", "seeds")
+POINTS = ("gammas", "sizes", "ranks", "conventions", "seeds", "rates", "steps")
+PLACES = ("cache",)
 X64 = True
 
 
 class Config(Fields):
     """Degrees panel: gammas x seeds. Adapter panel: sizes (standard deviation of the entries of A
-    and B) x ranks x conventions x seeds, on inputs of width `inputs`. rows: queries drawn.
+    and B) x ranks x conventions x seeds, on inputs of width `inputs`. rows: queries drawn. Trained
+    adapters: rates of Adam x ranks x conventions x seeds, `steps` each; cache: where their base is
+    kept.
     """
 
     length: Tokens
@@ -45,10 +51,13 @@ class Config(Fields):
     tolerance: PositiveFloat = 0.01
     seeds: tuple[int, ...] = (0,)
     rows: PositiveInt = 128
+    rates: tuple[PositiveFloat, ...] = ()
+    steps: PositiveInt = 200
+    cache: str = Field(default="results/bases", min_length=1)
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """The degrees panel, then the adapter panel."""
+    """The degrees panel, the adapter panel, trained adapters."""
     out: list[dict[str, Any]] = [
         {"kind": "degrees", "gamma": g, "seed": s} for s in config.seeds for g in config.gammas
     ]
@@ -59,12 +68,22 @@ def points(config: Config) -> list[dict[str, Any]]:
         for size in config.sizes
         for s in config.seeds
     ]
-    return out
+    named = {"kind": "trained", "steps": config.steps}
+    return out + [
+        named | {"convention": c, "rank": r, "rate": rate, "seed": s}
+        for rate in config.rates
+        for c in config.conventions
+        for r in config.ranks
+        for s in config.seeds
+    ]
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Errors of every degree at one Gamma; or norms and k* of one adapter."""
-    return _degrees(point, config) if point["kind"] == "degrees" else _adapter(point, config)
+    """Errors of every degree at one Gamma; norms and k* of one adapter; or the size of one that was
+    trained.
+    """
+    kinds = {"degrees": _degrees, "adapter": _adapter, "trained": _trained}
+    return kinds[point["kind"]](point, config)
 
 
 def _scan(problem: ll.LoRAProblem, seed: int, config: Config) -> sampled_degrees.Scan:
@@ -135,3 +154,9 @@ def _adapter(point: dict[str, Any], config: Config) -> dict[str, Any]:
         **need,
         "interpolated": None if need["real"] is None else features(d, need["real"]),
     }
+
+
+def _trained(point: dict[str, Any], config: Config) -> dict[str, Any]:
+    lora = LoRA(point["rank"], config.alpha, point["convention"], NAMES)
+    how = {"steps": point["steps"], "rate": point["rate"], "seed": point["seed"]}
+    return adapter_sizes.trained(lora, **how, cache=config.cache)

@@ -6,8 +6,8 @@ grid      MultiLayer's problems (arXiv 2408.13233): exact gradients in every lay
 length    Gamma = 1 over L: exact layouts; polynomial, FAVOR+, Nystrom and the literal chain at equal k; FAVOR+ and
           Nystrom at equal time as well
 long      the polynomial alone, beside one square and one skinny matrix product of the same run
-rivals    HyperAttention, Thinformer and kNN attention beside the library's own, on one real head and one
-          tame problem
+rivals    HyperAttention, Thinformer and kNN attention beside the library's own, on one real head of a file
+          and one tame problem
 compile   compile seconds by degree
 
 Errors are against the tiled exact gradient: in float64 up to 4096 tokens, beyond that in float32
@@ -16,6 +16,7 @@ with every product at the highest precision. Everything timed is float32.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,13 +27,14 @@ from experiments.contenders import baselines, race, skinny, truth
 from experiments.contenders.methods import fastest
 from experiments.contenders.race import Contender, Limits
 from experiments.contenders.truth import Reference
-from experiments.problems import minilm
+from experiments.problems import minilm, real
 from experiments.runner.config import Fields, Tokens
 from lora_limits.gradients.cost import exact_operations, polynomial_operations
 from lora_limits.instruments.compiling import quick_jit
 
-VERSION = 1
+VERSION = 2
 POINTS = ("grid", "lengths", "exact_lengths", "long", "rivals", "compile_degrees")
+PLACES = ("inputs",)
 
 
 class Config(Fields):
@@ -41,15 +43,18 @@ class Config(Fields):
 
     Every exact layout is tried where one takes max_tuned_seconds or less, else one block size
     alone. What asks for more than max_bytes of working memory is not run. FAVOR+ and Nystrom are
-    tried with up to most_features at equal time. rivals: lengths of their problems, a power of 4; the
-    real head's is the embedded text's length at most.
+    tried with up to most_features at equal time. rivals: lengths of their problems, a power of 4.
+    inputs: a file made by experiments/data/make_minilm_heads.py whose first head of the middle layer
+    is the real one, at lengths that it has; "" for the file of heads kept aside.
     """
+
+    inputs: str = ""
 
     grid: tuple[PositiveInt, ...]
     grid_degrees: tuple[PositiveInt, ...] = (2, 3, 4)
     lengths: tuple[Tokens, ...]
     exact_lengths: tuple[Tokens, ...]
-    degrees: tuple[PositiveInt, ...] = (2, 3)
+    degrees: tuple[PositiveInt, ...] = (2, 3, 4)
     long: tuple[Tokens, ...]
     long_degree: PositiveInt = 3
     rivals: tuple[Tokens, ...] = ()
@@ -75,10 +80,20 @@ def points(config: Config) -> list[dict[str, Any]]:
     ]
     out += [{"panel": "length", "length": n, "exact": n in config.exact_lengths} for n in lengths]
     out += [{"panel": "long", "length": n} for n in config.long]
+    most = minilm.tokens(_file(config))
     for n in config.rivals:
-        heads = ["tame"] if n > minilm.tokens(minilm.ASIDE) else ["tame", "head"]
-        out += [{"panel": "rivals", "problem": name, "length": n} for name in heads]
+        problems = ["tame"] if n > most else ["tame", "head"]
+        out += [{"panel": "rivals", "problem": name, "length": n} for name in problems]
     return out + [{"panel": "compile", "degree": g} for g in config.compile_degrees]
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """The hash of the file of heads."""
+    return minilm.fingerprint(_file(config))
+
+
+def _file(config: Config) -> Path:
+    return real.path("encoder", config.inputs, "inputs") if config.inputs else minilm.ASIDE
 
 
 def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -222,8 +237,9 @@ def _long(point: dict[str, Any], config: Config) -> dict[str, Any]:
 def _rivals(point: dict[str, Any], config: Config) -> dict[str, Any]:
     length = point["length"]
     if point["problem"] == "head":
-        place = minilm.heads(minilm.ASIDE)[0]
-        problem = minilm.problem(*place, length=length, path=minilm.ASIDE, noise=1.0)
+        path = _file(config)
+        heads = minilm.heads(path)
+        problem = minilm.problem(*heads[len(heads) // 2], length=length, path=path, noise=1.0)
         ours: dict[str, ll.Method] = {
             "tree 128": ll.BlockTree(128, 128),
             "tree 512": ll.BlockTree(512, 512),

@@ -17,6 +17,7 @@ counted    beyond what runs: the degree that the bound R asks for, and its expon
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Literal
 
@@ -44,8 +45,8 @@ POINTS = (
     "families",
     "seeds",
     "widths",
-    "once",
-    "once_lengths",
+    "further",
+    "further_lengths",
     "long_lengths",
     "long_gammas",
     "long_families",
@@ -73,7 +74,7 @@ Family = Literal["uniform", "gaussian", "outliers", "gadget"]
 class Config(Fields):
     """lengths x gammas x families x seeds, at every fixed width and at width ceil(log2 L).
 
-    once x once_lengths: further families, with the first seed alone.
+    further x further_lengths: further families, with the same gammas, seeds and widths.
     long_lengths x long_gammas x long_families: the same at width ceil(log2 L), one seed. R =
     gamma^2 bounds the scores. rows: queries drawn. timed: lengths of the "time" points, at the
     timed_width and at ceil(log2 L); degrees to most_degree whose k is at most 2 L. factored x
@@ -87,8 +88,8 @@ class Config(Fields):
     families: tuple[Family, ...]
     seeds: tuple[int, ...]
     widths: tuple[PositiveInt, ...] = (8,)
-    once: tuple[Family, ...] = ()
-    once_lengths: tuple[PositiveInt, ...] = ()
+    further: tuple[Family, ...] = ()
+    further_lengths: tuple[PositiveInt, ...] = ()
     long_lengths: tuple[PositiveInt, ...] = ()
     long_gammas: tuple[PositiveFloat, ...] = ()
     long_families: tuple[Family, ...] = ()
@@ -123,15 +124,11 @@ def points(config: Config) -> list[dict[str, Any]]:
     """Accuracy, a whole map of one seed after another; then times; then those that are counted."""
     slices = [("fixed", width) for width in config.widths] + [("growing", 0)]
     out: list[dict[str, Any]] = []
-    for seed in config.seeds:
+    maps = ((config.lengths, config.families), (config.further_lengths, config.further))
+    for seed, (lengths, families) in itertools.product(config.seeds, maps):
         for kind, width in slices:
-            for n in config.lengths:
-                for family in config.families:
-                    out += [_cell(kind, family, n, width, g, seed) for g in config.gammas]
-    for kind, width in slices:
-        for n in config.once_lengths:
-            for family in config.once:
-                out += [_cell(kind, family, n, width, g, config.seeds[0]) for g in config.gammas]
+            for n, family in itertools.product(lengths, families):
+                out += [_cell(kind, family, n, width, g, seed) for g in config.gammas]
     for n in config.long_lengths:
         for family in config.long_families:
             out += [_cell("growing", family, n, 0, g, config.seeds[0]) for g in config.long_gammas]

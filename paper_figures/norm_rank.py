@@ -21,7 +21,9 @@ Points = list[dict[str, Any]]
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """(a) error against Gamma by degree, odd solid and even dashed, with the range of the seeds; (b)
     Gamma and (c) k* at 0.1 %, interpolated between degrees, against the size of the adapter's
-    entries, by rank, for both scalings; (d) k* against Gamma: all ranks and scalings on one curve.
+    entries, by rank, for both scalings; grey: the sizes of adapters after training, by rate, from the
+    least to the largest over ranks, scalings and seeds; (d) k* against Gamma: all ranks and scalings
+    on one curve.
     """
     points = [row["point"] | row["metrics"] for row in rows]
     # rows of an adapter have a seed since k* is interpolated
@@ -30,6 +32,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     _errors(axes[0, 0], [p for p in points if p["kind"] == "degrees"])
     _adapters(axes[0, 1], adapter, "gamma")
     style.panel(axes[0, 1], "b", r"$\Gamma$")
+    _trained(axes[0, 1], [p for p in points if p["kind"] == "trained"])
     _adapters(axes[1, 0], adapter, "features")
     style.panel(axes[1, 0], "c", r"$k^\star$ at 0.1 %")
     _collapse(axes[1, 1], adapter)
@@ -93,6 +96,18 @@ def _adapters(ax: Axes, points: Points, name: str) -> None:
     ax.minorticks_off()
     style.round_ticks(ax.yaxis)
     ax.set_xlabel("size of entries of $A$, $B$")
+
+
+def _trained(ax: Axes, points: Points) -> None:
+    """The range of sizes that training ends with, a bar for each rate at the foot of the panel."""
+    for i, rate in enumerate(sorted({p["rate"] for p in points})):
+        sizes = [p["size"] for p in points if p["rate"] == rate]
+        height = 0.06 + 0.075 * i
+        place = ax.get_xaxis_transform()
+        ends = [min(sizes), max(sizes)]
+        ax.plot(ends, [height, height], color="#777777", linewidth=2.5, transform=place)
+        label = rf"trained at {rate:g}"
+        ax.text(ends[0] * 0.94, height, label, fontsize=6, ha="right", va="center", transform=place)
 
 
 def _collapse(ax: Axes, points: Points) -> None:

@@ -16,6 +16,7 @@ from paper_figures.drawing.statistics import crossover
 from paper_figures.numbers.peers import (
     NAMES,
     PUBLISHED,
+    RIVALS,
     Rows,
     names_of,
     panel,
@@ -33,6 +34,14 @@ LOOKS = {
     "chain": (style.COLOURS[2], "D"),
     "favor": (style.COLOURS[1], "^"),
     "nystrom": (style.COLOURS[3], "v"),
+}
+RIVAL_LOOKS = {
+    "hyper": (style.COLOURS[1], "^"),
+    "thinformer": (style.COLOURS[3], "v"),
+    "knn": (style.COLOURS[4], "<"),
+    "polynomial": (style.COLOURS[0], "o"),
+    "tree": (style.COLOURS[2], "D"),
+    "sparse": (style.COLOURS[6], "s"),
 }
 
 
@@ -72,13 +81,15 @@ def _errors(ax: Axes, rows: Rows) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.invert_xaxis()
-    ax.set_xlabel("relative gradient error")
+    ax.set_xlabel("relative error; certified: bound")
     power = np.log2(row["point"]["length"])
     style.panel(ax, "a", f"speed-up, $L = 2^{{{power:.0f}}}$")
 
 
 def _family(ax: Axes, metrics: dict[str, Any], family: str, names: list[str]) -> None:
-    """The methods of a family at equal k; of polynomials also k, and the speed with certificate."""
+    """The methods of a family at equal k; of polynomials also k, and the speed with certificate at
+    what it certifies, the bound over the largest entry.
+    """
     colour, marker = LOOKS[family]
     errors = [metrics["methods"][n]["error"] for n in names]
     speeds = [metrics["speed_up"]["gradient"][n] for n in names]
@@ -92,12 +103,13 @@ def _family(ax: Axes, metrics: dict[str, Any], family: str, names: list[str]) ->
         label = f"$k = {metrics['methods'][n]['features']}$"
         ax.annotate(label, place, fontsize=7, **above)
     speeds = [metrics["speed_up"]["certified"][n] for n in names]
-    ax.plot(errors, speeds, "-", color=LOOKS["certified"][0], marker=marker, markersize=4.5)
+    bounds = [metrics["methods"][n]["bound"] for n in names]
+    ax.plot(bounds, speeds, "-", color=LOOKS["certified"][0], marker=marker, markersize=4.5)
 
 
 def _times(ax: Axes, rows: Rows) -> None:
-    """Seconds of one gradient at equal k, of the highest degree; where exact and certified cross,
-    and were to cross.
+    """Seconds of one gradient at equal k, of the highest degree, and what the longest is certified
+    to; where exact and certified cross, and were to cross.
     """
     rows = panel(rows, "length")
     if not rows:
@@ -126,6 +138,12 @@ def _times(ax: Axes, rows: Rows) -> None:
     ax.set_xlabel("tokens $L$")
     style.panel(ax, "b", f"time (ms), $k = {k}$")
     _crossovers(ax, lines, analytic_crossover(rows[0], ours))
+    if lines["certified"][0]:
+        bound = rows[-1]["metrics"]["methods"][ours].get("bound")
+        told = "" if bound is None else f"bound {bound:.1g}"
+        at = lines["certified"][0][-1], 1e3 * lines["certified"][1][-1]
+        look: dict[str, Any] = {"xytext": (-2, -9), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(told, at, fontsize=6, color=LOOKS["certified"][0], **look)
 
 
 def _crossovers(ax: Axes, lines: dict[str, tuple[list[int], list[float]]], model: float) -> None:
@@ -175,14 +193,46 @@ def _grid(ax: Axes, rows: Rows) -> None:
     style.panel(ax, "c", "speed-up, MultiLayer")
 
 
+def _rivals(ax: Axes, rows: Rows, problem: str) -> None:
+    """Speed-up against error of each method at its sizes, at the longest sequence of the problem."""
+    mine = [r for r in panel(rows, "rivals") if r["point"]["problem"] == problem]
+    if not mine:
+        style.empty(ax)
+        return
+    metrics = mine[-1]["metrics"]
+    for family, (colour, marker) in RIVAL_LOOKS.items():
+        names = [n for n in names_of(metrics, family) if n in metrics["speed_up"]["gradient"]]
+        errors = [metrics["methods"][n]["error"] for n in names]
+        speeds = [metrics["speed_up"]["gradient"][n] for n in names]
+        ax.plot(errors, speeds, "-", color=colour, marker=marker)
+    ax.axhline(1, color=style.GREY, linewidth=0.6, zorder=0)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.invert_xaxis()
+    ax.set_xlabel("relative gradient error")
+    power = np.log2(mine[-1]["point"]["length"])
+    named = "real head" if problem == "head" else "uniform"
+    letter = "e" if problem == "head" else "d"
+    style.panel(ax, letter, f"speed-up, {named}, $2^{{{power:.0f}}}$")
+
+
 def draw(rows: Rows) -> Figure:
-    """(a) speed-up over the best exact gradient against error; (b) time over L; (c) MultiLayer's
-    grid.
+    """(a) speed-up over the best exact gradient against error, with certificate against the bound;
+    (b) time over L; (c) MultiLayer's grid; (d, e) subquadratic attention of others beside ours, on
+    a uniform problem and on a real head.
     """
-    fig, axes = style.figure(2.7, 1, 3)
+    fig, axes = style.figure(5.2, 2, 3)
     _errors(axes[0, 0], rows)
     _times(axes[0, 1], rows)
     _grid(axes[0, 2], rows)
+    _rivals(axes[1, 0], rows, "tame")
+    _rivals(axes[1, 1], rows, "head")
+    axes[1, 2].axis("off")
+    others = [
+        Line2D([], [], color=colour, marker=marker, markersize=3.5, label=RIVALS[family])
+        for family, (colour, marker) in RIVAL_LOOKS.items()
+    ]
+    axes[1, 2].legend(handles=others, loc="center left", title="(d, e)", title_fontsize=7)
     handles = [
         Line2D([], [], color=colour, marker=marker, markersize=3.5, label=NAMES[family])
         for family, (colour, marker) in LOOKS.items()

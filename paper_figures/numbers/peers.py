@@ -28,6 +28,15 @@ NAMES = {
     "favor": "FAVOR+",
     "nystrom": "Nyström",
 }
+# of the panels of rivals: HyperAttention, Thinformer and kNN attention beside the library's own
+RIVALS = {
+    "hyper": "HyperAttention",
+    "thinformer": "Thinformer",
+    "knn": "kNN attention",
+    "polynomial": "polynomial",
+    "tree": "block tree",
+    "sparse": "sparse + low rank",
+}
 COMMON = (
     "gradient, ms (certified)",
     "speed-up (certified)",
@@ -59,7 +68,7 @@ def names_of(metrics: dict[str, Any], family: str) -> list[str]:
     methods = metrics["methods"]
     return sorted(
         (n for n, m in methods.items() if m["family"] == family and "error" in m),
-        key=lambda n: methods[n]["features"],
+        key=lambda n: methods[n]["features"] or int(n.split()[1]),
     )
 
 
@@ -116,9 +125,11 @@ def table(rows: Rows) -> str:
     faster and nearer.
     """
     head = ("d", "L", "best exact, ms", "degree (k)", *COMMON)
+    others = ("problem", "L", "best exact, ms", "method", "ms", "speed-up", "gradient error")
     parts = [
         markdown((*head, "of skinny rate", "published, forward, ms"), _grid(rows)),
         markdown(("L", "method", "k", *COMMON), _over_lengths(rows)),
+        markdown(others, _rivals(rows)),
     ]
     return "\n".join(parts + _alone(rows))
 
@@ -156,6 +167,22 @@ def _over_lengths(rows: Rows) -> list[list[str]]:
     return lines
 
 
+def _rivals(rows: Rows) -> list[list[str]]:
+    """Other subquadratic methods, and the library's own, on one tame problem and one real head."""
+    lines = []
+    for row in panel(rows, "rivals"):
+        metrics = row["metrics"]
+        best = metrics["best"]["gradient"]
+        exact = f"{best}: {1e3 * (seconds_of(metrics, best) or np.nan):.3g}"
+        own = [row["point"]["problem"], str(row["point"]["length"]), exact]
+        for name in (n for family in RIVALS for n in names_of(metrics, family)):
+            seconds = 1e3 * (seconds_of(metrics, name) or np.nan)
+            speed_up = metrics["speed_up"]["gradient"].get(name, np.nan)
+            error = metrics["methods"][name]["error"]
+            lines.append([*own, name, f"{seconds:.3g}", f"{speed_up:.3g}", f"{error:.2g}"])
+    return lines
+
+
 def _alone(rows: Rows) -> list[str]:
     """Tables of the polynomial alone: over L, beside the products of the same run, and its compile
     time by degree.
@@ -173,6 +200,7 @@ def _alone(rows: Rows) -> list[str]:
             cells = [
                 1e3 * own["seconds"],
                 1e3 * whole["seconds"],
+                method.get("bound", np.nan),
                 own["temporary"] / 1e6,
                 metrics["to_square"][name],
             ]
@@ -185,7 +213,7 @@ def _alone(rows: Rows) -> list[str]:
         compiled.append([str(row["point"]["degree"]), *seconds])
     fit = exponent([n for n, _ in times], [t for _, t in times])
     title = "gradient, ms" + (f": exponent {fit[0]:.2f} ± {fit[1]:.2f}" if fit else "")
-    head = ("L", title, "certified, ms", "MB", "of 2048^3 product", "of skinny rate")
+    head = ("L", title, "certified, ms", "bound", "MB", "of 2048^3 product", "of skinny rate")
     return [
         markdown(head, long),
         markdown(("degree", "compile, s", "certified, s"), compiled),
