@@ -53,7 +53,7 @@ def _ladder(first: int, most: int) -> list[int]:
 def _degrees(problem: LoRAProblem, aim: float, most: int, relative: bool) -> list[int]:
     """Degrees to try: from the guess up, or from 2 where sampled rows are no guess."""
     if structure_of(problem):
-        return _ladder(2, most)
+        return _ladder(2, most) if most >= 2 else []
     first = guess(problem, aim, most, _largest(problem) if relative else None)
     return _ladder(first, most) if first <= most + 1 else []
 
