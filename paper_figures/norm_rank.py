@@ -21,9 +21,8 @@ Points = list[dict[str, Any]]
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """(a) error against Gamma by degree, odd solid and even dashed, with the range of the seeds; (b)
     Gamma and (c) k* at 0.1 %, interpolated between degrees, against the size of the adapter's
-    entries, by rank, for both scalings; grey: the sizes of adapters after training, by rate, from the
-    least to the largest over ranks, scalings and seeds; (d) k* against Gamma: all ranks and scalings
-    on one curve.
+    entries, by rank, for both scalings; bars: the sizes of adapters after training, at three rates;
+    (d) k* against Gamma: all ranks and scalings on one curve.
     """
     points = [row["point"] | row["metrics"] for row in rows]
     # rows of an adapter have a seed since k* is interpolated
@@ -99,15 +98,22 @@ def _adapters(ax: Axes, points: Points, name: str) -> None:
 
 
 def _trained(ax: Axes, points: Points) -> None:
-    """The range of sizes that training ends with, a bar for each rate at the foot of the panel."""
-    for i, rate in enumerate(sorted({p["rate"] for p in points})):
-        sizes = [p["size"] for p in points if p["rate"] == rate]
-        height = 0.06 + 0.075 * i
-        place = ax.get_xaxis_transform()
+    """Bars above the curves: from the least to the largest size after training, by rank, over rates,
+    scalings and seeds.
+    """
+    if not points:
+        return
+    style.headroom(ax, 0.45)
+    place = ax.get_xaxis_transform()
+    for i, rank in enumerate(sorted({p["rank"] for p in points})):
+        sizes = [p["size"] for p in points if p["rank"] == rank]
         ends = [min(sizes), max(sizes)]
-        ax.plot(ends, [height, height], color="#777777", linewidth=2.5, transform=place)
-        label = rf"trained at {rate:g}"
-        ax.text(ends[0] * 0.94, height, label, fontsize=6, ha="right", va="center", transform=place)
+        height = 0.97 - 0.05 * i
+        ax.plot(ends, 2 * [height], color=style.COLOURS[i], linewidth=2.5, transform=place)
+    least = min(p["size"] for p in points)
+    ax.text(
+        least * 0.85, 0.9, "after\ntraining", fontsize=7, ha="right", va="center", transform=place
+    )
 
 
 def _collapse(ax: Axes, points: Points) -> None:

@@ -212,8 +212,9 @@ def _law(ax: Axes, laws: dict[str, boundary.Law | None]) -> None:
         ax.plot(x, y, ".", markersize=1.5, color=colour, alpha=0.5, rasterized=True)
         ax.plot([], [], ".", markersize=4, color=colour, label=text)
     ax.plot([0, 2], [0, 2], color="black", linewidth=0.7)
-    ax.set_xlim(0.1, 2.7)
-    ax.set_ylim(0.1, 2.7)
+    # room for the legend above the points, and for the inset beside them
+    ax.set_xlim(0.1, 3.2)
+    ax.set_ylim(0.1, 3.2)
     ax.set_xlabel(r"$\log k^\star / \log L$ predicted")
     ax.set_ylabel("measured")
     if any(laws.values()):
@@ -251,7 +252,7 @@ def _ranks(ax: Axes, points: boundary.Points) -> None:
     """Inset: k* / L over r, the mean of the seeds; flat, as Gamma is fixed."""
     if not points:
         return
-    inside = ax.inset_axes((0.68, 0.14, 0.3, 0.26))
+    inside = ax.inset_axes((0.74, 0.13, 0.25, 0.26))
     ranks = sorted({p["rank"] for p in points})
     for i, tolerance in enumerate(boundary.TOLERANCES):
         cells = [boundary.select(points, rank=r) for r in ranks]

@@ -1,10 +1,13 @@
 """Every figure on part of its rows, as a sweep that was stopped, a shard or a failed point leaves
-them: what there is is drawn, without a warning, and a pair is never made of two seeds.
+them: what there is is drawn, without a warning, what is missing is said, and a pair is never made of
+two seeds.
 """
 
 import random
 
+import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 
 from paper_figures import finetune, sensitivity
 from paper_figures.command.finding import STORED, available, find, load
@@ -13,17 +16,45 @@ from paper_figures.drawing import style
 FIGURES = [name for name in available() if (STORED / f"{name}.jsonl").is_file()]
 
 
+def data(ax):
+    """Every finite point, bar and cell of a panel; lines across all of it are no data."""
+    places = [line.get_xydata() for line in ax.lines if line.get_transform() == ax.transData]
+    places += [patch.get_bbox().get_points() for patch in ax.patches if hasattr(patch, "get_bbox")]
+    for marks in ax.collections:
+        # of scattered points the paths are their marks, and of all others the offsets are 0
+        scattered = isinstance(marks, PathCollection)
+        places += [marks.get_offsets()] if scattered else [p.vertices for p in marks.get_paths()]
+    places = np.concatenate([np.zeros((0, 2)), *(np.ma.filled(x, np.nan) for x in places)])
+    cells = [c.get_array() for c in [*ax.collections, *ax.images] if c.get_array() is not None]
+    cells = np.concatenate([np.zeros(0), *(np.ma.filled(x, np.nan).ravel() for x in cells)])
+    finite = np.isfinite(places).all(1)
+    return places[finite].tolist() + cells[np.isfinite(cells)].tolist()
+
+
+def says(ax):
+    return {text.get_text() for text in ax.texts}
+
+
 def draw(name, rows, *, render=False):
-    """Draw a figure, and write its table, of these rows alone."""
+    """Draw a figure, and write its table, of these rows alone; what its panels hold and say.
+
+    Every panel holds data, or says that it has none.
+    """
     module = find(name)
     also = {config: load(STORED, config) or [] for config in getattr(module, "ALSO", ())}
     figure = module.draw(rows, also) if also else module.draw(rows)
-    assert figure.axes
+    style.say_where_empty(figure)
     if render:
         figure.draw_without_rendering()
     if hasattr(module, "table"):
         assert module.table(rows).count("\n") > 1
+    panels = [ax for ax in figure.axes if ax.axison]
+    held = [(data(ax), says(ax)) for ax in panels]
+    for number, (numbers, words) in enumerate(held):
+        assert numbers or words, f"panel {number} is empty and does not say so"
+        assert not numbers or "no rows yet" not in words, f"panel {number} has rows"
     style.plt.close(figure)
+    return held
 
 
 def parts(rows):
@@ -37,9 +68,10 @@ def parts(rows):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_drawn_of_a_single_row(name):
+    """And it is that row which is drawn: another one gives another figure, if one alone is drawn."""
     rows = load(STORED, find(name).CONFIG)
-    draw(name, rows[:1])
-    draw(name, rows[-1:])
+    first, last = draw(name, rows[:1]), draw(name, rows[-1:])
+    assert first != last or len(rows) == 1 or not any(numbers for numbers, _ in [*first, *last])
 
 
 @pytest.mark.slow

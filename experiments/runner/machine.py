@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lora_limits.instruments import cores
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn", "lora_limits")
 
 
@@ -31,7 +33,7 @@ def surroundings() -> dict[str, Any]:
         "device": device and {"platform": device.platform, "kind": device.device_kind},
         "processor": _processor(),
         "cpus": os.cpu_count(),
-        "usable_cpus": _usable_cpus(),
+        "usable_cpus": cores.usable(),
         "memory": _memory(),
         "system": platform.platform(),
         "x64": bool(jax.config.jax_enable_x64) if jax else None,
@@ -53,11 +55,6 @@ def _processor() -> str | None:
         return platform.processor() or None
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or None)
-
-
-def _usable_cpus() -> int | None:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def _memory() -> int | None:

@@ -71,10 +71,7 @@ def read(path: str | Path) -> list[Row]:
             # known.
             if held is None or held["status"] == "failed" or row["status"] == "ok":
                 latest[row["key"]] = row
-    return [
-        row | {"metrics": decode(row["metrics"])} if "metrics" in row else row
-        for row in latest.values()
-    ]
+    return list(latest.values())
 
 
 @contextlib.contextmanager
@@ -116,8 +113,19 @@ def names(path: Path) -> Iterator[None]:
         raise
 
 
+def _read_row(line: str) -> Any:
+    """What a line holds, its metrics decoded."""
+    row = json.loads(line)
+    # To look for such numbers takes longer than to read the line, and most lines hold none.
+    if any(f'"{name}"' in line for name in NOT_FINITE) and isinstance(row, dict):
+        return row | {"metrics": decode(row["metrics"])} if "metrics" in row else row
+    return row
+
+
 def _sound_rows(path: Path) -> tuple[list[Row], int]:
-    """The rows of one file and how many bytes they take: all of it, less a torn last line."""
+    """The rows of one file, metrics decoded, and how many bytes they take: all of it, less a torn last
+    line.
+    """
     data = path.read_bytes()
     *lines, tail = data.split(b"\n")
     sound = len(data) - len(tail)
@@ -125,7 +133,7 @@ def _sound_rows(path: Path) -> tuple[list[Row], int]:
     for number, line in enumerate(lines, 1):
         try:
             # An editor may have put a byte order mark before the first.
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            row = _read_row(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except ValueError:
             if number == len(lines) and not tail:
                 return rows, sound - len(line) - 1

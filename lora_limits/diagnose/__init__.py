@@ -2,7 +2,7 @@
 
 Needs the extra `models`. In the order in which a diagnosis is made:
 
-command      the command; diagnosis: all heads of a model; progress: what it is doing
+command      the command; diagnosis: all heads of a model
 loading      a local model folder, its tokenizer: or one line on why not
 texts        windows of a text, labelled lines; task: the loss that a model of this class has
 adapters     LoRA adapters as peft reads and writes them, and whose they are

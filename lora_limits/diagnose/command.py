@@ -13,8 +13,8 @@ from lora_limits.checks import fail
 from lora_limits.diagnose import adapters, loading, report, selection, summary, texts
 from lora_limits.diagnose.diagnosis import Request, diagnose
 from lora_limits.diagnose.longer import AtLength
-from lora_limits.diagnose.progress import Progress
 from lora_limits.diagnose.task import Task, find_task
+from lora_limits.instruments.progress import Progress
 
 
 def diagnose_command(

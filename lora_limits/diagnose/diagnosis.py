@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +23,12 @@ from lora_limits.diagnose import (
 )
 from lora_limits.diagnose.layers import Layer, find_places
 from lora_limits.diagnose.loading import one_line
-from lora_limits.diagnose.progress import Progress
 from lora_limits.diagnose.projections import Projection, read_projections
 from lora_limits.diagnose.recordings import Recordings
 from lora_limits.diagnose.store import Store
 from lora_limits.diagnose.task import Task
+from lora_limits.instruments import cores
+from lora_limits.instruments.progress import Progress
 from lora_limits.problem_checks import structure_of
 
 VERSIONED = ("lora_limits", "jax", "torch", "transformers", "peft")
@@ -119,7 +119,7 @@ def _beginning(
         "longest": texts.longest_window(base),
         "of_heads": sum(counts.values()),
         "versions": {name: metadata.version(name) for name in VERSIONED},
-        "cpus": os.cpu_count(),
+        "cpus": cores.usable(),
         "device": jax.devices()[0].device_kind,
         "model_device": str(base.device),
         "heads": [],

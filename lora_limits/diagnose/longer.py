@@ -10,12 +10,12 @@ from typing import Any
 from lora_limits.diagnose import heads, texts
 from lora_limits.diagnose.errors import arrays, error, exact_arrays
 from lora_limits.diagnose.methods import label, ladder
-from lora_limits.diagnose.progress import Progress
 from lora_limits.diagnose.projections import read_projections
 from lora_limits.diagnose.recordings import Recordings
 from lora_limits.diagnose.store import Store
 from lora_limits.diagnose.task import Task
 from lora_limits.diagnose.times import Clock
+from lora_limits.instruments.progress import Progress
 
 MOST = 8192  # tokens of a window that is recorded for this alone
 # One window of so many tokens, and its task; None where the text is shorter.

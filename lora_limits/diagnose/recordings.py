@@ -9,12 +9,12 @@ import numpy as np
 
 from lora_limits.diagnose.heads import Refused, check_rebuilt
 from lora_limits.diagnose.layers import Layer, Place
-from lora_limits.diagnose.progress import Progress
 from lora_limits.diagnose.recording import Recorder, forward, forward_and_back, survey
 from lora_limits.diagnose.store import Store
 from lora_limits.diagnose.task import Task
 from lora_limits.diagnose.texts import Windows
 from lora_limits.instruments.comparing import frobenius_error
+from lora_limits.instruments.progress import Progress
 
 CHECKED = 512  # tokens on which attention is rebuilt and held against the model's own
 SHARE = 0.01  # of its root mean square: the error put on every output, to see what residuals do

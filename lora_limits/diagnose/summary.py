@@ -134,7 +134,8 @@ def _lengths(diagnosis: dict[str, Any]) -> str:
 
 
 def _device(diagnosis: dict[str, Any]) -> str:
-    cores = f"{diagnosis['cpus']} cores"
+    cpus = diagnosis["cpus"]
+    cores = "1 core" if cpus == 1 else f"{cpus} cores"
     device = diagnosis.get("device", "cpu")
     return cores if device == "cpu" else device
 

@@ -66,7 +66,7 @@ from lora_limits.certificate.bound import arrays_of
 from lora_limits.certificate.rounding import column_lengths, gamma, row_lengths, tiny
 from lora_limits.certificate.row_bounds import even_order
 from lora_limits.gradients import by_rows
-from lora_limits.heads import polynomial_blocks, polynomial_full
+from lora_limits.heads import block_sums, polynomial_full
 from lora_limits.heads.tokens import tokens_of
 from lora_limits.linalg import dot
 from lora_limits.polynomial import series
@@ -146,7 +146,7 @@ def _beyond(
     rule = by_rows.rule_of(problem, method)
     if not by_rows.in_blocks(problem):
         return polynomial_full.sums(rule.block, c, x, y, w, z)
-    return polynomial_blocks.beyond(rule, c, x, y, w, z, tokens_of(problem).key_document)
+    return block_sums.beyond(rule, c, x, y, w, z, tokens_of(problem).key_document)
 
 
 def queries_of(

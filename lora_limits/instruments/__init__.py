@@ -1,1 +1,3 @@
-"""How things are measured: time, memory, operations, compilation, differences between gradients."""
+"""How things are measured: time, memory, operations, compilation, differences between gradients;
+and what a command tells while it works.
+"""

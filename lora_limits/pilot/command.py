@@ -65,9 +65,9 @@ def _pilot(
         packages = ", ".join(NEEDED[name] for name in missing)
         fail("packages", f"no {packages}", "pip install 'lora-limits[pilot]'")
     # After what is quick to refuse: JAX takes seconds to import.
+    from lora_limits.instruments.progress import Progress
     from lora_limits.pilot import models, report, texts
     from lora_limits.pilot.course import Pilot
-    from lora_limits.pilot.progress import Telling
     from lora_limits.pilot.settings import Settings, read_targets
     from lora_limits.training.loop import EXACT
 
@@ -81,8 +81,9 @@ def _pilot(
     }
     classes = None if task.classes is None else len(task.classes)
     load = functools.partial(models.load, folder, settings.lora, classes, EXACT)
-    with Telling() as tell:
-        state = Pilot(load, task, settings, asked, out, tell).run()
+    with Progress() as progress:
+        progress.stage("reading the model")
+        state = Pilot(load, task, settings, asked, out, progress.at).run()
     print("\n".join(report.lines(state, settings)))
     kept = [out / "pilot.json"]
     if "runs" in state:

@@ -152,6 +152,7 @@ def draw(task: Task) -> bool:
         for config in getattr(module, "ALSO", ())
     }
     figure = module.draw(found.rows, also) if also else module.draw(found.rows)
+    style.say_where_empty(figure)
     if found.missing or found.failed:
         style.note(figure, f"{len(found.rows)} of {found.planned} points")
     _tell(task.name, found)

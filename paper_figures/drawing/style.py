@@ -85,6 +85,15 @@ def empty(ax: Axes) -> None:
     ax.tick_params(length=0, labelleft=False, labelbottom=False)
 
 
+def say_where_empty(fig: Figure) -> None:
+    """Says it in every panel that was left without data and without a word."""
+    for ax in fig.axes:
+        # Lines across all of a panel are no data: they have no place along it.
+        has_data = np.isfinite(ax.dataLim.get_points()).all()
+        if ax.axison and not has_data and not ax.texts:
+            empty(ax)
+
+
 def legend(ax: Axes, **look: Any) -> None:
     """A legend of the lines that there are; none where there are none."""
     if ax.get_legend_handles_labels()[0]:

@@ -29,10 +29,8 @@ for times, and half a 95 % interval over seeds or of a fit for everything else.
 """
 
 
-def text(lines: list[list[str]] | None = None) -> str:
-    """The whole page in Markdown. lines: of its table, computed unless given. Raises ValueError where
-    kept rows are missing.
-    """
+def text(lines: list[list[str]]) -> str:
+    """The whole page in Markdown. lines: of its table of results, as `results.lines` has them."""
     names = sorted(available(), key=lambda name: (name != FIRST, name))
     parts = [HEAD, "## Figures\n", *(_figure(name) for name in names)]
     parts += ["## Results\n", results.table(lines), "## How long each config takes\n", _minutes()]

@@ -66,6 +66,6 @@ def lines() -> list[list[str]]:
     return out
 
 
-def table(computed: list[list[str]] | None = None) -> str:
-    """The table in Markdown. computed: its lines, where they are known."""
-    return markdown(HEADER, lines() if computed is None else computed)
+def table(computed: list[list[str]]) -> str:
+    """The table in Markdown, of its lines."""
+    return markdown(HEADER, computed)

@@ -58,6 +58,11 @@ def moments(
     ]
 
 
+def _place(point: dict[str, Any]) -> tuple[Any, ...]:
+    """What a run and the noise that it is held against share."""
+    return tuple(point[name] for name in ("norms", "rank", "seed"))
+
+
 def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every approximate run beside the exact one of its seed: its point, the error over noise, and
     what it lost.
@@ -66,6 +71,9 @@ def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     exact attention), less those of exact training; loss is better below 0, accuracy above.
     """
     runs = {tuple(row["point"].values()): row for row in rows if row["point"]["kind"] == "run"}
+    noises = {
+        _place(row["point"]): row["metrics"] for row in rows if row["point"]["kind"] == "noise"
+    }
     out = []
     for row in runs.values():
         point = row["point"]
@@ -73,11 +81,11 @@ def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if point["method"] == "exact":
             continue
         base = runs.get(tuple((point | {"method": "exact"}).values()))
-        where = {name: point[name] for name in ("norms", "rank", "seed")}
-        stages = [moments(rows, stage, **where) for stage in ("before", "after")]
-        if base is None or not all(stages):
+        noise = noises.get(_place(point))
+        if base is None or noise is None:
             continue
-        ratios = [ratio(m[0]["exact"], m[0][point["method"]], point["batch"]) for m in stages]
+        stages = [noise[stage]["moments"] for stage in ("before", "after")]
+        ratios = [ratio(m["exact"], m[point["method"]], point["batch"]) for m in stages]
         pair = {"point": point, "ratio": float(np.max(ratios)), "finite": metrics["finite"]}
         for name in ("loss", "accuracy"):
             reached = base["metrics"]["own"][name]

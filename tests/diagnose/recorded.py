@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from lora_limits.diagnose import adapters, heads, loading, texts
 from lora_limits.diagnose.layers import find_places
-from lora_limits.diagnose.progress import Progress
 from lora_limits.diagnose.projections import read_projections
 from lora_limits.diagnose.recordings import Recordings
 from lora_limits.diagnose.store import Store
 from lora_limits.diagnose.task import find_task
+from lora_limits.instruments.progress import Progress
 from tests.support.tiny_models import TEXT
 
 

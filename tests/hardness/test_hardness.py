@@ -11,6 +11,7 @@ from lora_limits.hardness import instances, quadrature, sat
 from lora_limits.hardness.deciders import PATH_SLACK, READOUT_SLACK, scan_length
 from lora_limits.hardness.gadgets import inverse_noise, pad_score, token_rows
 from tests.support.neighbours import DECIDERS, EXACT, MAKERS, neighbours, noisy, odds, sizes
+from tests.support.tools import later
 
 # -------------------------------------------------------------------------------------------------
 # identities
@@ -112,7 +113,7 @@ def test_nothing_overflows_at_4096():
 @pytest.mark.parametrize("decider", DECIDERS)
 @pytest.mark.parametrize("answer", [True, False])
 @pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("n", [64, 128])
+@pytest.mark.parametrize("n", [64, *later(128)])
 def test_nearest_neighbours(n, kind, answer, decider):
     instance = neighbours(np.random.default_rng(n), n, kind, answer)
     decision = hardness.nearest_neighbours(*instance, EXACT, decider=decider)

@@ -123,7 +123,7 @@ def test_taylor_horner_and_derivative():
 REMAINDER = quick_jit(polynomial.remainder_factor, static_argnums=0)
 
 
-@pytest.mark.parametrize("power", [1, 3, 8, *later(2, 5)])
+@pytest.mark.parametrize("power", [1, 8, *later(2, 3, 5)])
 def test_remainder_factor_bounds_the_series_and_hardly_more(power):
     """phi_p(R) = sum_n R^n / (n + p)! in exact rational arithmetic."""
     radii = np.array([0.0, 1e-8, 0.01, 0.3, 1.0, 2.5, 6.0, 10.0, 15.0, 30.0, 100.0])
