@@ -21,7 +21,8 @@ class GradientResult:
     bound: {name: Adapter of scalars}, certified max-norm error of each array, rounding included:
     never below the error, whatever the input. Deterministic; it rests on IEEE arithmetic and on an
     exp that errs by at most 4 units in the last place (certificate/rounding.py). inf where nothing
-    could be certified; None for methods without a guarantee, and for exact ones.
+    could be certified; None for methods without a guarantee, and for exact ones. Loose where a
+    problem has an order, rotations or masks (gradients/by_rows_range.py), and of Taylor's series alone.
     confident: {name: Adapter of scalars}, like `bound`, but it holds with probability 1 - delta
     over the library's own draws, whatever the problem; much smaller. None unless asked for.
     normaliser: a certified lower bound of min_i D_i / sum_j w_j, the smallest row sum of the

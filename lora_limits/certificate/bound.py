@@ -184,6 +184,27 @@ def finish(
     return out
 
 
+def bounds_of(parts: dict[str, Adapter]) -> dict[str, Adapter]:
+    """The bounds of the arrays, from `bound.finish`."""
+    return {n: Adapter(x.a.certified(), x.b.certified()) for n, x in parts.items()}
+
+
+def with_distance(
+    bounds: dict[str, Adapter], narrow: dict[str, Adapter], wide: dict[str, Adapter]
+) -> dict[str, Adapter]:
+    """Bounds on `narrow`, a gradient in less than double precision, from those on `wide`, the same
+    in double precision. With 64 bits switched on.
+    """
+
+    def added(bound, x, y):
+        total = known(bound + largest(jnp.abs(x.astype(jnp.float64) - y)))
+        # outward, where it is rounded to the precision of the problem, or x or it to 0
+        info = jnp.finfo(x.dtype)
+        return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(x.dtype)
+
+    return jax.tree.map(added, bounds, narrow, wide)
+
+
 def outward(problem: LoRAProblem, truncation: Array, rounding: Array) -> tuple[Array, Array]:
     """Both times the scale, and times what makes up for second order and for their own rounding."""
     scale = jnp.abs(scalars(problem)[0]) * OUTWARD

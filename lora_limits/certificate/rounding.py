@@ -5,7 +5,8 @@ What is assumed of the arithmetic, and tested on the backend in use:
     IEEE double precision, rounded to nearest; sums in any order, products fused into them or not:
     a sum of n terms errs by at most gamma_n = n u / (1 - n u) times the sum of absolute values,
     u = 2^-53.
-    exp errs by at most EXP_ULP units in the last place.
+    exp errs by at most EXP_ULP units in the last place; so do log, of weights, and the cosine and
+    sine of an angle, in units of the last place of 1.
     An operation that underflows loses at most the smallest normal number (`lost` in bound.py).
 
 Nothing is assumed of how errors are distributed. Everything here is of first order; SECOND covers

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lora_limits.checks import fail
 from lora_limits.coordinates.balancing import balance
@@ -55,6 +55,16 @@ class Rows(NamedTuple):
     to_y: Float[Array, "d d"] | None
 
 
+class Outputs(NamedTuple):
+    """What the forward leaves of every query."""
+
+    total: Float[Array, " lq"]  # D_i; infinite where no other block counts
+    normaliser: Float[Array, " lq"]  # D_i, scaled
+    mean: Float[Array, "lq dv"]  # of the centred values
+    residual: Float[Array, "lq dv"]  # c~_i, 0 for a query that is not there
+    counts: Bool[Array, " lq"]  # whether it is there and sees something
+
+
 class Solved(NamedTuple):
     """A gradient, and what is said of it."""
 
@@ -62,6 +72,13 @@ class Solved(NamedTuple):
     gradient: dict[str, Adapter]
     normaliser: jax.Array  # the smallest row sum of the queries that there are
     rows: Rows
+    outputs: Outputs
+
+
+def rule_of(problem: LoRAProblem, method: Any) -> polynomial_blocks.Rule:
+    """How the blocks of a causal or packed problem are summed."""
+    block = block_size(problem, method)
+    return polynomial_blocks.Rule(block, method.degree, is_causal=problem.causal)
 
 
 def in_blocks(problem: LoRAProblem) -> bool:
@@ -139,17 +156,17 @@ def solve(problem: LoRAProblem, method: Any) -> Solved:
     O(L (d + d_value) + k (1 + d_value) + block (k + block)).
     """
     tokens = tokens_of(problem)
-    block = block_size(problem, method)
-    rule = polynomial_blocks.Rule(block, method.degree, is_causal=problem.causal)
+    rule = rule_of(problem, method)
     rows = rows_of(problem, method)
     x, y, v, w = rows.x, rows.y, rows.v, rows.centres.w
     if in_blocks(problem):
         document = tokens.key_document
-        out, kept = polynomial_blocks.forward(rule, x, y, w, v, document)
+        out, kept, scale = polynomial_blocks.forward_with_scale(rule, x, y, w, v, document)
     else:
         c = polynomial_full.coefficients(method, x, y, tokens.query, w)
-        out, kept = polynomial_full.forward(block, None, c, x, y, w, v)
-    normaliser = kept[-2]
+        out, kept = polynomial_full.forward(rule.block, None, c, x, y, w, v)
+        scale = jnp.ones_like(out[0])
+    normaliser, mean = kept[-2:]
     # A query that sees no key has no mean to get back, and the output 0; one whose row has
     # underflowed has no output.
     sees = sees_any(pattern_of(problem), tokens, tokens.key, x.shape[1])
@@ -161,11 +178,14 @@ def solve(problem: LoRAProblem, method: Any) -> Solved:
     if in_blocks(problem):
         dx, dy, dlog_w, dv = polynomial_blocks.backward(rule, kept, back)
     else:
-        _, dx, dy, dw, dv = polynomial_full.backward(block, None, kept, back)
+        _, dx, dy, dw, dv = polynomial_full.backward(rule.block, None, kept, back)
         dlog_w = dw * w
     gradient = _pulled_back(problem, rows, dx, dy, dlog_w, dv)
-    least = jnp.min(normaliser, where=tokens.query & sees, initial=jnp.inf)
-    return Solved(0.5 * (c**2).sum(), gradient, least, rows)
+    counts = tokens.query & sees
+    least = jnp.min(normaliser, where=counts, initial=jnp.inf)
+    total = jnp.where(scale > 0, normaliser / jnp.where(scale > 0, scale, 1), jnp.inf)
+    outputs = Outputs(total, normaliser, mean.T, c, counts)
+    return Solved(0.5 * (c**2).sum(), gradient, least, rows, outputs)
 
 
 def _pulled_back(problem: LoRAProblem, rows: Rows, dx, dy, dlog_w, dv) -> dict[str, Adapter]:

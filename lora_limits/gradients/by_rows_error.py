@@ -36,8 +36,10 @@ def kernel_of(problem: LoRAProblem, method: Any, rows: by_rows.Rows) -> masked_r
         if not by_rows.in_blocks(problem):
             return far
         near = at // block == i // block
-        # as in the sweep, so that no exponential overflows
-        top = jnp.max(s, where=near & seen, initial=0.0)
+        # as in the sweep, so that no exponential overflows, nor all of them underflow
+        least = float(jnp.finfo(s.dtype).min)
+        top = jnp.max(s, where=near & seen, initial=least)
+        top = jnp.where((seen & ~near).any(), jnp.maximum(top, 0), top)
         own = w * jnp.exp(jnp.where(near, s - top, 0))
         plain, slope = (jnp.where(near, own, z * jnp.exp(-top)) for z in far)
         return plain, slope

@@ -50,6 +50,14 @@ def _ladder(first: int, most: int) -> list[int]:
     return list(range(start, most + 1, 2))[:UPWARDS]
 
 
+def _degrees(problem: LoRAProblem, aim: float, most: int, relative: bool) -> list[int]:
+    """Degrees to try: from the guess up, or from 2 where sampled rows are no guess."""
+    if structure_of(problem):
+        return _ladder(2, most) if most >= 2 else []
+    first = guess(problem, aim, most, _largest(problem) if relative else None)
+    return _ladder(first, most) if first <= most + 1 else []
+
+
 def choose(
     problem: LoRAProblem,
     tolerance: float,
@@ -65,9 +73,10 @@ def choose(
     which is much smaller; without, it is the certified one.
     The cost model gives the largest degree that beats the exact gradient; sampled rows give a first
     guess of the degree needed; the promise of a real run decides, in even degrees upwards, and
-    downwards once. Taylor only: its bounds are the tightest. Concrete problems only (not under
-    jit). Costs a few polynomial gradients. For a problem with masks, rotations or an order it is
-    Exact: of a polynomial nothing is promised there.
+    downwards once. Taylor only: its bounds are the tightest. For a problem with masks, rotations
+    or an order there is no guess, and degrees 2, 4 and 6 are tried; what is certified there is loose
+    (gradients/by_rows_range.py), so a key is of more use. Concrete problems only (not under jit).
+    Costs a few polynomial gradients.
     Raises ValueError for a tolerance that is not a positive number, where the rounding of the exact
     gradient itself may exceed it, and as `gradient`.
     """
@@ -78,8 +87,8 @@ def choose(
     check_values(problem)
     problem = as_jax(problem)
     tolerance = float(tolerance)
-    # nothing is promised of a polynomial where there is structure
-    most = -1 if structure_of(problem) else affordable(problem)
+    # a window no polynomial knows
+    most = -1 if problem.window is not None else affordable(problem)
 
     def keeps(degree: int) -> bool:
         options = {} if key is None else {"rows": ROWS, "key": key, "delta": delta / TRIES}
@@ -88,11 +97,7 @@ def choose(
 
     # the guess is of certified bounds; ten times less is promised with a probability
     aim = 10 * tolerance if key is not None else tolerance
-    tried = []
-    if most >= 0:
-        largest = _largest(problem) if relative else None
-        first = guess(problem, aim, most, largest)
-        tried = _ladder(first, most) if first <= most + 1 else []
+    tried = [] if most < 0 else _degrees(problem, aim, most, relative)
     for degree in tried:
         if keeps(degree):
             lower = degree - 2

@@ -10,16 +10,16 @@ holds whatever the problem is. Rounding, which sampling does not see, is certifi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lora_limits.certificate.bound import Parts, PerQuery, arrays_of, known, outward
-from lora_limits.coordinates.frame import Frame
+from lora_limits.certificate.bound import Parts, arrays_of, known
 from lora_limits.estimate import coin
 from lora_limits.estimate.betting import mean_bound
-from lora_limits.estimate.rows import Terms, polynomial_kernel, row_errors
+from lora_limits.estimate.rows import Terms
 from lora_limits.linalg import largest
 from lora_limits.method import Sampling
 from lora_limits.problem import Adapter, LoRAProblem
@@ -41,20 +41,19 @@ def chances(each: Float[Array, "arrays lq"], sizes: Float[Array, " arrays"]) -> 
 
 def confident(
     problem: LoRAProblem,
-    frame: Frame,
-    c: Float[Array, " degree_and_1"],
     parts: dict[str, Adapter],
-    each: PerQuery,
+    truncation: Float[Array, "arrays lq"],
+    lost: Float[Array, "arrays lq"],
     gradient: dict[str, Adapter],
     sampling: Sampling,
-    block: int,
+    terms_of: Callable[[jax.Array], dict[str, Adapter]],
 ) -> dict[str, Adapter]:
     """{name: Adapter of scalars}: each at least the max-norm error, all at once, but with delta.
 
-    parts, each: of the certificate. c: coefficients in powers of the score.
-    O(rows Lk (d + d_model)) time, O(rows (block + d_model) + arrays Lq) memory.
+    parts, truncation: of the certificate, r_i the second. lost: rounding of the share of a query as
+    `terms_of` computes it, which gives the Terms of the shares E_i of the queries that are drawn.
+    O(arrays Lq) memory beside them.
     """
-    truncation, rounding = outward(problem, *each)
     arrays = arrays_of(problem)
     # what matters of an array is its bound beside its largest entry
     sizes = jnp.stack([jnp.abs(getattr(gradient[name], half)).max() for name, half in arrays])
@@ -62,14 +61,13 @@ def confident(
     pi = of.chances
     index = coin.draw(sampling.key, of, sampling.rows)
     weights = 1 / pi[index]
-    terms = row_errors(problem, frame, polynomial_kernel(c), index, block)
+    terms = terms_of(index)
     entries = sum(x.size for x in jax.tree.leaves(problem.adapters))
     log_chances = math.log(2 * entries / sampling.delta)
 
     def bound(place: int, part: Parts, rows: Terms) -> Float[Array, ""]:
         most = largest(truncation[place] / pi)
-        lost = COMPUTED * rounding[place][index] * weights
-        seen = mean_bound(rows, weights, most, lost, log_chances)
+        seen = mean_bound(rows, weights, most, lost[place][index] * weights, log_chances)
         truncated = jnp.fmin(seen, part.truncation)
         return known(largest(truncated + part.rounding) + part.rest)
 

@@ -17,14 +17,15 @@ PER_SCORE, PER_FEATURE, PER_TOKEN = 45.0, 36.0, 26_000.0
 def exact_operations(problem: LoRAProblem) -> float:
     """Modelled operations of the tiled exact gradient.
 
-    Two score products, two for values, and one for each adapted side.
+    Two score products, two for values, and one for each adapted side. Half of it in a causal order.
     """
     d = problem.weights.query.shape[1]
     dv = problem.weights.value.shape[1]
     names = problem.adapters
     columns = 2 * d + dv + ("query" in names) * d + ("key" in names) * d + ("value" in names) * dv
     columns += dv if "query" in names or "key" in names else 0
-    return problem.x_query.shape[0] * problem.x_key.shape[0] * (2.0 * columns + PER_SCORE)
+    pairs = problem.x_query.shape[0] * problem.x_key.shape[0] / (2 if problem.causal else 1)
+    return pairs * (2.0 * columns + PER_SCORE)
 
 
 def polynomial_operations(problem: LoRAProblem, degree: int) -> float:

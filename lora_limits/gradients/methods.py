@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.certificate import bound, floors
-from lora_limits.certificate.bound import known
 from lora_limits.certificate.row_bounds import Setup
 from lora_limits.certificate.terms import Grounds
 from lora_limits.checks import fail, set_integers
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.estimate.intervals import error_estimate
+from lora_limits.estimate.rows import polynomial_kernel, row_errors
 from lora_limits.gradients import (
     by_rows,
+    by_rows_bound,
     by_rows_error,
     confidence,
     exact,
@@ -26,7 +27,7 @@ from lora_limits.gradients import (
     sweeps,
 )
 from lora_limits.gradients.plan import Plan
-from lora_limits.linalg import dot, largest, widened
+from lora_limits.linalg import dot, widened
 from lora_limits.method import GradientResult, Method, Sampling, refuse_sampling
 from lora_limits.polynomial import monomials
 from lora_limits.polynomial.series import SERIES
@@ -120,17 +121,15 @@ class Polynomial(Method):
 def _by_rows(
     problem: LoRAProblem, method: Polynomial, axis: Axis, sampling: Sampling | None
 ) -> GradientResult:
-    """Of a problem with a causal order, rotations or masks: nothing is certified, the bound says so.
-
-    One global centre makes the certificate's steps false for a prefix of the keys, and rotated keys
-    are no linear function of the inputs that its columns are made of.
-    """
+    """Of a problem with a causal order, rotations or masks (by_rows.py, by_rows_bound.py)."""
     if axis is not None:
         refuse_structure(problem, "a gradient over several devices")
     by_rows.check(problem, method)
     found = by_rows.solve(problem, method)
-    nothing = jnp.full((), jnp.inf, problem.dtype)
-    unbounded = {name: Adapter(nothing, nothing) for name in problem.adapters}
+    if jnp.finfo(problem.dtype).bits == 64:
+        told = by_rows_bound.told(problem, method, found, sampling)
+    else:
+        told = by_rows_bound.told_of_narrow(problem, method, found, sampling)
     estimate = None
     if sampling is not None:
         estimate = by_rows_error.error_estimate(problem, method, found.rows, sampling)
@@ -138,8 +137,8 @@ def _by_rows(
         found.gradient,
         found.loss,
         rank=by_rows.features(problem, method),
-        bound=unbounded,
-        confident=None if sampling is None else unbounded,
+        bound=told.bound,
+        confident=told.confident,
         normaliser=found.normaliser,
         estimate=estimate,
     )
@@ -182,11 +181,19 @@ def _sweep(
     if grounds is None or seen.sums is None:
         return run, setup, _Swept(gradient, seen.loss, None)
     parts = bound.finish(grounds, seen.sums, gradient, run.parts)
-    certain = bounds_of(parts)
+    certain = bound.bounds_of(parts)
     sure = None
     if seen.each is not None and sampling is not None:
+        truncation, rounding = bound.outward(problem, *seen.each)
+        kernel = polynomial_kernel(setup.c)
         sure = confidence.confident(
-            problem, run.frame, setup.c, parts, seen.each, gradient, sampling, run.block
+            problem,
+            parts,
+            truncation,
+            confidence.COMPUTED * rounding,
+            gradient,
+            sampling,
+            lambda index: row_errors(problem, run.frame, kernel, index, run.block),
         )
     told = _Told(certain, sure, seen.sums.certain)
     return run, setup, _Swept(gradient, seen.loss, told)
@@ -199,11 +206,6 @@ def grounds_of(run: Plan, summary: key_summary.Summary, setup: Setup) -> Grounds
     limits = floors.make(run.problem, run.frame, run.columns, *summary.longest, run.parts)
     reach = jnp.maximum(*summary.longest)
     return Grounds(run.problem, run.frame, run.columns, limits, setup, summary.moments, reach)
-
-
-def bounds_of(parts: dict[str, Adapter]) -> dict[str, Adapter]:
-    """The bounds of the arrays, from `bound.finish`."""
-    return {n: Adapter(x.a.certified(), x.b.certified()) for n, x in parts.items()}
 
 
 def _told_of_narrow(
@@ -222,26 +224,10 @@ def _told_of_narrow(
         assert told is not None
 
         def of_narrow(bounds):
-            return with_distance(bounds, gradient, swept.gradient)
+            return bound.with_distance(bounds, gradient, swept.gradient)
 
         sure = None if told.confident is None else of_narrow(told.confident)
         return _Told(of_narrow(told.bound), sure, told.normaliser.astype(dtype))
-
-
-def with_distance(
-    bounds: dict[str, Adapter], narrow: dict[str, Adapter], wide: dict[str, Adapter]
-) -> dict[str, Adapter]:
-    """Bounds on `narrow`, a gradient in less than double precision, from those on `wide`, the same
-    in double precision. With 64 bits switched on.
-    """
-
-    def added(bound, x, y):
-        total = known(bound + largest(jnp.abs(x.astype(jnp.float64) - y)))
-        # outward, where it is rounded to the precision of the problem, or x or it to 0
-        info = jnp.finfo(x.dtype)
-        return (total * (1 + 2 * float(info.eps)) + float(info.tiny)).astype(x.dtype)
-
-    return jax.tree.map(added, bounds, narrow, wide)
 
 
 def widened_problem(problem: LoRAProblem) -> LoRAProblem:

@@ -73,7 +73,7 @@ def streamed_gradient(
         wide = _solve(source, method, certified=True)
         assert wide.bound is not None
         assert wide.normaliser is not None
-        told = methods.with_distance(wide.bound, found.gradient, wide.gradient)
+        told = bound.with_distance(wide.bound, found.gradient, wide.gradient)
         return dataclasses.replace(found, bound=told, normaliser=wide.normaliser.astype(dtype))
 
 
@@ -106,7 +106,7 @@ def _solve(source: _Source, method: Polynomial, *, certified: bool) -> GradientR
     result = GradientResult(gradient, seen.loss, rank=run.features)
     if grounds is None or seen.sums is None:
         return result
-    told = methods.bounds_of(bound.finish(grounds, seen.sums, gradient, run.parts))
+    told = bound.bounds_of(bound.finish(grounds, seen.sums, gradient, run.parts))
     return dataclasses.replace(result, bound=told, normaliser=seen.sums.certain)
 
 

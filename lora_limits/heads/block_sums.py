@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from lora_limits.coordinates import collectives
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.sweep import scan
-from lora_limits.heads.features import evaluate, split, with_ones
+from lora_limits.heads.features import evaluate, join, split
 from lora_limits.linalg import dot
 from lora_limits.polynomial import monomials
 
@@ -103,11 +103,11 @@ def diagonal(
     return near, jnp.exp(jnp.where(further, -top.T, least))
 
 
-def tiles_of(rule: Rule, x, y, w, v, document) -> Tile:
+def tiles_of(rule: Rule, x, y, w, one_v, document) -> Tile:
     """The blocks of all tokens."""
     group = x.shape[1] // y.shape[1]
     size = min(rule.block, y.shape[1])
-    y, w, one_v = (split(z, size) for z in (y, w[None], with_ones(v)))
+    y, w, one_v = (split(z, size) for z in (y, w[None], one_v))
     documents = None if document is None else split(document[None], size)
     return Tile(split(x, size * group), y, w, one_v, documents)
 
@@ -157,3 +157,32 @@ def of_keys(c: jax.Array, keys: Sum, tile: Tile, shrink: jax.Array, degree: int)
     """[D, D out] of a block's queries from the keys beyond it, scaled by exp(-m_i)."""
     shrink = of_document(tile.of_queries, keys.document, shrink)
     return evaluate(c * keys.total, monomials.by_degree(tile.x, degree)) * shrink
+
+
+def beyond(
+    rule: Rule,
+    c: Float[Array, " g_and_1"],
+    x: Float[Array, "d gt"],
+    y: Float[Array, "d t"],
+    w: Float[Array, " t"],
+    z: Float[Array, "c t"],
+    document: Int[Array, " t"] | None,
+) -> Float[Array, "c gt"]:
+    """sum_j w_j P(s_ij) z_j over the keys that a query sees outside of its own block.
+
+    P by its coefficients c, of any degree. O(T G k c) time, O((k + T) c + block k) memory.
+    """
+    rule = rule._replace(degree=c.shape[0] - 1)
+    coefficients = monomials.coefficients(c, y.shape[0])
+
+    def visit(keys, tile, at):
+        found = of_keys(coefficients, keys, tile, jnp.ones_like(tile.x[:1]), rule.degree)
+        return add_keys(rule, keys, tile, at), found
+
+    tiles = tiles_of(rule, x, y, w, z, document)
+    start = nothing(rule, z.shape[0], y, document, FIRST)
+    out = scan(lambda keys, tile: visit(keys, tile, LAST), start, tiles)[1]
+    if not rule.is_causal:
+        end = nothing(rule, z.shape[0], y, document, LAST)
+        out = out + scan(lambda keys, tile: visit(keys, tile, FIRST), end, tiles, reverse=True)[1]
+    return join(out, x.shape[1])

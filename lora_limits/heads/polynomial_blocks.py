@@ -42,6 +42,7 @@ from lora_limits.heads.features import (
     normalised,
     slopes,
     split,
+    with_ones,
 )
 from lora_limits.heads.visibility import Pattern, Tokens
 from lora_limits.linalg import dot, down
@@ -68,6 +69,11 @@ def attend(
 
 def forward(rule: Rule, x, y, w, v, document):
     """(outputs, what `backward` keeps, whose last two are the normalisers, scaled, and outputs)."""
+    return forward_with_scale(rule, x, y, w, v, document)[:2]
+
+
+def forward_with_scale(rule: Rule, x, y, w, v, document):
+    """`forward`, and exp(-m_i), by which the normalisers are scaled; 0 where no other block counts."""
     columns = 1 + v.shape[0]
     c = monomials.coefficients(series.taylor(rule.degree, x.dtype), y.shape[0])
 
@@ -82,7 +88,7 @@ def forward(rule: Rule, x, y, w, v, document):
         u = sums.of_keys(c, behind, tile, shrink, rule.degree)
         return sums.add_keys(rule, behind, tile, FIRST), u
 
-    tiles = sums.tiles_of(rule, x, y, w, v, document)
+    tiles = sums.tiles_of(rule, x, y, w, with_ones(v), document)
     start = sums.keys_before(rule, sums.nothing(rule, columns, y, document, FIRST), tiles)
     u, shrink = scan(onwards, start, tiles)[1]
     if not rule.is_causal:
@@ -90,7 +96,8 @@ def forward(rule: Rule, x, y, w, v, document):
         u = u + scan(back, end, (tiles, shrink), reverse=True)[1]
     u = join(u, x.shape[1])
     normaliser, out = u[0], normalised(u)
-    return out, (x, y, w, v, document, start, normaliser, out)
+    scale = join(shrink, x.shape[1])[0]
+    return out, (x, y, w, v, document, start, normaliser, out), scale
 
 
 def _to_queries(lift, degree: int, keys: Sum, tile: Tile, g: jax.Array) -> Float[Array, "d gn"]:
@@ -147,7 +154,7 @@ def backward(rule: Rule, kept, gout):
         dx = to_queries(keys, tile, g)
         return (sums.add_keys(rule, keys, tile, FIRST), queries), (found, dx)
 
-    tiles = sums.tiles_of(rule, x, y, w, v, document)
+    tiles = sums.tiles_of(rule, x, y, w, with_ones(v), document)
     g = split(cotangent(gout, out, normaliser), tiles.x.shape[2])
     # Later keys, and earlier queries of theirs, are nobody's where all is causal.
     first, last = (sums.nothing(rule, columns, y, document, at) for at in (FIRST, LAST))

@@ -67,30 +67,49 @@ def attend(
 
 def forward(block, axis, c, x, y, w, v):
     """(outputs, what `backward` keeps, whose last two are the normalisers D and the outputs)."""
-    degree = c.shape[0] - 1
-    width = y.shape[0]
-    z = with_ones(v) * w[None]
-
-    def add_keys(m, tile):
-        y, z = tile
-        return m + monomials.products(monomials.by_degree(y, degree), z), None
+    m = _moments(block, axis, c, y, with_ones(v) * w[None])
 
     def queries(x):
         # [D, D out], then [D, out]
-        u = evaluate(m, monomials.by_degree(x, degree))
+        u = evaluate(m, monomials.by_degree(x, c.shape[0] - 1))
         return jnp.concatenate([u[:1], normalised(u)])
-
-    # M, then C M
-    start = jnp.zeros((monomials.count(width, degree), z.shape[0]), x.dtype)
-    by_key = min(block, y.shape[1])
-    tiles = (split(y, by_key), split(z, by_key))
-    m = collectives.total(scan(add_keys, start, tiles)[0], axis)
-    m = m * monomials.coefficients(c, width)
 
     by_query = min(block, x.shape[1])
     both = join(jax.lax.map(queries, split(x, by_query)), x.shape[1])
     normaliser, out = both[0], both[1:]
     return out, (c, x, y, w, v, m, normaliser, out)
+
+
+def _moments(block: int, axis: Axis, c, y, z: Float[Array, "c s"]) -> Float[Array, "k c"]:
+    """C M, of columns z that have the weights in them."""
+    degree = c.shape[0] - 1
+
+    def add_keys(m, tile):
+        y, z = tile
+        return m + monomials.products(monomials.by_degree(y, degree), z), None
+
+    start = jnp.zeros((monomials.count(y.shape[0], degree), z.shape[0]), y.dtype)
+    by_key = min(block, y.shape[1])
+    tiles = (split(y, by_key), split(z, by_key))
+    m = collectives.total(scan(add_keys, start, tiles)[0], axis)
+    return m * monomials.coefficients(c, y.shape[0])
+
+
+def sums(
+    block: int,
+    c: Float[Array, " g_and_1"],
+    x: Float[Array, "d n"],
+    y: Float[Array, "d s"],
+    w: Float[Array, " s"],
+    z: Float[Array, "c s"],
+) -> Float[Array, "c n"]:
+    """sum_j w_j P(s_ij) z_j over all keys, P by its coefficients c. O((n + S) k c) time."""
+    m = _moments(block, None, c, y, z * w[None])
+
+    def queries(x):
+        return evaluate(m, monomials.by_degree(x, c.shape[0] - 1))
+
+    return join(jax.lax.map(queries, split(x, min(block, x.shape[1]))), x.shape[1])
 
 
 def backward(block, axis, kept, gout):

@@ -2,6 +2,8 @@
 would pick.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,12 @@ from tests.support.compiled import UNCERTIFIED
 from tests.support.tools import later, quick_jit
 
 GRADIENT = quick_jit(ll.gradient, static_argnames="method")
-MAKE = jax.jit(lambda key, gamma: ll.random_problem(key, length=1024, width=3, rank=2, gamma=gamma))
+MAKE = jax.jit(
+    lambda key, gamma, length=1024: ll.random_problem(
+        key, length=length, width=3, rank=2, gamma=gamma
+    ),
+    static_argnames="length",
+)
 
 
 def largest(problem):
@@ -60,6 +67,31 @@ def test_a_tolerance_below_the_rounding_of_the_exact_gradient_is_refused():
     narrow = jax.tree.map(lambda x: np.asarray(x, np.float32), problem)
     with pytest.raises(ValueError, match=r"float32 \(float64 rounds less\)"):
         ll.choose(narrow, 1e-10)
+
+
+def of_decoder(gamma, **fields):
+    """Causal and rotary, keys adapted too."""
+    length = 4096
+    p = jax.tree.map(np.asarray, MAKE(jax.random.key(3), gamma, length=length))
+    fields |= {"rotations": ll.rotary_angles(length, 2), "causal": True}
+    return dataclasses.replace(p, adapters=dict(p.adapters, key=p.adapters["query"]), **fields)
+
+
+@pytest.mark.slow
+def test_a_causal_rotary_problem_gets_a_polynomial_that_keeps_its_promise():
+    problem = of_decoder(0.5)
+    want = jax.tree.leaves(GRADIENT(problem, method=ll.Exact(1024)).gradient)
+    method = ll.choose(problem, 2e-2, relative=True, key=jax.random.key(1))
+    assert isinstance(method, ll.Polynomial)
+    got = jax.tree.leaves(GRADIENT(problem, method=method).gradient)
+    for x, y in zip(got, want, strict=True):
+        assert np.abs(x - y).max() <= 2e-2 * np.abs(y).max()
+
+
+@pytest.mark.slow
+def test_a_causal_problem_stays_exact_where_no_polynomial_promises_enough():
+    assert isinstance(ll.choose(of_decoder(6.0), 1e-2, relative=True), ll.Exact)
+    assert isinstance(ll.choose(of_decoder(0.5, window=9), 1e-2, relative=True), ll.Exact)
 
 
 @pytest.mark.slow

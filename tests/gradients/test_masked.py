@@ -354,7 +354,7 @@ def test_the_norms_of_filled_fields_are_those_of_the_plain_problem():
         np.testing.assert_allclose(got, want, rtol=1e-9, err_msg=name)
 
 
-def test_choose_answers_exact_where_nothing_else_promises_anything():
+def test_choose_answers_exact_where_no_polynomial_is_cheaper():
     p = having("causal", "rotations", "key_mask")
     assert ll.choose(p, 1e-3) == ll.Exact()
     narrow = having("causal", "rotations", dtype=np.float32)
