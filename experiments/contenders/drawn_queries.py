@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 import lora_limits as ll
 from lora_limits.coordinates.frame import Frame
-from lora_limits.linalg import AnyArray, row_norms
+from lora_limits.linalg import AnyArray, row_norms, widened
 
 # Of |q_i|, in the mixture that queries are drawn from: the variance of an estimate is at most
 # len(POWERS) times that of drawing by the power that is right for it.
@@ -33,7 +33,8 @@ def distinct(problem: ll.LoRAProblem) -> Draw:
 
 def mixture(problem: ll.LoRAProblem, frame: Frame) -> Float[Array, " lq"]:
     """pi: the mean over POWERS p of |q_i|^p / sum |q|^p, q_i the balanced centred queries."""
-    q = row_norms(frame.x(frame.centred_queries(problem, problem.x_query)))
+    x = widened(jnp.asarray(problem.x_query), problem.dtype)
+    q = row_norms(frame.x(frame.centred_queries(problem, x)))
     size = q / jnp.where(q.max() > 0, q.max(), 1)
     parts = [jnp.where(q.max() > 0, size, 1) ** p for p in POWERS]
     return jnp.stack([x / x.sum() for x in parts]).mean(0)

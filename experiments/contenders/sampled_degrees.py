@@ -48,7 +48,7 @@ from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import Frame
 from lora_limits.estimate.intervals import draw
 from lora_limits.instruments.compiling import quick_jit
-from lora_limits.linalg import dot
+from lora_limits.linalg import dot, widened
 from lora_limits.problem import as_jax, project, scalars
 
 
@@ -144,8 +144,10 @@ def _look(problem: ll.LoRAProblem, drawn: Draw | None, key: jax.Array, *, highes
         pi = mixture(problem, frame)
         index = draw(key, pi, rows)
         drawn = Draw(index, 1 / (rows * pi[index]))
-    x = jnp.asarray(problem.x_query)[drawn.which]
-    target = jnp.asarray(problem.target)[drawn.which]
+    x, target = (
+        widened(jnp.asarray(z)[drawn.which], problem.dtype)
+        for z in (problem.x_query, problem.target)
+    )
     at = Queries(x, frame.centred_queries(problem, x), target, jnp.asarray(drawn.weights))
     return frame, at, sampled_moments.sums(problem, frame, at.q, highest)
 

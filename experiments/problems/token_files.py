@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import lora_limits as ll
 from experiments.problems import boxes
+from lora_limits.linalg import AnyArray
 
 CHUNK = 2**17  # tokens
 
@@ -45,13 +47,15 @@ def chunks(
 
 
 def whole(path: Path, seed: int, *, rank: int, gamma: float) -> ll.LoRAProblem:
-    """The same in memory, its target the mean, 0."""
-    x = np.load(path).astype(np.float64)
+    """The same in memory, its target the mean, 0. Tokens are in single precision, as they are in the
+    file, and on the device once for all three projections.
+    """
+    x = jnp.asarray(np.load(path, mmap_mode="r"))
     like = boxes.problem("uniform", seed, length=1, width=x.shape[1], rank=rank, gamma=gamma)
-    return of_tokens(like, x, np.zeros_like(x))
+    return of_tokens(like, x, jnp.zeros_like(x))
 
 
-def of_tokens(like: ll.LoRAProblem, x: np.ndarray, target: np.ndarray) -> ll.LoRAProblem:
+def of_tokens(like: ll.LoRAProblem, x: AnyArray, target: AnyArray) -> ll.LoRAProblem:
     """Self-attention on tokens x, all else as in `like`."""
     changed = {"x_query": x, "x_key": x, "x_value": x, "target": target}
     return jax.tree_util.tree_map_with_path(lambda at, z: changed.get(at[0].name, z), like)
