@@ -239,7 +239,7 @@ def _continued(ax: Axes, rows: boundary.Points, law: boundary.Law | None) -> Non
     ax.set_xlabel(r"$\log_2 L$")
     ax.set_ylabel(r"$\log k^\star / \log L$")
     ax.set_yscale("log", base=2)
-    ax.set_ylim(0.12, 5)
+    ax.set_ylim(0.07, 5)
     ax.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     keys = [
         Line2D([], [], color="black", label="uniform, by the law"),
