@@ -35,6 +35,8 @@ COLOURS = {
     "sinks": "#8C564B",
 }
 TOLERANCE = 0.1
+USELESS = 30.0  # errors beyond it are drawn there
+HEIGHTS = (2e-3, 40)
 KINDS = ("tame", "middling", "wild")
 
 
@@ -43,6 +45,11 @@ def _kinds(rows: list[dict[str, Any]]) -> dict[tuple[int, int], int]:
     ranges = {(r["point"]["layer"], r["point"]["head"]): r["metrics"]["score_range"] for r in rows}
     ordered = sorted(ranges, key=lambda pair: ranges[pair])
     return {pair: min(3 * i // len(ordered), 2) for i, pair in enumerate(ordered)}
+
+
+def _drawn(error: float | None) -> float:
+    """An error as it is drawn: useless is useless, NaN and None too."""
+    return min(float(np.nan_to_num(np.asarray(error, float), nan=USELESS)), USELESS)
 
 
 def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -57,8 +64,7 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
             continue
         widths = [w["width"] for w in own[0]]
         errors = np.array([[w["error"] for w in head] for head in own], float)
-        # An error of NaN or beyond 30 is drawn at the top: useless is useless.
-        errors = np.minimum(np.where(np.isfinite(errors), errors, np.inf), 30.0)
+        errors = np.vectorize(_drawn)(errors)
         # None where a method says nothing of itself.
         failed = np.array([[bool(w["failed"]) for w in head] for head in own]).mean(0) > 0.5
         median = np.median(errors, 0)
@@ -72,7 +78,7 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.axhline(TOLERANCE, color="black", linewidth=0.5, linestyle=":")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    ax.set_ylim(2e-3, 40)
+    ax.set_ylim(*HEIGHTS)
     ax.set_xlabel("width $k$")
 
 
@@ -86,9 +92,7 @@ def _by_length(ax: Axes, rows: list[dict[str, Any]]) -> None:
         for r in rows:
             if r["point"]["method"] == method:
                 error = r["metrics"]["widths"][-1]["error"]
-                # Useless is useless: NaN, None and more than 30 are drawn at the top.
-                drawn = min(float(np.nan_to_num(np.asarray(error, float), nan=30.0)), 30.0)
-                own.setdefault(r["point"]["length"], []).append(drawn)
+                own.setdefault(r["point"]["length"], []).append(_drawn(error))
         if not own:
             continue
         x = sorted(own)
@@ -99,7 +103,7 @@ def _by_length(ax: Axes, rows: list[dict[str, Any]]) -> None:
             ax.fill_between(x, low, high, color=COLOURS[method], alpha=0.15, linewidth=0)
     ax.axhline(TOLERANCE, color="black", linewidth=0.5, linestyle=":")
     ax.set_yscale("log")
-    ax.set_ylim(2e-3, 40)
+    ax.set_ylim(*HEIGHTS)
     style.powers_of_two(ax, lengths)
     ax.set_xlim(lengths[0] / 1.4, lengths[-1] * 1.4)
     ax.set_xlabel("tokens $L$")
@@ -117,29 +121,21 @@ def _against_time(ax: Axes, rows: list[dict[str, Any]]) -> None:
     m = rows[-1]["metrics"]
     exact = m["contenders"][m["best"]]["seconds"]
     seen = [exact]
-    wrong = []
     for name, found in m["contenders"].items():
         method, _, width = name.partition(" ")
         if method == "exact":
             continue
-        ax.plot(found["seconds"], found["error"], "o", color=COLOURS[method])
-        ax.annotate(
-            width,
-            (found["seconds"], found["error"]),
-            (3, 3),
-            textcoords="offset points",
-            fontsize=6,
-        )
+        at = found["seconds"], _drawn(found["error"])
+        ax.plot(*at, "o", color=COLOURS[method])
+        ax.annotate(width, at, (3, 3), textcoords="offset points", fontsize=6)
         seen.append(found["seconds"])
-        wrong.append(found["error"])
     ax.axvline(exact, color="black", linewidth=0.8)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(min(seen) / 1.6, max(seen) * 1.8)
-    ax.set_ylim(min(wrong) / 2, max(wrong) * 2.5)
+    ax.set_ylim(*HEIGHTS)
     style.round_ticks(ax.xaxis)
-    style.round_ticks(ax.yaxis)
-    ax.text(exact, 0.98, " exact", transform=ax.get_xaxis_transform(), fontsize=6, va="top")
+    ax.text(exact, 0.02, " exact", transform=ax.get_xaxis_transform(), fontsize=6)
     ax.set_xlabel("seconds")
 
 
@@ -168,7 +164,7 @@ def _speed(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """The smallest width at which sparse plus low rank is within 10 %, head by head."""
+    """The smallest width at which a method is within 10 %, head by head."""
     if not rows:
         return style.empty(ax)
     layers = sorted({r["point"]["layer"] for r in rows})
