@@ -47,7 +47,7 @@ def _kinds(rows: list[dict[str, Any]]) -> dict[tuple[int, int], int]:
     return {pair: min(3 * i // len(ordered), 2) for i, pair in enumerate(ordered)}
 
 
-def _drawn(error: float | None) -> float:
+def drawn(error: float | None) -> float:
     """An error as it is drawn: useless is useless, NaN and None too."""
     return min(float(np.nan_to_num(np.asarray(error, float), nan=USELESS)), USELESS)
 
@@ -64,7 +64,7 @@ def _by_width(ax: Axes, rows: list[dict[str, Any]]) -> None:
             continue
         widths = [w["width"] for w in own[0]]
         errors = np.array([[w["error"] for w in head] for head in own], float)
-        errors = np.vectorize(_drawn)(errors)
+        errors = np.vectorize(drawn)(errors)
         # None where a method says nothing of itself.
         failed = np.array([[bool(w["failed"]) for w in head] for head in own]).mean(0) > 0.5
         median = np.median(errors, 0)
@@ -92,7 +92,7 @@ def _by_length(ax: Axes, rows: list[dict[str, Any]]) -> None:
         for r in rows:
             if r["point"]["method"] == method:
                 error = r["metrics"]["widths"][-1]["error"]
-                own.setdefault(r["point"]["length"], []).append(_drawn(error))
+                own.setdefault(r["point"]["length"], []).append(drawn(error))
         if not own:
             continue
         x = sorted(own)
@@ -125,7 +125,7 @@ def _against_time(ax: Axes, rows: list[dict[str, Any]]) -> None:
         method, _, width = name.partition(" ")
         if method == "exact":
             continue
-        at = found["seconds"], _drawn(found["error"])
+        at = found["seconds"], drawn(found["error"])
         ax.plot(*at, "o", color=COLOURS[method])
         ax.annotate(width, at, (3, 3), textcoords="offset points", fontsize=6)
         seen.append(found["seconds"])

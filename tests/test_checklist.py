@@ -34,7 +34,8 @@ def test_thresholds_are_those_of_the_pilot():
 @pytest.mark.parametrize(
     ("said", "result"),
     [
-        ("0.21 of exact's speed at 2,048 tokens and 1.07 at 8,192", "0.21 ± 0.06 times at L = 2048, 0.448 ± 0.025 times at L = 4096, 1.07 ± 0.15 times at L = 8192"),
+        ("0.15 of exact's speed at 2,048 tokens", "`BlockTree` of width 256 over the best exact gradient, head width 32 | 0.15 ± 0.05 times at L = 2048"),
+        ("and 1.26 at 16,384", "1.26 ± 0.07 times at L = 16384"),
         ("gain 1.4 times at 512 tokens", "short sequences: L = 512, two adapters | 1.4 ±"),
         ("and 30 at 16,384", "29.6 ± 1.3 times"),
         ("between 16,384 and 32,768 tokens", "between L = 16,384 and 32,768"),
@@ -43,7 +44,8 @@ def test_thresholds_are_those_of_the_pilot():
         ("all 24 heads of an encoder", "1.5 to 5.1, 24 above 1"),
         ("all 28 of a decoder", "2.0 to 6.2, 28 above 1"),
         ("58,905 for the tamest of those heads at 10 %, 3.5e8 in the median", "58,905 for the tamest, 3.5e8 the median"),
-        ("0.05 to 0.22 from 2,048", "0.22 (2.4) query"),
+        ("0.017 to 0.080 from 2,048", "L = 16384: median error (90 %) | 0.080 (0.33) query"),
+        ("0.017 to 0.080 from 2,048", "L = 2048: median error (90 %) | 0.017 (0.038) query"),
         ("cost 0.006 ± 0.010 in loss", "loss 0.006 ± 0.010"),
         ("above it 0.40 ± 0.09", "loss 0.40 ± 0.09"),
         ("at rate 0.001 R passed ln L after 180 steps", "step 180 at rate 0.001"),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 Row = dict[str, Any]
 WORTH = 0.05  # of a training step: less is not worth a change of code
 SOME = 0.25  # of the heads: fewer are not worth one either
+LEAST = 0.5  # of its norms: a model that keeps less is another one, not a change of this
 
 
 class Advice(NamedTuple):
@@ -26,8 +27,8 @@ def advise(diagnosis: dict[str, Any]) -> Advice:
 
     go: what pays at this length makes a training step WORTH faster. later: SOME of the heads pay,
     here or on longer texts that the model takes; from the length on at which half of these do.
-    change: most heads would be within the tolerance of a method that pays, at smaller norms of
-    queries and keys. Else no.
+    change: most heads would be within the tolerance of a method that pays, at norms of queries and
+    keys that are smaller, but no less than LEAST of what they are. Else no.
     """
     rows = diagnosis["heads"]
     payoff = diagnosis.get("payoff")
@@ -40,7 +41,7 @@ def advise(diagnosis: dict[str, Any]) -> Advice:
         tokens = max(half[-1]["pays_from"], diagnosis["length"] + 1)
         reached = tokens <= diagnosis["longest"]
         return Advice("later" if reached else "no", tokens, _weakest(half))
-    reachable = [r for r in rows if r.get("dial") and r["dial"]["scale"] is not None]
+    reachable = [r for r in rows if r.get("dial") and (r["dial"]["scale"] or 0) >= LEAST]
     if len(reachable) > len(rows) / 2:
         return Advice("change", max(r["dial"]["pays_from"] for r in reachable))
     return Advice("no")

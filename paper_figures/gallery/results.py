@@ -33,7 +33,7 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
     ("real_heads", limits.real_heads),
     ("factors", training.tree),
     ("factors", training.sparse),
-    ("factors", training.sparse_speed),
+    ("factors", training.factor_speed),
     ("factors", training.decoder),
     ("factors", training.failures),
     ("diagnose", training.diagnosis),

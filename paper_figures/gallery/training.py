@@ -115,39 +115,53 @@ def tree(rows: Rows) -> list[Line]:
 
 def decoder(rows: Rows) -> list[Line]:
     """Every method on the decoder's heads, by length, at the largest width."""
-    methods = dict.fromkeys(p["method"] for p in points(rows, kind="decoder"))
-    return [
-        line for m in methods for line in _on_real_heads(rows, m, factors.LABELS[m], kind="decoder")
-    ]
-
-
-def _on_real_heads(
-    rows: Rows, method: str, name_of_class: str, *, kind: str = "error"
-) -> list[Line]:
     lines = []
-    for length in sorted({p["length"] for p in points(rows, kind=kind, method=method)}):
-        found = points(rows, kind=kind, method=method, length=length)
+    for length in sorted({p["length"] for p in points(rows, kind="decoder")}):
+        found = points(rows, kind="decoder", length=length)
+        errors: dict[str, list[float]] = {}
+        for p in found:
+            errors.setdefault(p["method"], []).append(factors.drawn(p["widths"][-1]["error"]))
+        medians = {m: float(np.median(each)) for m, each in errors.items()}
+        near = sorted((x, m) for m, x in medians.items() if x < factors.USELESS)
+        told = [f"{factors.LABELS[m]} {plain(x)}" for x, m in near]
+        if len(near) < len(medians):
+            told.append(
+                f"{len(medians) - len(near)} more above {factors.USELESS:g} or not a number"
+            )
+        heads, width = len(next(iter(errors.values()))), found[0]["widths"][-1]["width"]
+        what = f"width {width} on {heads} heads of a decoder, L = {length}: median error"
+        lines.append((what, listed(told)))
+    return lines
+
+
+def _on_real_heads(rows: Rows, method: str, name_of_class: str) -> list[Line]:
+    lines = []
+    for length in sorted({p["length"] for p in points(rows, kind="error", method=method)}):
+        found = points(rows, kind="error", method=method, length=length)
         widest = [p["widths"][-1] for p in found]
         told = []
         for name in ("query", "key", "value"):
             errors = [max(w["errors"][f"{name}.{half}"] for half in "ab") for w in widest]
             told.append(f"{plain(np.median(errors))} ({plain(np.quantile(errors, 0.9))}) {name}")
         width = widest[0]["width"]
-        whose = "real heads" if kind == "error" else "heads of a decoder"
-        what = f"`{name_of_class}` of width {width} on {len(found)} {whose}, L = {length}"
+        what = f"`{name_of_class}` of width {width} on {len(found)} real heads, L = {length}"
         lines.append((f"{what}: median error (90 %)", listed(told)))
     return lines
 
 
-def sparse_speed(rows: Rows) -> list[Line]:
-    """The same factor against the best exact gradient, by length."""
-    told = []
-    for p in sorted(points(rows, kind="time"), key=lambda p: p["length"]):
-        exact = p["contenders"][p["best"]]
-        told.append(f"{times(exact, p['contenders']['sparse 256'])} at L = {p['length']}")
-    return [
-        ("its speed-up over the best exact gradient, query, key and value adapters", listed(told))
-    ]
+def factor_speed(rows: Rows) -> list[Line]:
+    """The block tree, narrow and wide, and the other factor against the best exact gradient."""
+    lines = []
+    for name in ("tree 64", "tree 256", "sparse 256"):
+        told = []
+        for p in sorted(points(rows, kind="time"), key=lambda p: p["length"]):
+            exact = p["contenders"][p["best"]]
+            told.append(f"{times(exact, p['contenders'][name])} at L = {p['length']}")
+        method, width = name.split()
+        label = {"tree": "BlockTree", "sparse": "SparseLowRank"}[method]
+        what = f"`{label}` of width {width} over the best exact gradient, head width 32"
+        lines.append((what, listed(told)))
+    return lines
 
 
 def failures(rows: Rows) -> list[Line]:

@@ -224,6 +224,9 @@ def test_the_advice_is_one_of_four():
     assert advised([later] * 3 + [lost], longest=2048) == said
     said = "m: change the norms first, then go from 900 tokens"
     assert advised([never] * 3 + [lost]) == said
+    # no pretrained model keeps its sense at a fifth of its norms
+    far = never | {"dial": dial | {"scale": 0.2}}
+    assert advised([far] * 4) == "m: no, at 512 tokens"
     assert advised([lost] * 4 + [later]) == "m: no, at 512 tokens"
     # what pays at this length in too little of a step is advice for longer texts
     assert advised([now] * 4, gain=1.01).startswith("m: go from 513 tokens")

@@ -185,11 +185,12 @@ def test_the_kind_is_read_from_the_folder(tmp_path):
 # ------------------------------------------------------------------------------- transformers
 
 
-def theirs(folder, ids):
+def theirs(folder, ids, precision="float32"):
     torch, transformers = extra("torch"), extra("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
+    model = model.to(getattr(torch, precision))
     with torch.no_grad():
         return model(torch.as_tensor(ids)).logits.numpy()
 
@@ -207,10 +208,13 @@ def test_a_tiny_decoder_puts_out_what_transformers_does(tmp_path, options):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_real_decoder_puts_out_what_transformers_does():
-    """SmolLM2-135M; logits reach 40, the first token's activations thousands."""
+    """SmolLM2-135M, whose logits reach 33. Two runs in single precision part by 1.4e-4 there, as each
+    is rounded: what is held to is transformers' own in double precision.
+    """
     folder = smollm2()
     ids = np.random.default_rng(0).integers(1000, 20000, (1, 128))
     got = np.asarray(jax.jit(load(folder, method=ll.Exact(64)))(jnp.asarray(ids, jnp.int32)))
-    want = theirs(folder, ids)
-    np.testing.assert_allclose(got[:, 1:], want[:, 1:], atol=1e-4)
-    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    want = theirs(folder, ids, "float64")
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
+    # and no further from it than they are themselves, or little
+    assert np.abs(got - want).max() < 1.5 * np.abs(theirs(folder, ids) - want).max()
