@@ -6,22 +6,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from lora_limits.diagnose import picture
-from paper_figures.drawing import style
+from paper_figures.drawing import diagnosis
 
 CONFIG = "diagnose"
-COMMAND = (
-    "lora-limits diagnose MODEL_DIR --text FILE --out DIR, "
-    "its diagnosis.json kept there as diagnose.json"
-)
+COMMAND = diagnosis.command(CONFIG)
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """The picture that the command itself draws. rows: one, the diagnosis."""
-    style.defaults(picture.RC)
-    fig = plt.figure(figsize=(picture.WIDTH, picture.HEIGHT))
-    picture.fill(fig, rows[0])
-    return fig
+    return diagnosis.drawn(rows)

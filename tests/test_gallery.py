@@ -69,7 +69,7 @@ def test_every_figure_and_every_config_is_there(text):
         assert (ROOT / "paper_figures" / f"{name}.pdf").is_file()
     for name in CONFIGS:
         assert f"\n| `{name}` | {notes.note(name).minutes['smoke']:g} |" in text
-    assert {config for config, _ in results.LINES} == {*CONFIGS, "diagnose"}
+    assert {config for config, _ in results.LINES} == {*CONFIGS, "diagnose", "diagnose_decoder"}
 
 
 def test_links_lead_to_files(text):

@@ -37,6 +37,7 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
     ("factors", training.decoder),
     ("factors", training.failures),
     ("diagnose", training.diagnosis),
+    ("diagnose_decoder", training.diagnosis),
     ("finetune", training.long_steps),
     ("finetune", training.short_runs),
     ("batch_and_rank", training.noise),
