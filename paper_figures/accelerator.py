@@ -126,7 +126,7 @@ def _floors(ax: Axes, rows: list[Row], methods: dict[str, dict[str, Any]]) -> li
 
 
 def draw(rows: list[Row]) -> Figure:
-    """(a) seconds; (b) largest relative error."""
+    """(a) seconds; (b) largest relative error, and, dotted, what is certified of it."""
     device, rows = chosen(rows)
     methods = looks(rows)
     fig, axes = style.figure(3.1, 1, 2)
@@ -135,8 +135,10 @@ def draw(rows: list[Row]) -> Figure:
     style.panel(ax, "a", "time (s)")
     ax = axes[0, 1]
     floors = _floors(ax, rows, methods)
-    # Certified twins have the same errors; methods of less than float32 are the level lines.
+    # Certified twins have the same errors, and a bound; methods of less than float32 are the level
+    # lines.
     plain = {n: x for n, x in methods.items() if n not in floors and x["linestyle"] != ":"}
+    _lines(ax, rows, {n: x for n, x in methods.items() if x["linestyle"] == ":"}, "bound")
     _lines(ax, rows, plain, "max_error", "estimated_error")
     for name, look in plain.items():
         ax.plot(
@@ -157,7 +159,7 @@ def draw(rows: list[Row]) -> Figure:
         )
     low, high = ax.get_ylim()
     ax.set_ylim(low, high * 1.6)
-    style.panel(ax, "b", "largest relative error")
+    style.panel(ax, "b", "relative error; dotted: bound")
     fig.suptitle(device, fontsize=9)
     fig.legend(
         *axes[0, 0].get_legend_handles_labels(),

@@ -109,7 +109,7 @@ def _family(ax: Axes, metrics: dict[str, Any], family: str, names: list[str]) ->
 
 def _times(ax: Axes, rows: Rows) -> None:
     """Seconds of one gradient at equal k, of the highest degree, and what the longest is certified
-    to; where exact and certified cross, and were to cross.
+    to, over its largest entry; where exact and certified cross, and were to cross.
     """
     rows = panel(rows, "length")
     if not rows:
@@ -136,14 +136,10 @@ def _times(ax: Axes, rows: Rows) -> None:
     ax.set_yscale("log")
     style.powers_of_two(ax, [r["point"]["length"] for r in rows])
     ax.set_xlabel("tokens $L$")
-    style.panel(ax, "b", f"time (ms), $k = {k}$")
+    bound = rows[-1]["metrics"]["methods"][ours].get("bound")
+    told = "" if bound is None else f", bound {bound:.1g}"
+    style.panel(ax, "b", f"ms, $k = {k}${told}")
     _crossovers(ax, lines, analytic_crossover(rows[0], ours))
-    if lines["certified"][0]:
-        bound = rows[-1]["metrics"]["methods"][ours].get("bound")
-        told = "" if bound is None else f"bound {bound:.1g}"
-        at = lines["certified"][0][-1], 1e3 * lines["certified"][1][-1]
-        look: dict[str, Any] = {"xytext": (-2, -9), "textcoords": "offset points", "ha": "right"}
-        ax.annotate(told, at, fontsize=6, color=LOOKS["certified"][0], **look)
 
 
 def _crossovers(ax: Axes, lines: dict[str, tuple[list[int], list[float]]], model: float) -> None:
