@@ -44,8 +44,8 @@ class Config(Fields):
     Every exact layout is tried where one takes max_tuned_seconds or less, else one block size
     alone. What asks for more than max_bytes of working memory is not run. FAVOR+ and Nystrom are
     tried with up to most_features at equal time. rivals: lengths of their problems, a power of 4.
-    inputs: a file made by experiments/data/make_minilm_heads.py whose first head of the middle layer
-    is the real one, at lengths that it has; "" for the file of heads kept aside.
+    inputs: a file made by experiments/data/make_minilm_heads.py; the middle one of its heads is the
+    real one, at lengths that it has; "" for the file of heads kept aside.
     """
 
     inputs: str = ""

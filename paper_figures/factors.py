@@ -182,25 +182,13 @@ def _map(ax: Axes, rows: list[dict[str, Any]]) -> None:
             most = row["metrics"]["widths"][-1]["width"]
             texts[i, j] = str(widths[0]) if widths else f">{most}"
     ax.set_facecolor(style.GREY)
-    ax.pcolormesh(
-        np.ma.masked_invalid(table),
-        cmap="cividis_r",
-        vmin=3,
-        vmax=9,
-        edgecolor="white",
-        linewidth=0.8,
-    )
+    look: dict[str, Any] = {"cmap": "cividis_r", "edgecolor": "white", "linewidth": 0.8}
+    ax.pcolormesh(np.ma.masked_invalid(table), vmin=3, vmax=9, **look)
     for (i, j), text in texts.items():
         dark = np.isfinite(table[i, j]) and table[i, j] > 6
-        ax.text(
-            j + 0.5,
-            i + 0.5,
-            text,
-            ha="center",
-            va="center",
-            fontsize=5.5,
-            color="white" if dark else "black",
-        )
+        colour = "white" if dark else "black"
+        where: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 5.5}
+        ax.text(j + 0.5, i + 0.5, text, color=colour, **where)
     ax.set_yticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
     ax.set_xticks([])
     ax.invert_yaxis()

@@ -2,12 +2,14 @@
 diagnosis that is kept.
 """
 
+import io
 import json
 import subprocess
 import sys
 
 import matplotlib
 import pytest
+from rich.console import Console
 
 from lora_limits import checklist
 from lora_limits.cli import main
@@ -153,6 +155,10 @@ def test_the_kept_diagnosis_says_one_thing_in_every_form():
     said = summary.summary(kept)
     assert f"{counts[0]} pay now, {counts[1]} on longer texts, {counts[2]} never" in said[1]
     assert report.table(kept).row_count == 72
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(report.table(kept))
+    # a head stays on its line, extrapolated or not
+    assert len([x for x in shown.getvalue().splitlines() if x.strip()]) == 72 + 3
 
 
 def test_the_table_ends_with_the_checklist(capsys):

@@ -126,6 +126,21 @@ def test_the_factor_behind_the_forward_error_is_that_of_the_polynomial_gradient(
     assert float(quick_jit(contender.parts["loss"])(problem)) == pytest.approx(loss, rel=1e-12)
 
 
+def test_a_bound_stands_beside_a_certified_gradient_with_a_truth_and_without():
+    problem = ll.random_problem(jax.random.key(0), length=48, width=3, rank=2, gamma=0.5)
+    contender = race.polynomial(2, 3)
+    contender = contender._replace(parts={n: contender.parts[n] for n in ("gradient", "certified")})
+    limits = race.Limits(repeats=1, max_seconds=1.0, max_bytes=1e9, most_features=8)
+    true = truth.of_gradient(quick_jit(lambda p: ll.gradient(p, ll.Exact()).gradient)(problem))
+    bounds = []
+    for known in (None, true._replace(rows=np.arange(1), output=np.ones((1, 3)))):
+        run, _ = race.race(problem, {"ours": contender}, limits, true=known, beside={})
+        bounds.append(run["ours"]["bound"])
+    # beside its own largest entry, or the true one
+    assert bounds[0] == pytest.approx(bounds[1], rel=0.05)
+    assert bounds[1] > run["ours"]["max_error"]
+
+
 def test_multilayers_queries_keys_and_values_are_those_it_draws():
     problem = baselines.multilayer_problem(jax.random.key(0), length=4000, width=4, rank=4)
     q, k, v = projections(problem)

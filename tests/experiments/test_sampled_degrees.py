@@ -9,7 +9,7 @@ import pytest
 
 import lora_limits as ll
 from experiments.contenders import checked_degrees, degrees, drawn_queries, sampled_degrees
-from experiments.problems import boxes
+from experiments.problems import boxes, token_files
 from experiments.problems import conditioned as problems
 from lora_limits.instruments.comparing import frobenius_error
 from lora_limits.instruments.counting import count_operations
@@ -110,6 +110,18 @@ def test_queries_that_repeat_are_taken_once_each():
     for name, want in every.errors.items():
         np.testing.assert_allclose(few.errors[name], want, rtol=1e-8)
         assert want[3] > 1e-3  # a case where something is to be seen
+
+
+def test_tokens_in_single_precision_are_read_in_double(tmp_path):
+    """As a stream's are, which would not fit into memory otherwise."""
+    path = tmp_path / "tokens.npy"
+    token_files.write(path, 0, length=64, width=3)
+    narrow = token_files.whole(path, 0, rank=2, gamma=0.7)
+    assert narrow.x_key.dtype == np.float32
+    wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), narrow)
+    scans = [sampled_degrees.scan(p, highest=2, rows=8) for p in (narrow, wide)]
+    for name, errors in scans[1].errors.items():
+        np.testing.assert_allclose(scans[0].errors[name], errors, rtol=1e-12)
 
 
 def test_work_is_linear_in_the_length_and_nothing_is_as_large_as_its_square():

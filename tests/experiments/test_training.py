@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.training import bases, tasks
+from experiments.training import adapter_sizes, bases, tasks
 from experiments.training.text import Vocabulary, letters
 from lora_limits.nn.lora import LoRA
 from lora_limits.training import loop
@@ -79,3 +79,13 @@ def test_words_and_bytes_spell_the_same_text():
 def test_a_task_that_there_is_not_is_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         tasks.load(*arguments)
+
+
+def test_trained_adapters_are_larger_at_a_larger_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_sizes, "PRETRAINING", 1)
+    found = [
+        adapter_sizes.trained(LoRA(rank=2), steps=3, rate=rate, seed=0, cache=tmp_path)
+        for rate in (1e-4, 1e-2)
+    ]
+    assert 0 < 2 * found[0]["size"] < found[1]["size"]
+    assert 0 < 2 * found[0]["share"] < found[1]["share"]

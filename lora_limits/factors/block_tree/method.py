@@ -38,7 +38,7 @@ class BlockTree(Method):
     O(L (near + samples + 128 d_value) d) time and, for the importance of leaves, d Lq Lk / 4
     operations: a fiftieth of what Exact takes. Memory linear in L. Exact where near reaches all keys.
     Use it in place of SparseLowRank, whose errors are six times as large at 16,384 tokens; on two
-    cores and at width 32 it overtakes Exact near 13,000 tokens, with a fourth of the keys near 9,500.
+    cores and at width 32 it overtakes Exact between 8,192 and 16,384 tokens.
     By operations it is ahead by 3.6 times at 16,384 tokens and 7.5 at 32,768, but it runs at a third
     of Exact's rate: two thirds of its time are gathers and small products, not arithmetic.
     No guarantee, and none is possible at long L: a bound of each row's error says nothing of a sum
