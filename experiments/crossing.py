@@ -4,6 +4,7 @@ norms back.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +23,8 @@ from lora_limits.problem import NAMES
 from lora_limits.training import batches, loop
 from lora_limits.training.loop import Recipe
 
-VERSION = 1
-POINTS = ("rates", "ranks", "alphas", "cases")
+VERSION = 2
+POINTS = ("rates", "ranks", "alphas", "cases", "seeds")
 X64 = True
 BASES = Path("results/bases")
 WIDTH = 8
@@ -35,9 +36,11 @@ class Config(Fields):
     beta = 1/sqrt(8).
 
     Runs: one of rates, ranks and alphas at a time, the others at their middle one; alpha/sqrt(r) at
-    every rank above 1; the other cases at the largest rate. shrink: of W*_Q and W*_K, so that runs
-    start below the boundary; not applied "as pretrained". decay: decoupled, of the adapters. Norms
-    and certificates are of `sequences` held-out sequences.
+    every rank above 1; the other cases at the largest rate, "as pretrained" at the middle one too.
+    shrink: of W*_Q and W*_K, so that runs start below the boundary; not applied "as pretrained".
+    decay: decoupled, of the adapters. seeds: of fresh adapters and of the order of the data; the
+    base is one. tests: held-out sequences behind the scores, all of them where fewer; norms and
+    certificates are of the first `sequences` of them.
     """
 
     rates: tuple[PositiveFloat, ...] = Field(min_length=1)
@@ -50,10 +53,11 @@ class Config(Fields):
     every: PositiveInt = 10
     batch: PositiveInt = 16
     sequences: PositiveInt = 2
+    tests: PositiveInt = 4096
     shrink: PositiveFloat = 0.4
     decay: PositiveFloat = 3.0
     degrees: tuple[PositiveInt, ...] = (2, 4)
-    seed: int = 0
+    seeds: PositiveInt = 3
 
     @model_validator(mode="after")
     def _fitting(self):
@@ -62,7 +66,7 @@ class Config(Fields):
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """One point a run."""
+    """One point a run, seeds last: alike to XLA."""
     middle = {
         "rate": config.rates[len(config.rates) // 2],
         "rank": config.ranks[len(config.ranks) // 2],
@@ -77,8 +81,10 @@ def points(config: Config) -> list[dict[str, Any]]:
         if case == "alpha/sqrt(r)":
             runs += [middle | {"rank": rank, "case": case} for rank in config.ranks if rank > 1]
         else:
-            runs.append(middle | {"rate": max(config.rates), "case": case})
-    return runs
+            fast = [middle | {"rate": max(config.rates), "case": case}]
+            runs += ([middle | {"case": case}] if case == "as pretrained" else []) + fast
+    runs = [run for n, run in enumerate(runs) if run not in runs[:n]]
+    return [run | {"seed": seed} for run in runs for seed in range(config.seeds)]
 
 
 def inputs(config: Config) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """
     model = start(point, config)
     task = tasks.load("which_module", config.length, "target")
-    recipe = Recipe(config.steps, batch=config.batch)
+    recipe = Recipe(config.steps, batch=config.batch, tests=config.tests)
     # The recipe only says how many held-out sequences are scored, and in what batches.
     before = loop.evaluate(model, task.test, recipe)
     look = watching.watcher(model, batches.first(task.test, config.sequences), config.degrees)
@@ -124,8 +130,25 @@ def start(point: dict[str, Any], config: Config) -> Transformer:
     base = bases.base("which_module", config.length, recipe, **sizes)
     scaling = case if case == "alpha/sqrt(r)" else "alpha/r"
     lora = LoRA(point["rank"], point["alpha"], scaling, adapt=NAMES)
-    model = bases.pretrained(base, lora, BASES, seed=config.seed)
+    model = bases.pretrained(base, lora, BASES, seed=point["seed"])
     return model if case == "as pretrained" else bases.with_scaled_scores(model, config.shrink)
+
+
+@functools.cache
+def _stepper(rate: float, decay: float) -> tuple[optax.GradientTransformation, Any]:
+    """(optimiser, compiled step): one program for all seeds of a run.
+
+    A constant rate, so that the step of a crossing means the same in every run.
+    """
+    adam = optax.adamw(rate, weight_decay=decay)
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), adam)
+
+    def step(graphdef, trained, frozen, state, tokens, labels):
+        grads = jax.grad(loop.loss_of, argnums=1)(graphdef, trained, frozen, tokens, labels)
+        updates, state = optimiser.update(grads, state, trained)
+        return optax.apply_updates(trained, updates), state
+
+    return optimiser, jax.jit(step, static_argnums=0)
 
 
 def run(
@@ -135,18 +158,9 @@ def run(
     Returns those steps.
     """
     decay = config.decay if point["case"] == "weight decay" else 0.0
-    # A constant rate, so that the step of a crossing means the same in every run.
-    adam = optax.adamw(point["rate"], weight_decay=decay)
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), adam)
+    optimiser, step = _stepper(point["rate"], decay)
     graphdef, trained, frozen = nnx.split(model, loop.ADAPTERS, ...)
     state = optimiser.init(trained)
-
-    @jax.jit
-    def step(trained, state, tokens, labels):
-        grads = jax.grad(loop.loss_of, argnums=1)(graphdef, trained, frozen, tokens, labels)
-        updates, state = optimiser.update(grads, state, trained)
-        return optax.apply_updates(trained, updates), state
-
     steps = []
     for n in range(config.steps + 1):
         if n % config.every == 0 or n == config.steps:
@@ -154,7 +168,7 @@ def run(
             steps.append(n)
             look()
         if n < config.steps:
-            # The order of the data is the same in all runs.
-            data = batches.batch(task.train, config.batch, config.seed, n)
-            trained, state = step(trained, state, *data)
+            # The order of the data is the same in all runs of a seed.
+            data = batches.batch(task.train, config.batch, point["seed"], n)
+            trained, state = step(graphdef, trained, frozen, state, *data)
     return steps

@@ -25,7 +25,7 @@ from lora_limits.problem import NAMES
 from lora_limits.training import batches, checkpoints, loop
 from lora_limits.training.loop import Recipe
 
-VERSION = 1
+VERSION = 2
 POINTS = ("methods", "long_methods", "seeds", "long_seeds")
 PLACES = ("cache",)
 BLOCKS = (128, 512, 2048)  # of the exact contenders, timed beside XLA's own
@@ -76,8 +76,9 @@ class Config(Fields):
     """Every method of `methods` on every task of `short`, and of `long_methods` on `long`; adapters
     on Q, K and V.
 
-    A method: "exact", "polynomial DEGREE" or "skeleton RANK". cache: where pretrained bases are
-    kept.
+    A method: "exact", "polynomial DEGREE" or "skeleton RANK". margin: of accuracy, within which
+    training is to count as equivalent; said before it runs, and only judged by. cache: where
+    pretrained bases are kept.
     """
 
     methods: tuple[str, ...]
@@ -88,6 +89,7 @@ class Config(Fields):
     long: Case
     rank: PositiveInt = 4
     alpha: PositiveFloat = 8.0
+    margin: PositiveFloat = 0.02
     repeats: PositiveInt = 5
     max_seconds: PositiveFloat = 8.0
     cache: str = Field(default="results/bases", min_length=1)

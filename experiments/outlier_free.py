@@ -27,8 +27,8 @@ from lora_limits.problem import NAMES
 from lora_limits.training import batches, loop
 from lora_limits.training.loop import Recipe
 
-VERSION = 2
-POINTS = ("models",)
+VERSION = 3
+POINTS = ("models", "seeds")
 BASES = Path("results/bases")
 SHAPES = {"125M": (768, 12), "350M": (1024, 16), "1.3B": (2048, 32)}
 WIDTH = 64
@@ -47,7 +47,7 @@ class Config(Fields):
     Bases are pretrained here on prose, their MLP no wider than d_model, and their adapters tuned on
     code. ladder: widths of the factors tried. timed: tokens of what is timed, with OPT's own MLP (4
     d_model). stretch: of W*_Q and W*_K, for a step with other norms. heads, sequences: measured of
-    each layer.
+    each layer. seeds: of base, adapters and the order of the data, behind all but the times.
     """
 
     models: tuple[Model, ...] = ("125M", "350M", "1.3B")
@@ -65,7 +65,7 @@ class Config(Fields):
     stretch: PositiveFloat = 4.0
     repeats: PositiveInt = 9
     max_seconds: PositiveFloat = 30.0
-    seed: int = 0
+    seeds: PositiveInt = 3
 
     @model_validator(mode="after")
     def _fitting(self):
@@ -75,13 +75,14 @@ class Config(Fields):
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """Features of each model and attention, the time of its step at the first rank, of one head's
-    gradient at all.
+    """Features of each model, attention and seed, the time of its step at the first rank, of one
+    head's gradient at all.
     """
     out: list[dict[str, Any]] = [
-        {"part": "features", "model": model, "attention": attention}
+        {"part": "features", "model": model, "attention": attention, "seed": seed}
         for model in config.models
         for attention in config.attentions
+        for seed in range(config.seeds)
     ]
     out += [{"part": "step", "model": model, "rank": config.ranks[0]} for model in config.models]
     return out + [{"part": "head", "rank": r} for r in config.ranks]
@@ -121,7 +122,7 @@ def head_times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """Seconds of one head's gradients at `timed` tokens by every method; of inputs as wide as the
     head.
     """
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), jnp.float32) / shape[-1] ** 0.5
@@ -150,7 +151,7 @@ def step_times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     scores, softmax_1.
     """
     task = tasks.load("next_byte", config.timed, "target")
-    data = batches.batch(task.train, 1, config.seed, 0)
+    data = batches.batch(task.train, 1, 0, 0)
     gradient = jax.grad(loop.loss_of, argnums=1)
     run = jax.jit(gradient, static_argnums=0)
     calls = {}
@@ -158,7 +159,7 @@ def step_times(point: dict[str, Any], config: Config) -> dict[str, Any]:
     for attention in config.attentions:
         options = sizes(point["model"], attention, config, mlp=4)
         shape = bases.base("next_byte", config.timed, Recipe(1), **options).shape()
-        model = Transformer(shape, lora_of(point["rank"]), rngs=nnx.Rngs(config.seed))
+        model = Transformer(shape, lora_of(point["rank"]), rngs=nnx.Rngs(0))
         graphdef, *params = nnx.split(model, loop.ADAPTERS, ...)
         calls[attention] = functools.partial(run, graphdef, *params, *data)
         counted = functools.partial(gradient, graphdef)
@@ -200,14 +201,15 @@ def features(point: dict[str, Any], config: Config) -> dict[str, Any]:
     heads, by rank.
     """
     options = sizes(point["model"], point["attention"], config, mlp=1)
-    recipe = Recipe(config.pretraining, batch=1, rate=1e-3, every=config.pretraining, tests=2)
+    same = {"batch": 1, "rate": 1e-3, "seed": point["seed"], "tests": 2}
+    recipe = Recipe(config.pretraining, every=config.pretraining, **same)
     base = bases.base("next_byte", config.length, recipe, **options)
     task = tasks.load("next_byte", config.length, "target")
     seen = batches.first(task.test, config.sequences)
     out: dict[str, Any] = {"errors": {}}
     for rank in config.ranks:
-        model = bases.pretrained(base, lora_of(rank), BASES, seed=config.seed)
-        tuning = Recipe(config.tuning, batch=1, rate=1e-3, every=config.tuning, tests=2)
+        model = bases.pretrained(base, lora_of(rank), BASES, seed=point["seed"])
+        tuning = Recipe(config.tuning, every=config.tuning, **same)
         history = loop.train(model, task, tuning)
         found, problems = causal_heads.look(model, seen, config.heads)
         out["errors"][str(rank)] = errors_by_method(problems, methods(config))

@@ -15,7 +15,7 @@ from lora_limits.problem import NAMES
 from lora_limits.training import batches, gradient_noise
 from lora_limits.training.loop import Recipe
 
-VERSION = 1
+VERSION = 2
 POINTS = ("lengths", "degrees", "skeletons", "seeds")
 PLACES = ("cache",)
 WIDTH = 4
@@ -27,8 +27,9 @@ class Config(Fields):
     fine-tuned on each task.
 
     degrees: of Polynomial, k = binom(4 + degree, degree); skeletons: ranks of Skeleton, which no
-    causal task takes. sample: examples behind the error of the gradient. cache: where pretrained
-    bases are kept.
+    causal task takes. sample: examples behind the error of the gradient. margin: of accuracy, within
+    which a loss is to count as none; said before anything runs. cache: where pretrained bases are
+    kept.
     """
 
     lengths: dict[Literal["digits", "prose_or_code", "which_module", "next_byte"], PositiveInt]
@@ -42,6 +43,7 @@ class Config(Fields):
     tests: PositiveInt = 1024
     sample: PositiveInt = 64
     layers: PositiveInt = 1
+    margin: PositiveFloat = 0.01
     cache: str = Field(default="results/bases", min_length=1)
 
     @model_validator(mode="after")

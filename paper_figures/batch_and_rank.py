@@ -17,18 +17,21 @@ from paper_figures.drawing.statistics import interval
 from paper_figures.numbers.batch_and_rank import (
     crossing,
     degrees,
+    followed,
     grouped,
     moments,
     reference,
+    regression,
     rule,
     table,
     typical,
 )
 
-__all__ = ["draw", "rule", "table"]
+__all__ = ["draw", "followed", "regression", "rule", "table"]
 
 CONFIG = "batch_and_rank"
 BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, _ = style.COLOURS
+FARTHEST = 100  # error over noise, where a run without a number is marked
 LEAST, MOST = 1, 1e7  # batch sizes past them are drawn at the edge
 NORMS = {"normalised": (BLUE, "o"), "shrunk": (GREEN, "s"), "free": (RED, "^")}
 
@@ -40,7 +43,7 @@ def colour_of(degree: int, every: Sequence[int]) -> str:
 def _against_noise(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """Relative noise and errors over b after training, root mean squares over the seeds."""
     usual = reference(rows)
-    seen = moments(rows, "after", norms=usual["norms"], rank=usual["rank"])
+    seen = moments(rows, "after", norms=usual["norms"], rank=usual["rank"], rate=usual["rate"])
     if not seen:
         return style.empty(ax)
     mean = {
@@ -74,11 +77,11 @@ def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """
     usual = reference(rows)
     every = degrees(rows)
-    if not every or not moments(rows, "after", rank=usual["rank"]):
+    if not every or not moments(rows, "after", rank=usual["rank"], rate=usual["rate"]):
         return style.empty(ax)
     for n, (norms, (colour, marker)) in enumerate(NORMS.items()):
         for stage, fill in (("before", "none"), ("after", "full")):
-            seen = moments(rows, stage, norms=norms, rank=usual["rank"])
+            seen = moments(rows, stage, norms=norms, rank=usual["rank"], rate=usual["rate"])
             if not seen:
                 continue
             stars = [[crossing(m["exact"], m[f"polynomial {g}"]) for m in seen] for g in every]
@@ -114,37 +117,60 @@ def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _rule(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Loss less that of exact training against error over noise; by own method (full) and exact
-    attention (hollow).
+    """Loss less that of exact training against error over noise, a point a kind of run, coloured by
+    its norms, with the regression within them. At the top: runs that end in no number.
     """
-    every = degrees(rows)
     if not grouped(rows):
         return style.empty(ax)
+    top = ax.get_xaxis_transform()
     for group in grouped(rows):
-        if not all(pair["finite"] for pair in group):
-            continue
-        point = group[0]["point"]
+        norms = group[0]["point"]["norms"]
+        colour, marker = NORMS[norms]
+        look: dict[str, Any] = {"color": colour, "markersize": 2.5, "linestyle": "none"}
         x = typical(group)
-        colour = colour_of(int(point["method"].split()[1]), every)
-        marker = NORMS[point["norms"]][1]
-        look: dict[str, Any] = {
-            "color": colour,
-            "marker": marker,
-            "markersize": 2.5,
-            "linestyle": "none",
-        }
+        if not all(pair["finite"] for pair in group):
+            # Where the error itself is no number, it is far above the noise.
+            ax.plot(
+                min(x if x > 0 else FARTHEST, FARTHEST), 0.97, marker="x", transform=top, **look
+            )
+            continue
         mean, half = interval(pair["loss"][0] for pair in group)
-        ax.errorbar(x, mean, half, elinewidth=0.5, **look)
-        # A little to the right, or it would lie under the full mark.
-        hollow = np.mean([pair["loss"][1] for pair in group])
-        ax.plot(x * 1.06, hollow, fillstyle="none", markeredgewidth=0.5, **look)
+        ax.errorbar(x, mean, half, elinewidth=0.5, marker=marker, **look)
+    for norms, (colour, _) in NORMS.items():
+        ratios = [typical(g) for g in grouped(rows) if g[0]["point"]["norms"] == norms]
+        ratios = [x for x in ratios if np.isfinite(x)]
+        if line := regression(rows, norms):
+            ends = np.geomspace(min(ratios), max(ratios))
+            ax.plot(ends, line[2] + line[0] * np.log10(ends), color=colour, linewidth=0.8)
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.axvline(1, color=BLACK, linewidth=0.6, linestyle="--")
-    ax.text(
-        0.03, 0.97, "hollow: under\nexact attention", transform=ax.transAxes, fontsize=7, va="top"
-    )
     ax.set_xscale("log")
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_yticks([-0.1, 0, 0.1, 1], ["$-0.1$", "0", "0.1", "1"])
     ax.set_xlabel("error / noise")
+
+
+def _followed(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """Held-out loss less that of exact training of the same seed along long runs: mean and 95 %
+    band; dashed: not normalised.
+    """
+    found = followed(rows)
+    if not found:
+        return style.empty(ax)
+    every = degrees(rows)
+    for (norms, method), own in found.items():
+        if not np.isfinite(own["loss"]).all():
+            continue
+        mean, half = np.array([interval(each) for each in own["loss"].T]).T
+        colour = colour_of(int(method.split()[1]), every)
+        dash = "-" if norms == "normalised" else "--"
+        ax.plot(own["steps"], mean, dash, color=colour, linewidth=0.9)
+        look: dict[str, Any] = {"color": colour, "alpha": 0.15, "linewidth": 0}
+        ax.fill_between(own["steps"], mean - half, mean + half, **look)
+    ax.axhline(0, color=BLACK, linewidth=0.6)
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_yticks([-0.1, 0, 0.1, 1], ["$-0.1$", "0", "0.1", "1"])
+    ax.set_xlabel("step")
 
 
 def _metric(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
@@ -186,23 +212,24 @@ def _exact_accuracy(rows: list[dict[str, Any]], where: dict[str, Any]) -> float:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) noise and error, (b) b*, (c) loss against error over noise, (d) to (f) accuracy over
-    exact's; 95 % bars.
+    """(a) noise and error, (b) b*, (c) loss against error over noise, (d) loss along long runs, (e),
+    (f) accuracy over exact's; 95 % bars.
     """
     fig, axes = style.figure(4.1, 2, 3)
     for ax, letter, title, part in (
         (axes[0, 0], "a", "noise and error", _against_noise),
         (axes[0, 1], "b", r"where they meet, $b^\star$", _crossings),
         (axes[0, 2], "c", "loss over exact's", _rule),
+        (axes[1, 0], "d", "the same along training", _followed),
     ):
         part(ax, rows)
         style.panel(ax, letter, title)
-    titles = {"batch": "by batch", "rank": "by rank", "norms": "by norms"}
-    for ax, letter, (name, title) in zip(axes[1], "def", titles.items(), strict=True):
+    titles = {"rank": "by rank", "norms": "by norms"}
+    for ax, letter, (name, title) in zip(axes[1, 1:], "ef", titles.items(), strict=True):
         _metric(ax, rows, name)
         style.panel(ax, letter, title)
     axes[0, 0].set_ylabel("over the gradient's norm")
-    axes[1, 0].set_ylabel("accuracy over exact's (points)")
+    axes[1, 1].set_ylabel("accuracy over exact's (points)")
     every = degrees(rows)
     look: dict[str, Any] = {"marker": "o", "markersize": 2.5}
     lines = [Line2D([], [], color=colour_of(g, every), label=f"degree {g}", **look) for g in every]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from paper_figures.drawing import style
+from paper_figures.drawing.statistics import interval
 from paper_figures.drawing.tables import markdown
 
 CONFIG = "crossing"
@@ -37,24 +38,38 @@ def _mode(values: list[Any]) -> Any:
     return max(sorted(set(values)), key=values.count)
 
 
-def _largest(row: dict[str, Any], norm: str) -> np.ndarray:
+def _largest(metrics: dict[str, Any], norm: str) -> np.ndarray:
     """The norm of the layer where it is largest, at every step looked at."""
-    return np.max([layer[norm] for layer in row["metrics"]["layers"]], axis=0)
+    return np.max([layer[norm] for layer in metrics["layers"]], axis=0)
 
 
-def _line(ax: Axes, row: dict[str, Any], **look: Any) -> None:
+def runs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """(point without its seed, metrics of its seeds) in the order of the rows."""
+    out: dict[tuple[Any, ...], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for row in rows:
+        point = {name: x for name, x in row["point"].items() if name != "seed"}
+        out.setdefault(tuple(point.values()), (point, []))[1].append(row)
+    return [(point, [row["metrics"] for row in own]) for point, own in out.values()]
+
+
+def _line(ax: Axes, seeds: list[dict[str, Any]], **look: Any) -> None:
+    """The geometric mean of R over the seeds, and a band from the least to the largest."""
     look = {"markersize": 2.5, "linewidth": 1.0} | look
-    ax.plot(row["metrics"]["steps"], _largest(row, "score"), **look)
+    ratios = np.stack([_largest(metrics, "score") for metrics in seeds])
+    steps = seeds[0]["steps"]
+    ax.plot(steps, np.exp(np.log(ratios).mean(0)), **look)
+    ax.fill_between(
+        steps, ratios.min(0), ratios.max(0), color=look["color"], alpha=0.18, linewidth=0
+    )
 
 
 def _along(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
     """Runs that differ in one setting alone; dashed: alpha / sqrt(r)."""
     fixed = {n: x for n, x in centre(rows).items() if n != name}
-    mine = [row for row in rows if all(row["point"][n] == x for n, x in fixed.items())]
-    values = sorted({row["point"][name] for row in mine if row["point"]["case"] == "plain"})
-    for row in sorted(mine, key=lambda row: row["point"][name]):
-        case = row["point"]["case"]
-        value = row["point"][name]
+    mine = [run for run in runs(rows) if all(run[0][n] == x for n, x in fixed.items())]
+    values = sorted({point[name] for point, _ in mine if point["case"] == "plain"})
+    for point, seeds in sorted(mine, key=lambda run: run[0][name]):
+        case, value = point["case"], point[name]
         # A run of another case may share the axis by chance.
         if value not in values or case not in ("plain", "alpha/sqrt(r)"):
             continue
@@ -63,14 +78,8 @@ def _along(ax: Axes, rows: list[dict[str, Any]], name: str) -> None:
             dash, label = (
                 ("-", f"${SYMBOLS[name]} = {_number(value)}$") if case == "plain" else ("--", None)
             )
-            _line(
-                ax,
-                row,
-                linestyle=dash,
-                color=(SKY, BLUE, RED, ORANGE, BLACK)[i],
-                marker="os^vD"[i],
-                label=label,
-            )
+            look = {"color": (SKY, BLUE, RED, ORANGE, BLACK)[i], "marker": "os^vD"[i]}
+            _line(ax, seeds, linestyle=dash, label=label, **look)
     handles = ax.get_legend_handles_labels()[0]
     if name == "rank":
         handles.append(
@@ -93,9 +102,9 @@ def _controls(ax: Axes, rows: list[dict[str, Any]]) -> None:
     # Controls were tried where the norms grow fastest.
     own = centre(rows) | {"rate": max(row["point"]["rate"] for row in rows)}
     for case, (colour, marker, label) in CASES.items():
-        for row in rows:
-            if row["point"] == own | {"case": case}:
-                _line(ax, row, color=colour, marker=marker, label=label)
+        for point, seeds in runs(rows):
+            if point == own | {"case": case}:
+                _line(ax, seeds, color=colour, marker=marker, label=label)
     style.legend(ax, loc="upper left", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1)
 
 
@@ -161,8 +170,8 @@ def _certificates(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) to (d): R / ln L of the layer where it is largest; (e), (f): every layer, head medians,
-    at every step.
+    """(a) to (d): R / ln L of the layer where it is largest, mean and range of the seeds; (e), (f):
+    every layer, head medians, at every step.
     """
     fig, axes = style.figure(3.9, 2, 3)
     for ax, letter, name, title in zip(
@@ -189,9 +198,40 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     return fig
 
 
+def crossed(seeds: list[dict[str, Any]], norm: str, layer: int | None = None) -> str:
+    """The steps at which a norm passes its boundary, least to largest over the seeds, in one layer
+    or the first of all; how many seeds cross, where not all do.
+    """
+    found = []
+    for metrics in seeds:
+        layers = metrics["layers"] if layer is None else [metrics["layers"][layer]]
+        steps = [own["crossed"][norm] for own in layers if own["crossed"][norm] is not None]
+        found += [min(steps)] if steps else []
+    if not found:
+        return "never"
+    low, high = min(found), max(found)
+    told = f"step {low}" if low == high else f"step {low} to {high}"
+    return told if len(found) == len(seeds) else f"{told} ({len(found)} of {len(seeds)} seeds)"
+
+
+def _there(seeds: list[dict[str, Any]], layer: int, name: str) -> str:
+    """The range over seeds of what a layer has where R (else Gamma) crosses."""
+    found = []
+    for metrics in seeds:
+        own = metrics["layers"][layer]
+        at = [own["crossed"][norm] for norm in ("score", "gamma")]
+        step = next((step for step in at if step is not None), None)
+        if step is not None:
+            found.append(own[name][metrics["steps"].index(step)])
+    if not found:
+        return ""
+    low, high = (f"{x:.2g}" for x in (min(found), max(found)))
+    return low if low == high else f"{low} to {high}"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """When each layer crosses, and what the certificate of the highest degree says there, in
-    Markdown.
+    Markdown: least to largest over the seeds.
     """
     g = max(int(n.split()[1]) for n in rows[0]["metrics"]["layers"][0] if n.startswith("bound"))
     header = ["rate", "rank", "alpha", "case", "layer", "Gamma crosses", "R crosses"]
@@ -199,21 +239,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"bound, g = {g}, where R (else Gamma) crosses",
         "error there",
         "normaliser there",
-        "accuracy",
+        "accuracy (95 %)",
     ]
     lines = []
-    for row in rows:
-        point = row["point"]
-        metrics = row["metrics"]
-        for n, layer in enumerate(metrics["layers"]):
-            at = [layer["crossed"][norm] for norm in ("gamma", "score")]
-            step = at[1] if at[1] is not None else at[0]
-            there = [""] * 3
-            if step is not None:
-                i = metrics["steps"].index(step)
-                there = [
-                    f"{layer[f'{name} {g}'][i]:.2g}" for name in ("bound", "error", "normaliser")
-                ]
+    for point, seeds in runs(rows):
+        mean, half = interval(metrics["after"]["accuracy"] for metrics in seeds)
+        for n in range(len(seeds[0]["layers"])):
             cells = [
                 f"{point['rate']:g}",
                 str(point["rank"]),
@@ -221,6 +252,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 point["case"],
                 str(n + 1),
             ]
-            cells += ["never" if x is None else f"step {x}" for x in at]
-            lines.append([*cells, *there, f"{metrics['after']['accuracy']:.2f}"])
+            cells += [crossed(seeds, norm, n) for norm in ("gamma", "score")]
+            cells += [_there(seeds, n, f"{name} {g}") for name in ("bound", "error", "normaliser")]
+            lines.append([*cells, f"{mean:.3f} ± {half:.3f}"])
     return markdown(header, lines)

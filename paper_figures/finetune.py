@@ -1,5 +1,5 @@
-"""Training by exact and by approximate gradients: loss, gradient error, final metric, time and
-memory.
+"""Training by exact and by approximate gradients: the loss by the clock, where it ends beside a
+margin set beforehand, and what a step costs.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def _losses(ax: Axes, found: Runs, colours: dict[str, str], seconds=None) -> None:
+def losses(ax: Axes, found: Runs, colours: dict[str, str], seconds=None) -> None:
     """The mean loss over seeds by step, or by the seconds that steps of each method take; exact
     wide and pale.
     """
@@ -82,41 +82,37 @@ def _losses(ax: Axes, found: Runs, colours: dict[str, str], seconds=None) -> Non
     ax.set_xlabel("seconds" if seconds else "step")
 
 
-def _errors(ax: Axes, found: Runs, colours: dict[str, str]) -> None:
-    """Median over seeds of the gradient's relative error (solid) and of 1 - cosine (dotted), along
-    training.
-    """
-    for method, by_seed in found.items():
-        metrics = list(by_seed.values())
-        if "error" in metrics[0]:
-            x = metrics[0]["steps"]
-            error = np.median([m["error"] for m in metrics], axis=0)
-            away = 1 - np.median([m["cosine"] for m in metrics], axis=0)
-            ax.plot(x, error, "o-", color=colours[method], markersize=2, linewidth=0.9)
-            ax.plot(
-                x, np.maximum(away, 1e-7), "o:", color=colours[method], markersize=2, linewidth=0.9
-            )
-    ax.set_yscale("log")
-    ax.set_ylim(3e-8, 2)
-    ax.set_yticks([1e-6, 1e-4, 1e-2, 1])
-    ax.minorticks_off()
-    ax.set_xlabel("step")
-
-
 def _places(ax: Axes, labels: list[str]) -> None:
     ax.set_xticks(range(len(labels)), labels)
     ax.set_xlim(-0.5, len(labels) - 0.5)
+
+
+def margin(rows: list[dict[str, Any]]) -> float:
+    """Points of accuracy within which training counts as equivalent, set before it ran."""
+    return 100 * rows[0]["fields"]["margin"]
+
+
+def verdict(rows: list[dict[str, Any]], differences: list[float]) -> str:
+    """Whether the 95 % interval of the differences lies within the margin, or beyond it."""
+    most = margin(rows)
+    mean, half = interval(differences)
+    if not np.isfinite(mean) or mean + half < -most or mean - half > most:
+        return "beyond"
+    # Of one seed there is no interval.
+    shown = len(differences) > 1 and -most < mean - half and mean + half < most
+    return "within" if shown else "not shown to be within"
 
 
 def _metric(
     ax: Axes, rows: list[dict[str, Any]], cases: list[tuple[str, str]], colours: dict[str, str]
 ) -> None:
     """Final accuracy under exact attention less that of exact training of the same seed: mean and
-    95 % interval.
+    95 % interval, over the margin, shaded.
 
     A cross at the foot: runs whose loss is no number.
     """
     foot = ax.get_xaxis_transform()
+    ax.axhspan(-margin(rows), margin(rows), color=style.GREY, alpha=0.3, linewidth=0)
     for n, (case, task) in enumerate(cases):
         found = runs(rows, case, task)
         exact = [100 * m["final"]["accuracy"] for m in found.get("exact", {}).values()]
@@ -161,62 +157,62 @@ def _ratios(
     ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0.1)
 
 
-def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Short tasks: (a-d) loss, (e-h) gradient error; long one: (i, j) loss, (k) error; all: (l)
-    metric, (m) cost.
-
-    Gradient error: relative Frobenius (solid) and 1 - cosine (dotted).
-    """
-    lengths = {(r["point"]["case"], r["point"]["task"]): r["point"]["length"] for r in rows}
-    short = [c for c in lengths if c[0] == "short"][:4]
-    long = [c for c in lengths if c[0] == "long"][:1]
+def colours_of(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """One colour a method in all panels; exact training is black."""
     methods = sorted({r["point"]["method"] for r in rows if r["point"]["kind"] == "run"})
     approximate = [m for m in methods if m != "exact"]
-    # One colour a method in all panels; exact training is black.
-    colours = {"exact": "black"} | {m: style.COLOURS[n] for n, m in enumerate(approximate)}
-    fig, axes = style.figure(6.4)
-    axes[0, 0].remove()
-    grid = fig.add_gridspec(4, 1)
-    parts = [grid[n].subgridspec(1, columns) for n, columns in enumerate((4, 4, 3, 2))]
-    letters = iter("abcdefghijklm")
-    painters = (_losses, "training loss"), (_errors, "error; $1 - $cos dotted")
-    for row, (paint, label) in enumerate(painters):
-        for n, key in enumerate(short):
-            ax = fig.add_subplot(parts[row][n])
-            paint(ax, runs(rows, *key), colours)
-            style.panel(ax, next(letters), TASKS[key[1]].replace("\n", " ") if row == 0 else "")
-            if n == 0:
-                ax.set_ylabel(label)
-    third = [fig.add_subplot(parts[2][n]) for n in range(3)]
-    name = "long"
-    for key in long:
-        _long(third, runs(rows, *key), colours, steps(rows, *key))
-        name = f"{TASKS[key[1]]}, $L = {lengths[key]}$".replace("\n", " ")
-    for ax in [] if long else third:
-        style.empty(ax)
-    for ax, what in zip(third, (name, "the same by time", "its gradient"), strict=True):
-        style.panel(ax, next(letters), what)
-    labels = [f"{TASKS[task]}\n$L = {lengths[case, task]}$" for case, task in (*short, *long)]
-    titles = "final accuracy beside exact training", "time and memory of a step"
-    for n, paint in enumerate((_metric, _ratios)):
-        ax = fig.add_subplot(parts[3][n])
-        paint(ax, rows, [*short, *long], colours)
-        _places(ax, labels)
-        style.panel(ax, next(letters), titles[n])
+    return {"exact": "black"} | {m: style.COLOURS[n] for n, m in enumerate(approximate)}
+
+
+def lengths_of(rows: list[dict[str, Any]], case: str) -> dict[tuple[str, str], int]:
+    """{(case, task): L} of the short or the long tasks."""
+    return {
+        (case, row["point"]["task"]): row["point"]["length"]
+        for row in rows
+        if row["point"]["case"] == case
+    }
+
+
+def legend(fig: Figure, colours: dict[str, str]) -> None:
+    """The methods, above all panels; exact is wide and pale."""
     wide: dict[str, Any] = {"linewidth": 2.6, "alpha": 0.35}
-    handles = [Line2D([], [], color=colours[m], **(wide if m == "exact" else {})) for m in methods]
-    if methods:
-        fig.legend(handles, methods, loc="outside upper center", ncols=len(methods))
-    return fig
+    handles = [
+        Line2D([], [], color=colour, **(wide if method == "exact" else {}))
+        for method, colour in colours.items()
+    ]
+    fig.legend(handles, list(colours), loc="outside upper center", ncols=len(colours))
 
 
-def _long(axes: list[Axes], found: Runs, colours: dict[str, str], seconds: Any) -> None:
-    """Loss by step and by the clock, and gradient error, of the long task: there approximate steps
-    are the faster ones.
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """(a) loss by the clock on the long task, mean of the seeds; (b) time and memory of a step; (c)
+    final accuracy over exact training's, 95 % bars over the margin, shaded.
+
+    finetune_curves has the other tasks' curves.
     """
-    _losses(axes[0], found, colours)
-    _losses(axes[1], found, colours, seconds)
-    axes[1].set_xscale("log")
-    _errors(axes[2], found, colours)
-    axes[0].set_ylabel("training loss")
-    axes[2].set_ylabel("gradient error")
+    lengths = lengths_of(rows, "short") | lengths_of(rows, "long")
+    colours = colours_of(rows)
+    fig, axes = style.figure(4.4)
+    axes[0, 0].remove()
+    grid = fig.add_gridspec(2, 2, width_ratios=(1, 1.1))
+    by_clock, cost, metric = (
+        fig.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :])
+    )
+    long = list(lengths_of(rows, "long"))[:1]
+    for case, task in long:
+        losses(by_clock, runs(rows, case, task), colours, steps(rows, case, task))
+        by_clock.set_xscale("log")
+        style.panel(by_clock, "a", f"{TASKS[task]}, $L = {lengths[case, task]}$")
+    if not long:
+        style.empty(by_clock)
+        style.panel(by_clock, "a", "long task")
+    by_clock.set_ylabel("training loss")
+    labels = [f"{TASKS[task]}\n$L = {length}$" for (_, task), length in lengths.items()]
+    _metric(metric, rows, list(lengths), colours)
+    style.panel(metric, "c", "final accuracy beside exact training's; shaded: the margin")
+    _ratios(cost, rows, list(lengths), colours)
+    style.panel(cost, "b", "a step, over exact's")
+    for ax in (metric, cost):
+        _places(ax, labels)
+    cost.tick_params(axis="x", labelsize=6)
+    legend(fig, colours)
+    return fig

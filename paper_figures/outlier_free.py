@@ -18,6 +18,7 @@ from paper_figures.numbers.outlier_free import (
     TOLERANCE,
     approximate_saving,
     errors_by_width,
+    features,
     models,
     part,
     step_saving,
@@ -40,8 +41,8 @@ NORMS = {
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) norms and outliers; (b) error of the head gradients by width, median head; (c) time saved
-    by softmax_1.
+    """(a) norms and outliers, bars over the seeds; (b) error of the head gradients by width, median
+    head; (c) time saved by softmax_1.
     """
     fig, axes = style.figure(2.6, 1, 3, width_ratios=(1.1, 1, 1.1))
     _norms(axes[0, 0], rows)
@@ -55,13 +56,16 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 def _norms(ax: Axes, rows: list[dict[str, Any]]) -> None:
     names = models(rows)
-    for row in part(rows, "features"):
+    for row in features(rows):
         colour, marker = LOOKS[row["attention"]]
         for i, norm in enumerate(NORMS):
             x = i + 0.22 * (names.index(row["model"]) - (len(names) - 1) / 2)
             # The two attentions of a model side by side.
             x += 0.05 if row["attention"] == "softmax_1" else -0.05
-            ax.plot(x, np.median(row[norm]), marker, color=colour, markersize=4)
+            seeds = row["norms"][norm]
+            middle = float(np.median(seeds))
+            bars = [[middle - min(seeds)], [max(seeds) - middle]]
+            ax.errorbar(x, middle, bars, fmt=marker, color=colour, markersize=4, elinewidth=0.7)
     ax.set_yscale("log")
     ax.set_ylim(0.8, 400)
     ax.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
@@ -89,7 +93,7 @@ def _label(attention: str) -> str:
 
 def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """Over all models, heads and LoRA ranks; solid: softmax, dashed: softmax_1."""
-    ticks = sorted({int(n.split()[1]) for row in part(rows, "features") for n in _factors(row)})
+    ticks = sorted({int(n.split()[1]) for row in features(rows) for n in _factors(row)})
     if not ticks:
         return style.empty(ax)
     for family, (colour, marker) in FACTORS.items():

@@ -81,24 +81,23 @@ def tasks_of(rows: list[dict[str, Any]]) -> list[str]:
     return [task for task in LOOKS if task in present]
 
 
-def share(rows: list[dict[str, Any]], task: str) -> tuple[float, float]:
-    """Percent of fine-tuning's gain that is lost, the mean over `common` methods: mean and 95 %
+def lost(rows: list[dict[str, Any]], task: str) -> tuple[float, float]:
+    """Points of accuracy that are lost, the mean over `common` methods: mean and half a 95 %
     interval over seeds.
     """
     exact = runs_of(rows, task, "exact")
     each = [runs_of(rows, task, name) for name in common(rows)]
     # A mean over methods is of the seeds that all of them were run with.
     seeds = [seed for seed in exact if each and all(seed in own for own in each)]
-    lost = [
-        float(np.mean([exact[s]["own"]["accuracy"] - own[s]["own"]["accuracy"] for own in each]))
+    return interval(
+        100 * np.mean([exact[s]["own"]["accuracy"] - own[s]["own"]["accuracy"] for own in each])
         for s in seeds
-    ]
-    return interval(100 * 100 * x / max(gain(rows, task), 1e-9) for x in lost)
+    )
 
 
 def ranked(rows: list[dict[str, Any]]) -> list[str]:
     """The tasks, those that lose most first."""
-    return sorted(tasks_of(rows), key=lambda task: -share(rows, task)[0])
+    return sorted(tasks_of(rows), key=lambda task: -lost(rows, task)[0])
 
 
 def _against_features(ax: Axes, rows: list[dict[str, Any]], quantity: str) -> None:
@@ -163,17 +162,21 @@ def _values(
 
 
 def _ranking(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """The share of the gain that is lost, tasks that mind most on top, each with its gain."""
+    """Points lost, tasks that mind most on top, each with what fine-tuning gains; shaded: the
+    margin.
+    """
     order = ranked(rows)[::-1]
+    margin = 100 * rows[0]["fields"]["margin"]
+    ax.axvspan(-margin, margin, color=style.GREY, alpha=0.3, linewidth=0)
     for y, task in enumerate(order):
         colour, marker = LOOKS[task]
-        mean, half = share(rows, task)
+        mean, half = lost(rows, task)
         ax.errorbar(mean, y, xerr=half, color=colour, marker=marker, markersize=4, elinewidth=0.8)
     ax.axvline(0, color="black", linewidth=0.6)
-    names = [f"{_told(task)}\n(of {gain(rows, task):.0f} points)" for task in order]
+    names = [f"{_told(task)}\n(gain {gain(rows, task):.0f})" for task in order]
     ax.set_yticks(range(len(order)), names)
     ax.set_ylim(-0.5, len(order) - 0.5)
-    ax.set_xlabel("% of gain lost")
+    ax.set_xlabel("mean over degrees (points)")
 
 
 def _told(task: str) -> str:
@@ -181,8 +184,8 @@ def _told(task: str) -> str:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) accuracy below exact's, (b) gradient error at the end, (c) tasks ranked. Bars: 95 %; in
-    (b) all seeds.
+    """(a) accuracy below exact's, (b) gradient error at the end, (c) tasks ranked by
+    the mean over the degrees that no run fails at, the margin shaded. Bars: 95 %; in (b) all seeds.
     """
     fig, axes = style.figure(2.6, 1, 3)
     _against_features(axes[0, 0], rows, "drop")
@@ -207,20 +210,20 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Every task, those that mind most first: gain, share lost, then each method's error and
+    """Every task, those that mind most first: gain, points lost, then each method's error and
     drops.
     """
     header = ["task", "method", "features", "gradient error, before", "after"]
     header += ["accuracy lost, own method", "accuracy lost, exact attention"]
     lines = []
     for task in ranked(rows):
-        mean, half = share(rows, task)
+        mean, half = lost(rows, task)
         told = [
             f"gain {gain(rows, task):.1f} points",
             "",
             "",
             "",
-            f"{mean:.0f} ± {half:.0f} % of the gain",
+            f"{mean:.1f} ± {half:.1f} (mean)",
             "",
         ]
         lines.append([task, *told])
@@ -232,12 +235,12 @@ def table(rows: list[dict[str, Any]]) -> str:
                 interval(m["gradient"][w]["method"]["relative"] for m in runs)[0]
                 for w in ("before", "after")
             ]
-            lost = [interval(drops(rows, task, name, way)) for way in ("own", "exact")]
+            fallen = [interval(drops(rows, task, name, way)) for way in ("own", "exact")]
             bad = failed(rows, task, name)
             scores = (
                 [f"{bad} of {len(runs)} not finite"] * 2
                 if bad
-                else [f"{m:.1f} ± {h:.1f}" for m, h in lost]
+                else [f"{m:.1f} ± {h:.1f}" for m, h in fallen]
             )
             k = next(iter(runs))["features"]
             lines.append([task, name, str(k), *(f"{e:.2g}" for e in errors), *scores])

@@ -82,8 +82,10 @@ def elsewhere(argv: Sequence[str], folder: Path, theirs: Point, own: Point) -> s
     if theirs.get("experiment") != own["experiment"]:
         suffix = own["experiment"].rpartition(".")[2]
     elif theirs.get("version") == own["version"] and "fields" in theirs:
-        name = next(n for n, value in fields.items() if theirs["fields"].get(n) != value)
-        value = "".join(c if c.isalnum() or c in ".-" else "-" for c in str(fields[name]))
+        # A field may be on one side alone, where an experiment changed and its version did not.
+        every = fields | theirs["fields"]
+        name = next(n for n in every if theirs["fields"].get(n) != fields.get(n))
+        value = "".join(c if c.isalnum() or c in ".-" else "-" for c in str(fields.get(name)))
         suffix = f"{name.replace('_', '-')}-{value.strip('-')[:24]}"
     return command(_less(argv, "--out"), "--out", f"{folder}-{suffix}")
 

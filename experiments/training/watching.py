@@ -33,10 +33,19 @@ def watcher(
 
     Norms: the largest. Certificates of each degree: medians, and the smallest normaliser.
     """
-    graphdef = nnx.split(model)[0]
 
-    @quick_jit
-    def problems(params, tokens, labels):
+    def look() -> list[dict[str, Any]]:
+        layers = _problems()(*nnx.split(model), *data)
+        return [_summary(_inspector(degrees)(problem), degrees) for problem in layers]
+
+    return look
+
+
+@functools.cache
+def _problems() -> Callable[..., list[ll.LoRAProblem]]:
+    """(graphdef, params, tokens, labels) -> each layer's problems, over (sequences, heads)."""
+
+    def problems(graphdef, params, tokens, labels):
         # Certificates are of float64, whatever the training was in.
         wide = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.float64), params))
         loss = functools.partial(loop.loss, labels=labels)
@@ -48,11 +57,7 @@ def watcher(
             for block, x, cotangent in layers
         ]
 
-    def look() -> list[dict[str, Any]]:
-        layers = problems(nnx.split(model)[1], *data)
-        return [_summary(_inspector(degrees)(problem), degrees) for problem in layers]
-
-    return look
+    return quick_jit(problems, static_argnums=0)
 
 
 def _summary(found: dict[str, Any], degrees: tuple[int, ...]) -> dict[str, float]:

@@ -42,7 +42,7 @@ LINES: tuple[tuple[str, Callable[[Rows], list[Line]]], ...] = (
     ("finetune", training.short_runs),
     ("batch_and_rank", training.noise),
     ("sensitivity", training.tasks),
-    ("crossing", training.crossing),
+    ("crossing", training.passing),
     ("outlier_free", training.outliers),
     ("pilot", training.pilots),
 )

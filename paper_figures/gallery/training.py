@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from lora_limits.diagnose import report
-from paper_figures import batch_and_rank, factors, finetune, outlier_free, pilot, sensitivity
+from paper_figures import (
+    batch_and_rank,
+    crossing,
+    factors,
+    finetune,
+    outlier_free,
+    pilot,
+    sensitivity,
+)
 from paper_figures.gallery.saying import Line, Rows, listed, plain, points, span, spread, times
 
 LONGEST = 4096
@@ -16,6 +24,12 @@ def _accuracy(found: finetune.Runs, method: str) -> tuple[float, float]:
     return batch_and_rank.interval(finetune.over_exact(found, method))
 
 
+def _verdict(rows: Rows, found: finetune.Runs, method: str) -> str:
+    """Beside the margin that was set beforehand."""
+    told = finetune.verdict(rows, finetune.over_exact(found, method))
+    return f"{told} {plain(finetune.margin(rows))} points"
+
+
 def long_steps(rows: Rows) -> list[Line]:
     """A step at the longest sequences, and where the training ends."""
     found = finetune.runs(rows, "long", "digits")
@@ -24,8 +38,8 @@ def long_steps(rows: Rows) -> list[Line]:
     for method in (name for name in found if name != "exact"):
         memory = timed[method]["temporary"] / timed["exact"]["temporary"]
         told = f"{times(timed['exact'], timed[method])} as fast, {plain(memory)} times the memory; "
-        told += f"accuracy {spread(*_accuracy(found, method))} points over exact training's "
-        told += f"({len(found[method])} seeds)"
+        told += f"accuracy {spread(*_accuracy(found, method))} points over exact training's, "
+        told += f"{_verdict(rows, found, method)} ({len(found[method])} seeds)"
         lines.append((f"a training step at L = {LONGEST}, heads of width 4: {method}", told))
     return lines
 
@@ -35,7 +49,10 @@ def short_runs(rows: Rows) -> list[Line]:
     told, cosines, slower, count = [], [], [], 0
     for task in finetune.TASKS:
         found = finetune.runs(rows, "short", task)
-        told.append(f"{task} {spread(*_accuracy(found, 'polynomial 4'))}")
+        told.append(
+            f"{task} {spread(*_accuracy(found, 'polynomial 4'))} "
+            f"({_verdict(rows, found, 'polynomial 4')})"
+        )
         cosines += [min(run["cosine"]) for run in found["polynomial 4"].values()]
         count = len(found["polynomial 4"])
         timed = finetune.steps(rows, "short", task)
@@ -68,27 +85,33 @@ def tasks(rows: Rows) -> list[Line]:
     told = []
     for task in sensitivity.ranked(rows):
         gain = plain(sensitivity.gain(rows, task))
-        told.append(f"{task} {spread(*sensitivity.share(rows, task))} % of {gain} points")
+        told.append(f"{task} {spread(*sensitivity.lost(rows, task))} of {gain}")
     methods = [name.split()[1] for name in sensitivity.common(rows)]
-    return [(f"fine-tuning's gain that is lost, mean over degrees {listed(methods)}", listed(told))]
+    seeds = len(sensitivity.runs_of(rows, sensitivity.tasks_of(rows)[0], "exact"))
+    what = f"points of fine-tuning's gain that are lost, mean over degrees {listed(methods)}"
+    return [(f"{what} ({seeds} seeds)", listed(told))]
 
 
-def crossing(rows: Rows) -> list[Line]:
+def passing(rows: Rows) -> list[Line]:
     """When R passes ln L, by learning rate, and what holds it."""
-    plain_runs = [p for p in points(rows, case="plain") if (p["rank"], p["alpha"]) == (4, 8.0)]
-    told = []
-    for p in sorted(plain_runs, key=lambda p: p["rate"]):
-        steps = [layer["crossed"]["score"] for layer in p["layers"]]
-        crossed = [step for step in steps if step is not None]
-        told.append(f"{'never' if not crossed else f'step {min(crossed)}'} at rate {p['rate']:g}")
-    held = []
-    for case in ("plain", "weight decay", "query-key norm"):
-        (p,) = (p for p in points(rows, case=case) if p["rate"] == 0.01 and p["rank"] == 4)
-        highest = max(max(layer["score"]) for layer in p["layers"])
-        held.append(f"{plain(highest)} {case} (accuracy {p['after']['accuracy']:.2f})")
+    told, held = [], []
+    found = [(p, own) for p, own in crossing.runs(rows) if (p["rank"], p["alpha"]) == (4, 8.0)]
+    for p, own in sorted(found, key=lambda run: run[0]["rate"]):
+        if p["case"] == "plain":
+            told.append(f"{crossing.crossed(own, 'score')} at rate {p['rate']:g}")
+    for case in ("plain", "weight decay", "query-key norm", "as pretrained"):
+        (own,) = (own for p, own in found if (p["case"], p["rate"]) == (case, 0.01))
+        highest = [max(max(layer["score"]) for layer in metrics["layers"]) for metrics in own]
+        reached = batch_and_rank.interval(metrics["after"]["accuracy"] for metrics in own)
+        held.append(f"{span(highest)} {case} (accuracy {spread(*reached)})")
+    seeds = len({row["point"]["seed"] for row in rows})
+    shrunk = rows[0]["fields"]["shrink"] if "fields" in rows[0] else None
+    what = "training carries R past ln L" + (
+        f", W_Q and W_K shrunk by {shrunk:g}" if shrunk else ""
+    )
     return [
-        ("training carries R past ln L, one seed", listed(told)),
-        ("highest R / ln L along training at rate 0.01", listed(held)),
+        (f"{what} ({seeds} seeds)", listed(told)),
+        (f"highest R / ln L along training at rate 0.01 ({seeds} seeds)", listed(held)),
     ]
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from paper_figures.drawing.statistics import interval
 from paper_figures.drawing.tables import markdown
 
-AXES = ("norms", "rank", "batch")
+AXES = ("norms", "rank", "batch", "rate")
+NORMS = ("normalised", "shrunk", "free")
 
 
 def ratio(exact: dict[str, float], error: dict[str, float], batch: float) -> float:
@@ -31,7 +33,7 @@ def crossing(exact: dict[str, float], error: dict[str, float]) -> float:
 
 
 def reference(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The norms, rank and batch that most runs share; where there are none yet, most other points,
+    """The norms, rank, batch and rate that most runs share; where there are none yet, most other points,
     and None for what these do not have.
     """
     runs = [row["point"] for row in rows if row["point"]["kind"] == "run"]
@@ -60,7 +62,7 @@ def moments(
 
 def _place(point: dict[str, Any]) -> tuple[Any, ...]:
     """What a run and the noise that it is held against share."""
-    return tuple(point[name] for name in ("norms", "rank", "seed"))
+    return tuple(point[name] for name in ("norms", "rank", "rate", "seed"))
 
 
 def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,13 +110,12 @@ def typical(group: list[dict[str, Any]]) -> float:
 
 
 def rule(
-    rows: list[dict[str, Any]], name: str, way: int, *, below: bool
+    rows: list[dict[str, Any]], name: str, way: int, *, below: bool, norms: str | None = None
 ) -> tuple[float, float, int] | None:
-    """What is lost on one side of error = noise: mean, half-width of its 95 % interval over seeds,
-    kinds of run.
+    """What is lost on one side of error = noise, by runs of one kind of norms or of all: mean,
+    half-width of its 95 % interval over seeds, kinds of run.
     """
-    finite = [group for group in grouped(rows) if all(pair["finite"] for pair in group)]
-    groups = [group for group in finite if (typical(group) < 1) == below]
+    groups = [group for group in _finite(rows, norms) if (typical(group) < 1) == below]
     by_seed: dict[int, list[float]] = {}
     for group in groups:
         for pair in group:
@@ -123,28 +124,90 @@ def rule(
     return (*interval(means), len(groups)) if means else None
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rule, then every kind of run: error over noise, and loss and accuracy less those of exact
-    training.
+def _finite(rows: list[dict[str, Any]], norms: str | None) -> list[list[dict[str, Any]]]:
+    """The groups of some norms, of all where None, in which every run ended in a number."""
+    return [
+        group
+        for group in grouped(rows)
+        if norms in (None, group[0]["point"]["norms"]) and all(pair["finite"] for pair in group)
+    ]
+
+
+def regression(
+    rows: list[dict[str, Any]], norms: str, *, below: bool | None = None
+) -> tuple[float, float, float, float] | None:
+    """Loss over exact training's against log10(error / noise) within one kind of norms, one point a
+    kind of run: (slope, half-width of its 95 % interval, intercept, mean of the logarithms). below:
+    on one side of error = noise alone. None for fewer than three kinds of run.
     """
-    header = ["norms", "rank", "batch", "degree", "error / noise"]
+    groups = [g for g in _finite(rows, norms) if below is None or (typical(g) < 1) == below]
+    if len(groups) < 3:
+        return None
+    x = np.log10([typical(group) for group in groups])
+    y = [float(np.mean([pair["loss"][0] for pair in group])) for group in groups]
+    fit: Any = stats.linregress(x, y)
+    half = float(stats.t.ppf(0.975, len(groups) - 2) * fit.stderr)
+    return float(fit.slope), half, float(fit.intercept), float(x.mean())
+
+
+def followed(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """{(norms, method): "steps"; over (seeds, steps) the "loss" less that of the exact run of the
+    same seed, and of the gradient error over noise, "ratio", and bias over noise, "bias"}.
+    """
+    runs = {
+        tuple(row["point"][name] for name in ("norms", "method", "seed")): row["metrics"]
+        for row in rows
+        if row["point"]["kind"] == "followed"
+    }
+    out: dict[tuple[str, str], dict[str, Any]] = {}
+    for (norms, method, seed), own in runs.items():
+        exact = runs.get((norms, "exact", seed))
+        if method == "exact" or exact is None:
+            continue
+        noise, bias, variance = (np.array(own[name]) for name in ("noise", "bias", "variance"))
+        bias = np.maximum(bias, 0)
+        found = out.setdefault((norms, method), {"steps": own["steps"]})
+        for name, value in (
+            ("loss", np.subtract(own["test_loss"], exact["test_loss"])),
+            ("ratio", np.sqrt((bias + variance) / noise)),
+            ("bias", np.sqrt(bias / noise)),
+        ):
+            found.setdefault(name, []).append(value)
+    return {key: {n: np.array(x) for n, x in found.items()} for key, found in out.items()}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rule, by norms; runs that were followed; every kind of run: error over noise, loss and
+    accuracy less those of exact training.
+    """
+    header = ["norms", "rank", "batch", "rate", "degree", "error / noise"]
     header += ["loss, own method", "loss, exact attention"]
     header += ["accuracy, own method", "accuracy, exact attention"]
     lines = []
-    for below, text in ((True, "error below noise"), (False, "error above noise")):
-        found = [
-            rule(rows, name, way, below=below) for name in ("loss", "accuracy") for way in (0, 1)
-        ]
-        cells = ["none" if f is None else f"{f[0]:+.3f} ± {f[1]:.3f}" for f in found]
-        side = [group for group in grouped(rows) if (typical(group) < 1) == below]
-        bad = sum(not all(pair["finite"] for pair in group) for group in side)
-        count = found[0][2] if found[0] else 0
-        told = f"{count} kinds of run, {bad} more not finite"
-        lines.append([text, "", "", "", told, *cells])
+    for below, side in ((True, "below"), (False, "above")):
+        for norms in (None, *NORMS):
+            found = [
+                rule(rows, name, way, below=below, norms=norms)
+                for name in ("loss", "accuracy")
+                for way in (0, 1)
+            ]
+            cells = ["none" if f is None else f"{f[0]:+.3f} ± {f[1]:.3f}" for f in found]
+            same = [g for g in grouped(rows) if norms in (None, g[0]["point"]["norms"])]
+            same = [group for group in same if (typical(group) < 1) == below]
+            bad = sum(not all(pair["finite"] for pair in group) for group in same)
+            told = f"{len(same) - bad} kinds of run, {bad} more not finite"
+            lines.append([f"error {side} noise, {norms or 'all'}", *[""] * 4, told, *cells])
+    for (norms, method), found in followed(rows).items():
+        mean, half = interval(found["loss"][:, -1])
+        ends = f"{np.median(found['ratio'][:, 0]):.2g} to {np.median(found['ratio'][:, -1]):.2g}"
+        told = [f"{mean:+.3f} ± {half:.3f}", "", "", ""]
+        where = [f"followed for {found['steps'][-1]} steps, {norms}", "", "", ""]
+        lines.append([*where, method.split()[1], ends, *told])
     for group in sorted(grouped(rows), key=typical):
         point = group[0]["point"]
         degree = point["method"].split()[1]
-        cells = [point["norms"], str(point["rank"]), str(point["batch"]), degree]
+        cells = [point["norms"], str(point["rank"]), str(point["batch"])]
+        cells += [f"{point['rate']:g}", degree]
         scores = [
             interval(pair[name][way] for pair in group)
             for name in ("loss", "accuracy")

@@ -13,11 +13,30 @@ PAPER = {"125M": (58, 55), "350M": (69, 61), "1.3B": (84, 63)}
 ATTENTIONS = ("softmax", "softmax_1")
 FAMILIES = {"svd": "SVD of $f$", "sparse": "sparse + low rank", "skeleton": "skeleton"}
 TOLERANCE = 0.1
+NORMS = ("gamma", "score", "largest", "kurtosis")
 
 
 def part(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Points and metrics of one part of the experiment, as one dictionary each."""
     return [row["point"] | row["metrics"] for row in rows if row["point"]["part"] == name]
+
+
+def features(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The features of each model and attention: norms and errors of the heads of all seeds, one
+    after the other, and of each "norms", the median head by seed.
+    """
+    out: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in part(rows, "features"):
+        new = {name: row[name] for name in ("model", "attention")}
+        new |= {"errors": {}, "norms": {norm: [] for norm in NORMS}}
+        found = out.setdefault((row["model"], row["attention"]), new)
+        for norm in NORMS:
+            found["norms"][norm].append(float(np.median(row[norm])))
+        for rank, errors in row["errors"].items():
+            own = found["errors"].setdefault(rank, {})
+            for method, values in errors.items():
+                own.setdefault(method, []).extend(values)
+    return list(out.values())
 
 
 def models(rows: list[dict[str, Any]]) -> list[str]:
@@ -30,7 +49,7 @@ def errors_by_width(
 ) -> dict[int, list[float]]:
     """{width: errors} of a family of factors, over all models, heads and LoRA ranks."""
     found: dict[int, list[float]] = {}
-    for row in part(rows, "features"):
+    for row in features(rows):
         if row["attention"] != attention:
             continue
         for errors in row["errors"].values():
@@ -73,7 +92,7 @@ def approximate(rows: list[dict[str, Any]], model: str, rank: int) -> dict[str, 
     timed = [row for row in part(rows, "head") if row["rank"] == rank]
     return {
         row["attention"]: head_seconds(timed[0], row["errors"][str(rank)])
-        for row in part(rows, "features")
+        for row in features(rows)
         if row["model"] == model and timed
     }
 
@@ -100,6 +119,11 @@ def needed(row: dict[str, Any], family: str) -> str:
     return "none" if np.isinf(middle) else f"{middle:g}"
 
 
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Minutes per epoch in Markdown: of the paper, exact here, and with every head approximate at
     10 % error.
@@ -111,7 +135,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     header += [f"approximate, r = {rank}" for rank in heads]
     steps = {row["model"]: row for row in part(rows, "step")}
     lines = []
-    for row in part(rows, "features"):
+    for row in features(rows):
         model = row["model"]
         attention = row["attention"]
         # What has not been timed yet is nan.
@@ -119,7 +143,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         epoch = step["sequences"] / 60
         seconds = dict.fromkeys((*ATTENTIONS, "stretched"), np.nan)
         seconds |= {n: t["seconds"] for n, t in step["steps"].items()}
-        norms = [f"{np.median(row[norm]):.1f}" for norm in ("gamma", "score", "kurtosis")]
+        norms = [_range(row["norms"][norm]) for norm in ("gamma", "score", "kurtosis")]
         cells = [model, attention, *norms, *(needed(row, family) for family in FAMILIES)]
         other = f"{epoch * seconds['stretched']:.0f}" if attention == "softmax" else ""
         published = PAPER[model][ATTENTIONS.index(attention)]
