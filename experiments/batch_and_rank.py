@@ -186,7 +186,7 @@ def _followed(point: dict[str, Any], config: Config) -> dict[str, Any]:
     task = tasks.load(config.task, config.length, "target")
     data = _sample(config, task, point)
 
-    def watch(model: Transformer, _: batches.Data) -> dict[str, float]:
+    def watch(model: Any, _: batches.Data) -> dict[str, float]:
         found = gradient_noise.compare(model, data, {"own": method})
         noise, variance = (found[name]["spread"] / point["batch"] for name in ("exact", "own"))
         told = {"noise": noise, "bias": found["own"]["mean"], "variance": variance}

@@ -50,9 +50,11 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     ):
         for ax, ((case, task), length) in zip(axes[row], lengths.items(), strict=False):
             paint(ax, runs(rows, case, task), colours)
-            title = f"{TASKS[task]}, {length}".replace("\n", " ") if row == 0 else ""
+            title = TASKS[task].replace("\n", " ") if row == 0 else ""
             style.panel(ax, next(letters), title)
-            ax.title.set_fontsize(7)
+            if row == 0:
+                place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "va": "top"}
+                ax.text(0.98, 0.97, f"$L = {length}$", fontsize=7, **place)
         axes[row, 0].set_ylabel(label)
     legend(fig, colours)
     return fig

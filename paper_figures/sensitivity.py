@@ -89,10 +89,10 @@ def lost(rows: list[dict[str, Any]], task: str) -> tuple[float, float]:
     each = [runs_of(rows, task, name) for name in common(rows)]
     # A mean over methods is of the seeds that all of them were run with.
     seeds = [seed for seed in exact if each and all(seed in own for own in each)]
-    return interval(
-        100 * np.mean([exact[s]["own"]["accuracy"] - own[s]["own"]["accuracy"] for own in each])
-        for s in seeds
-    )
+    fallen = [
+        [exact[s]["own"]["accuracy"] - own[s]["own"]["accuracy"] for own in each] for s in seeds
+    ]
+    return interval(100 * float(np.mean(of_seed)) for of_seed in fallen)
 
 
 def ranked(rows: list[dict[str, Any]]) -> list[str]:

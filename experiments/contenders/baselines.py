@@ -1,4 +1,4 @@
-"""What one would use instead: exact attention in three layouts, FAVOR+ and Nystrom, each
+"""What one would use instead: exact attention in four layouts, FAVOR+ and Nystrom, each
 differentiated by jax.grad.
 
 An attention is a function (q, k, v, beta) -> softmax(beta q k^T) v, or what stands in for it:
@@ -9,6 +9,7 @@ in the library.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,22 @@ def xla(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array) -> jax.Array:
     with jax.default_matmul_precision("highest"):
         heads = (x[:, None, :] for x in (beta * q, k, v))
         return jax.nn.dot_product_attention(*heads, scale=1.0, implementation="xla")[:, 0]
+
+
+def tokamax_chunked(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array) -> jax.Array:
+    """tokamax's attention in chunks of queries and keys, exact, on any device. d_value must be d.
+
+    Needs the package tokamax, which nothing else here does.
+    """
+    # By name, for the type checker has no such package.
+    tokamax, flags = (importlib.import_module(name) for name in ("tokamax", "absl.flags"))
+    if not flags.FLAGS.is_parsed():
+        # It would read its flags off the command line of whoever imports it.
+        flags.FLAGS.mark_as_parsed()
+    with jax.default_matmul_precision("highest"):
+        heads = (x[None, :, None, :] for x in (beta * q, k, v))
+        out = tokamax.dot_product_attention(*heads, scale=1.0, implementation="xla_chunked")
+        return out[0, :, 0]
 
 
 def row_blocked(block: int) -> Attention:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -75,13 +76,15 @@ def _tiled(block: int) -> Contender:
 
 
 def exact_contenders(length: int, *, tuned: bool) -> dict[str, Contender]:
-    """Every exact layout there is; without `tuned` the tiled one at the block of the reference
-    alone.
+    """Every exact layout there is, tokamax's where it is installed; without `tuned` the tiled one
+    at the block of the reference alone.
     """
     if not tuned:
         return {f"tiled {REFERENCE_TILE}": _tiled(REFERENCE_TILE)}
     out = {"dense": _attend("exact", baselines.xla)}
     out |= {f"rows {b}": _attend("exact", baselines.row_blocked(b)) for b in ROW_BLOCKS}
+    if importlib.util.find_spec("tokamax"):
+        out["tokamax"] = _attend("exact", baselines.tokamax_chunked)
     # The block of the reference is there however short the sequence.
     tiled = exact_methods(max(length, REFERENCE_TILE), name="tiled")
     return out | {name: _tiled(method.block_size or length) for name, method in tiled.items()}

@@ -45,7 +45,20 @@ def test_the_dense_gradient_of_xla_is_exact_to_its_float32_softmax():
     assert_close(got, ll.gradient(problem, ll.Exact()).gradient, 1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in race.exact_contenders(37, tuned=True) if n != "dense"])
+@pytest.mark.slow
+def test_the_gradient_of_tokamax_is_exact_to_single_precision():
+    pytest.importorskip(
+        "tokamax", reason="the package tokamax, an exact baseline where it installs"
+    )
+    problem = problems.make(3, shape=SHAPE)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        got = gradient(problem, baselines.tokamax_chunked)
+    assert_close(got, ll.gradient(problem, ll.Exact()).gradient, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in race.exact_contenders(37, tuned=True) if n not in ("dense", "tokamax")]
+)
 def test_every_exact_contender_has_the_gradient_and_the_loss(name):
     problem, contender = problems.make(5, shape=SHAPE), race.exact_contenders(37, tuned=True)[name]
     want = ll.gradient(problem, ll.Exact())
