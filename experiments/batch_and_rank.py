@@ -177,8 +177,9 @@ def _run(point: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _followed(point: dict[str, Any], config: Config) -> dict[str, Any]:
-    """{"steps", "test_loss", "accuracy"} along a run, by its own method, and there of the gradient:
-    squared "noise" of its batch, "bias" of the method and its "variance", and the norms.
+    """{"steps", "test_loss", "accuracy"} along a run, by its own method, "exact_loss" of the same
+    adapters under exact attention, and there of the gradient: squared "noise" of its batch, "bias"
+    of the method and its "variance", and the norms.
     """
     model = _model(config, point)
     method = bases.read_method(point["method"], config.length)
@@ -186,14 +187,17 @@ def _followed(point: dict[str, Any], config: Config) -> dict[str, Any]:
     task = tasks.load(config.task, config.length, "target")
     data = _sample(config, task, point)
 
+    order = {"seed": point["seed"], "every": max(config.long_steps // LOOKS, 1)}
+    recipe = Recipe(config.long_steps, point["batch"], point["rate"], tests=config.tests, **order)
+
     def watch(model: Any, _: batches.Data) -> dict[str, float]:
         found = gradient_noise.compare(model, data, {"own": method})
         noise, variance = (found[name]["spread"] / point["batch"] for name in ("exact", "own"))
         told = {"noise": noise, "bias": found["own"]["mean"], "variance": variance}
+        exact = loop.with_methods(model, [loop.EXACT] * config.layers)
+        told |= {"exact_loss": loop.evaluate(exact, task.test, recipe)["loss"]}
         return told | _norms(model, data.tokens[:2])
 
-    order = {"seed": point["seed"], "every": max(config.long_steps // LOOKS, 1)}
-    recipe = Recipe(config.long_steps, point["batch"], point["rate"], tests=config.tests, **order)
     history = loop.train(model, task, recipe, watch=watch)
-    told = ("steps", "test_loss", "accuracy", "noise", "bias", "variance")
+    told = ("steps", "test_loss", "exact_loss", "accuracy", "noise", "bias", "variance")
     return {name: history[name] for name in (*told, "gamma_ratio", "score_ratio")}

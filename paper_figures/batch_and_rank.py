@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from paper_figures.drawing import style
 from paper_figures.drawing.statistics import interval
 from paper_figures.numbers.batch_and_rank import (
+    NORMS,
     crossing,
     degrees,
     followed,
@@ -27,13 +28,13 @@ from paper_figures.numbers.batch_and_rank import (
     typical,
 )
 
-__all__ = ["draw", "followed", "regression", "rule", "table"]
+__all__ = ["NORMS", "draw", "followed", "interval", "regression", "rule", "table"]
 
 CONFIG = "batch_and_rank"
 BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, _ = style.COLOURS
 FARTHEST = 100  # error over noise, where a run without a number is marked
 LEAST, MOST = 1, 1e7  # batch sizes past them are drawn at the edge
-NORMS = {"normalised": (BLUE, "o"), "shrunk": (GREEN, "s"), "free": (RED, "^")}
+LOOKS = {"normalised": (BLUE, "o"), "shrunk": (GREEN, "s"), "free": (RED, "^")}
 
 
 def colour_of(degree: int, every: Sequence[int]) -> str:
@@ -79,7 +80,7 @@ def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
     every = degrees(rows)
     if not every or not moments(rows, "after", rank=usual["rank"], rate=usual["rate"]):
         return style.empty(ax)
-    for n, (norms, (colour, marker)) in enumerate(NORMS.items()):
+    for n, (norms, (colour, marker)) in enumerate(LOOKS.items()):
         for stage, fill in (("before", "none"), ("after", "full")):
             seen = moments(rows, stage, norms=norms, rank=usual["rank"], rate=usual["rate"])
             if not seen:
@@ -106,7 +107,7 @@ def _crossings(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xlabel("degree $g$")
     present = {row["point"]["norms"] for row in rows}
     marks = [
-        Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in NORMS.items() if n in present
+        Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in LOOKS.items() if n in present
     ]
     marks.append(
         Line2D([], [], color=BLACK, marker="o", fillstyle="none", linestyle=":", label="before")
@@ -125,7 +126,7 @@ def _rule(ax: Axes, rows: list[dict[str, Any]]) -> None:
     top = ax.get_xaxis_transform()
     for group in grouped(rows):
         norms = group[0]["point"]["norms"]
-        colour, marker = NORMS[norms]
+        colour, marker = LOOKS[norms]
         look: dict[str, Any] = {"color": colour, "markersize": 2.5, "linestyle": "none"}
         x = typical(group)
         if not all(pair["finite"] for pair in group):
@@ -136,7 +137,7 @@ def _rule(ax: Axes, rows: list[dict[str, Any]]) -> None:
             continue
         mean, half = interval(pair["loss"][0] for pair in group)
         ax.errorbar(x, mean, half, elinewidth=0.5, marker=marker, **look)
-    for norms, (colour, _) in NORMS.items():
+    for norms, (colour, _) in LOOKS.items():
         ratios = [typical(g) for g in grouped(rows) if g[0]["point"]["norms"] == norms]
         ratios = [x for x in ratios if np.isfinite(x)]
         if line := regression(rows, norms):
@@ -151,17 +152,17 @@ def _rule(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _followed(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Held-out loss less that of exact training of the same seed along long runs: mean and 95 %
-    band; dashed: not normalised.
+    """Held-out loss under exact attention less that of exact training of the same seed along long
+    runs: mean and 95 % band; dashed: not normalised.
     """
     found = followed(rows)
     if not found:
         return style.empty(ax)
     every = degrees(rows)
     for (norms, method), own in found.items():
-        if not np.isfinite(own["loss"]).all():
+        if not np.isfinite(own["served"]).all():
             continue
-        mean, half = np.array([interval(each) for each in own["loss"].T]).T
+        mean, half = np.array([interval(each) for each in own["served"].T]).T
         colour = colour_of(int(method.split()[1]), every)
         dash = "-" if norms == "normalised" else "--"
         ax.plot(own["steps"], mean, dash, color=colour, linewidth=0.9)

@@ -40,7 +40,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     attention: mean, 90 % interval and seeds. (b) how many times as fast a step is, with the
     quartiles of both sides. (c) error of the gradient over the noise of a batch along training, all
     seeds; the estimate says stop at 1. (d) held-out loss by a side's own methods over its start,
-    against the seconds of steps over those of exact training: exact, dashed, and approximate.
+    against the time of its steps over that of exact training's: exact, dashed, and approximate.
     """
     pilots = trained(rows)
     fig, axes = style.figure(4.4, 2, 2)
@@ -125,11 +125,12 @@ def _error(ax: Axes, pilots: Pilots) -> None:
 def _loss(ax: Axes, pilots: Pilots) -> None:
     style.panel(ax, "d", "held-out loss, own methods")
     for name, colour in _colours(pilots).items():
-        runs = pilots[name]["metrics"]["runs"]
-        whole = np.mean([sum(run["seconds"]) for run in runs if run["side"] == "exact"])
+        runs, times = (pilots[name]["metrics"][part] for part in ("runs", "times"))
         for run in runs:
-            spent = np.concatenate([[0], np.cumsum(run["seconds"])])[run["steps"]] / whole
+            # By the step as it was timed, both sides by turns: runs may have had company.
+            ratio = times[run["side"]]["seconds"] / times["exact"]["seconds"]
+            spent = np.asarray(run["steps"]) / max(run["steps"]) * ratio
             loss = np.asarray(run["test_loss"], float)
             line = "--" if run["side"] == "exact" else "-"
             ax.plot(spent, loss / loss[0], line, color=colour, linewidth=0.8)
-    ax.set_xlabel("seconds over exact training's")
+    ax.set_xlabel("time of the steps over exact training's")

@@ -110,7 +110,7 @@ def test_a_followed_run_is_held_against_the_exact_one_of_its_seed():
         for method, losses in (("exact", [1.0, 0.5]), ("polynomial 1", [1.0, 0.5 + 0.1 * seed])):
             point = {"kind": "followed", "norms": "shrunk", "method": method, "seed": seed}
             gradient = {"noise": [4.0, 4.0], "bias": [-1.0, 1.0], "variance": [1.0, 3.0]}
-            metrics = {"steps": [0, 9], "test_loss": losses, **gradient}
+            metrics = {"steps": [0, 9], "test_loss": losses, "exact_loss": losses, **gradient}
             rows.append({"point": point, "metrics": metrics})
     # A seed whose exact run is missing is no pair.
     rows.append(rows[-1] | {"point": rows[-1]["point"] | {"seed": 7}})

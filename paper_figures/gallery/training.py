@@ -65,18 +65,38 @@ def short_runs(rows: Rows) -> list[Line]:
 
 
 def noise(rows: Rows) -> list[Line]:
-    """The rule of thumb: error against the noise of the batch."""
+    """The rule of thumb: error against the noise of the batch, and within each kind of norms."""
     lines = []
     for below, label in ((True, "below"), (False, "above")):
-        loss, points_lost = (
-            batch_and_rank.rule(rows, name, 0, below=below) for name in ("loss", "accuracy")
-        )
-        if loss is None or points_lost is None:
-            continue
-        mean, half, kinds = points_lost
-        told = f"loss {spread(*loss[:2])} over exact training's, "
-        told += f"accuracy {spread(100 * mean, 100 * half)} points ({kinds} kinds of run)"
-        lines.append((f"gradient error {label} the noise of the batch", told))
+        told = []
+        for norms in (None, *batch_and_rank.NORMS):
+            loss = batch_and_rank.rule(rows, "loss", 0, below=below, norms=norms)
+            if loss is not None:
+                told.append(f"{spread(*loss[:2])} {norms or 'all'} ({loss[2]} kinds of run)")
+        if told:
+            what = f"gradient error {label} the noise of the batch: loss over exact training's"
+            lines.append((what, listed(told)))
+    told = []
+    for norms in batch_and_rank.NORMS:
+        line = batch_and_rank.regression(rows, norms)
+        if line is not None:
+            told.append(f"{spread(*line[:2])} {norms}")
+    if told:
+        lines.append(("loss over exact training's for ten times the error / noise", listed(told)))
+    return lines + _followed(rows)
+
+
+def _followed(rows: Rows) -> list[Line]:
+    """Whether a bias below the noise adds up: along runs that are ten times as long."""
+    lines = []
+    for (norms, method), found in batch_and_rank.followed(rows).items():
+        bias, loss = found["bias"], found["served"]
+        half, last = (batch_and_rank.interval(loss[:, n]) for n in (loss.shape[1] // 2, -1))
+        steps = found["steps"]
+        told = f"{spread(*half)} at step {steps[len(steps) // 2]}, {spread(*last)} at step {steps[-1]}; "
+        told += f"bias / noise {plain(np.median(bias[:, 0]))} at first, {plain(np.median(bias[:, -1]))} at last"
+        what = f"{method}, {norms} norms, followed ({len(loss)} seeds): loss over exact training's, under exact attention"
+        lines.append((what, told))
     return lines
 
 

@@ -152,7 +152,8 @@ def regression(
 
 def followed(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """{(norms, method): "steps"; over (seeds, steps) the "loss" less that of the exact run of the
-    same seed, and of the gradient error over noise, "ratio", and bias over noise, "bias"}.
+    same seed, by its own method and, "served", under exact attention; and of the gradient error
+    over noise, "ratio", and bias over noise, "bias"}.
     """
     runs = {
         tuple(row["point"][name] for name in ("norms", "method", "seed")): row["metrics"]
@@ -169,6 +170,7 @@ def followed(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, np.n
         found = out.setdefault((norms, method), {"steps": own["steps"]})
         for name, value in (
             ("loss", np.subtract(own["test_loss"], exact["test_loss"])),
+            ("served", np.subtract(own["exact_loss"], exact["exact_loss"])),
             ("ratio", np.sqrt((bias + variance) / noise)),
             ("bias", np.sqrt(bias / noise)),
         ):
@@ -198,9 +200,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             told = f"{len(same) - bad} kinds of run, {bad} more not finite"
             lines.append([f"error {side} noise, {norms or 'all'}", *[""] * 4, told, *cells])
     for (norms, method), found in followed(rows).items():
-        mean, half = interval(found["loss"][:, -1])
+        scores = [interval(found[way][:, -1]) for way in ("loss", "served")]
         ends = f"{np.median(found['ratio'][:, 0]):.2g} to {np.median(found['ratio'][:, -1]):.2g}"
-        told = [f"{mean:+.3f} ± {half:.3f}", "", "", ""]
+        told = [*(f"{mean:+.3f} ± {half:.3f}" for mean, half in scores), "", ""]
         where = [f"followed for {found['steps'][-1]} steps, {norms}", "", "", ""]
         lines.append([*where, method.split()[1], ends, *told])
     for group in sorted(grouped(rows), key=typical):
