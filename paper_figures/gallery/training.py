@@ -95,7 +95,8 @@ def _followed(rows: Rows) -> list[Line]:
         steps = found["steps"]
         told = f"{spread(*half)} at step {steps[len(steps) // 2]}, {spread(*last)} at step {steps[-1]}; "
         told += f"bias / noise {plain(np.median(bias[:, 0]))} at first, {plain(np.median(bias[:, -1]))} at last"
-        what = f"{method}, {norms} norms, followed ({len(loss)} seeds): loss over exact training's, under exact attention"
+        what = f"{method}, {norms} norms, followed ({len(loss)} seeds): "
+        what += "loss over exact training's, under exact attention"
         lines.append((what, told))
     return lines
 
