@@ -3,18 +3,21 @@ and the best one.
 
 Factors of f: "taylor" and "chebyshev" polynomials of a degree (Lemma 3.3), and "svd", f cut at a
 rank, which no factor of that width betters in the Frobenius norm. Errors and bounds are those of
-lora_limits.gradients.chain_bounds, dense.
+lora_limits.gradients.chain_bounds, dense, on a sample of the queries against all keys: every term
+has a row for a query.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+import numpy as np
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 import lora_limits as ll
 from experiments.runner.config import Fields, Tokens
@@ -22,36 +25,38 @@ from lora_limits.gradients import chain, chain_bounds, exact
 from lora_limits.polynomial import needed
 from lora_limits.problem import NAMES
 
-VERSION = 1
+VERSION = 2
 X64 = True
-POINTS = ("gammas", "series")
+POINTS = ("gammas", "series", "seeds")
 
 
 class Config(Fields):
-    """One random self-attention problem for each gamma, all three projections adapted, beta =
-    1/width.
+    """One random self-attention problem for each gamma and seed, all three projections adapted, beta
+    = 1/width. length: of its keys; rows: queries drawn from it, all of them where fewer.
 
     degrees: of the polynomial factors, of which each series is tried; ranks: widths k1 of the SVD
     factor.
     """
 
     length: Tokens
+    rows: PositiveInt = 256
     width: PositiveInt
     rank: PositiveInt
     gammas: tuple[PositiveFloat, ...]
     series: tuple[Literal["taylor", "chebyshev"], ...]
     degrees: tuple[NonNegativeInt, ...]
     ranks: tuple[PositiveInt, ...]
-    seed: int = Field(default=0, ge=0)
+    seeds: PositiveInt = 3
 
 
 def points(config: Config) -> list[dict[str, Any]]:
-    """Each factor of each size at each gamma."""
+    """Each factor of each size at each gamma, for every seed."""
     sizes = [(name, size) for name in config.series for size in config.degrees]
     sizes += [("svd", k) for k in config.ranks]
     return [
-        {"gamma": gamma, "factor": name, "size": size}
+        {"gamma": gamma, "factor": name, "size": size, "seed": seed}
         for gamma in config.gammas
+        for seed in range(config.seeds)
         for name, size in sizes
     ]
 
@@ -60,9 +65,8 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     """terms: {name: [max-norm error, bound, largest exact entry]}; k1; row-l1 error of f, Lemma
     3.3's bound of it.
     """
-    problem, true, sizes, radius = _prepare(
-        point["gamma"], config.length, config.width, config.rank, config.seed
-    )
+    shape = (config.length, config.rows, config.width, config.rank)
+    problem, true, sizes, radius = _prepare(point["gamma"], shape, point["seed"])
     if point["factor"] == "svd":
         # The singular values go to the left factor.
         u, s, vt = jnp.linalg.svd(true["f"])
@@ -94,13 +98,17 @@ def _jitted(name: str, *static: int) -> Any:
 
 @functools.cache
 def _prepare(
-    gamma: float, length: int, width: int, rank: int, seed: int
+    gamma: float, shape: tuple[int, int, int, int], seed: int
 ) -> tuple[Any, dict[str, Any], dict[str, float], float]:
-    """The problem of a gamma, its dense terms, the largest entry of each term and gradient,
-    and R.
+    """The problem of a gamma with the queries drawn, its dense terms, the largest entry of each term
+    and gradient, and R.
     """
-    shape: dict[str, Any] = {"length": length, "width": width, "rank": rank}
-    problem = ll.random_problem(jax.random.key(seed), **shape, gamma=gamma, adapt=NAMES)
+    length, rows, width, rank = shape
+    sizes_of: dict[str, Any] = {"length": length, "width": width, "rank": rank}
+    problem = ll.random_problem(jax.random.key(seed), **sizes_of, gamma=gamma, adapt=NAMES)
+    drawn = np.random.default_rng(seed).choice(length, min(rows, length), replace=False)
+    queries, target = problem.x_query[drawn], problem.target[drawn]
+    problem = dataclasses.replace(problem, x_query=queries, target=target)
     true = exact.dense_terms(problem)
     sizes = {name: float(jnp.abs(true[name]).max()) for name in ("f", "c", "q", "p1", "p2", "p")}
     for name, adapter in exact.dense_gradient(problem)[1].items():

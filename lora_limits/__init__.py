@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from lora_limits.rotary import rotary_angles
     from lora_limits.synthetic import random_problem
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # Where each public name lives. A module is imported when one of its names is first asked for, so
 # that

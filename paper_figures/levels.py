@@ -32,8 +32,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     """(a, b) ranks at tolerance 1/L (Frobenius) against R / ln L at the longest L, uniform inputs and
     the hardness gadget; dashed: the widths of the chain's factors. (c) the rank of p over L, of
     every family and of real heads (crosses, at their own R). (d) numbers that the blocks of a level
-    of the tree store over L^2, for p at 1 % error and Gamma = 1, and for real heads from the lowest
-    to the highest.
+    of the tree store over L^2, for p at 1 % error and Gamma = 1, the mean of the seeds, and for real
+    heads from the lowest to the highest. Bars: all seeds about their median.
     """
     points = [row["point"] | row["metrics"] for row in rows]
     families = [p for p in points if p["kind"] == "family"]
@@ -43,7 +43,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     fig, axes = style.figure(4.6, 2, 2)
     for j, family in enumerate(("uniform", "gadget")):
         mine = [p for p in last if p["family"] == family]
-        _ranks(axes[0, j], sorted(mine, key=lambda p: p["gamma"]))
+        _ranks(axes[0, j], mine)
         style.panel(axes[0, j], "ab"[j], f"{family}, $L = {longest}$")
         axes[0, j].set_xlabel(r"$R / \ln L$")
     axes[0, 0].set_ylabel("rank at error $1/L$")
@@ -52,14 +52,33 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     return fig
 
 
+def seeds_of(points: Points) -> list[Points]:
+    """The points of each norm, small to large, which differ in their seed alone."""
+    gammas = sorted({p["gamma"] for p in points})
+    return [[p for p in points if p["gamma"] == gamma] for gamma in gammas]
+
+
+def _line(ax: Axes, x: list[float], seeds: list[list[float]], **look: Any) -> None:
+    """Medians of the seeds, and bars from the least to the largest."""
+    middle = np.array([np.median(each) for each in seeds])
+    ends = np.array([[min(each), max(each)] for each in seeds]).reshape(-1, 2)
+    bars = np.maximum([middle - ends[:, 0], ends[:, 1] - middle], 0)
+    ax.errorbar(x, middle, bars, elinewidth=0.7, **look)
+
+
 def _ranks(ax: Axes, points: Points) -> None:
     """Ranks, solid, and widths of the chain, dashed, by matrix."""
-    x = [p["gamma"] ** 2 / math.log(p["length"]) for p in points]
+    norms = seeds_of(points)
+    x = [seeds[0]["gamma"] ** 2 / math.log(seeds[0]["length"]) for seeds in norms]
     for i, (name, label) in enumerate(MATRICES.items()):
         colour = style.COLOURS[i]
-        ax.plot(x, [p["ranks"][TOLERANCE][name] for p in points], "o-", color=colour, label=label)
+        ranks = [[p["ranks"][TOLERANCE][name] for p in seeds] for seeds in norms]
+        _line(ax, x, ranks, fmt="o-", color=colour, label=label)
         if name in ("f", "p"):
-            widths = [p["widths"][TOLERANCE][name] or math.nan for p in points]
+            widths = [
+                float(np.median([p["widths"][TOLERANCE][name] or math.nan for p in seeds]))
+                for seeds in norms
+            ]
             ax.plot(x, widths, "--", color=colour, linewidth=0.9)
     if points:
         ax.axhline(points[0]["length"], color=style.GREY, linewidth=0.8, zorder=0)
@@ -74,12 +93,11 @@ def _lengths(ax: Axes, families: Points, heads: Points) -> None:
     style.panel(ax, "c", "rank of $p$ over $L$")
     for family, colour in FAMILIES.items():
         for n in sorted({p["length"] for p in families}):
-            mine = [p for p in families if p["family"] == family and p["length"] == n]
-            mine.sort(key=lambda p: p["gamma"])
-            x = [p["gamma"] ** 2 / math.log(n) for p in mine]
-            y = [p["ranks"][TOLERANCE]["p"] / n for p in mine]
+            norms = seeds_of([p for p in families if p["family"] == family and p["length"] == n])
+            x = [seeds[0]["gamma"] ** 2 / math.log(n) for seeds in norms]
+            y = [[p["ranks"][TOLERANCE]["p"] / n for p in seeds] for seeds in norms]
             size = 1.5 + 0.6 * (math.log2(n) - 8)
-            ax.plot(x, y, "o-", color=colour, markersize=size, linewidth=0.7)
+            _line(ax, x, y, fmt="o-", color=colour, markersize=size, linewidth=0.7)
         if any(p["family"] == family for p in families):
             ax.plot([], [], color=colour, label=family)
     x = [p["score_ratio"] for p in heads]

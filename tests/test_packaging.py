@@ -101,6 +101,15 @@ def test_the_wheel_says_what_pyproject_says(wheel, metadata):
         assert "lora-limits = lora_limits.cli:main" in archive.read(name).decode()
 
 
+def test_version_and_date_are_told_alike():
+    told, heading = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "CHANGELOG.md")
+    )
+    date = re.search(r'date-released: "(.*)"', told)[1]
+    assert f"version: {lora_limits.__version__}\n" in told
+    assert f"## [{lora_limits.__version__}] - {date}\n" in heading
+
+
 @pytest.mark.slow
 def test_the_wheel_runs_in_an_environment_of_its_own(wheel, tmp_path):
     """The README's quickstart and the command, in a folder without the checkout. Installs from a

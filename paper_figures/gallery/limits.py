@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from paper_figures import levels as levels_figure
 from paper_figures.drawing import boundary
 from paper_figures.gallery.saying import Line, Rows, listed, plain, points, span
 
@@ -221,10 +222,13 @@ def levels(rows: Rows) -> list[Line]:
     found = points(rows, kind="family", family="uniform")
     longest = max(p["length"] for p in found)
     told = []
-    for p in sorted((p for p in found if p["length"] == longest), key=lambda p: p["gamma"]):
-        ranks, widths = p["ranks"]["1/L"], p["widths"]["1/L"]
-        width = "none" if widths["p"] is None else f"{widths['p']:,}"
-        told.append(f"{ranks['p']} (chain {width}) at {plain(p['gamma'] ** 2 / np.log(longest))}")
+    for seeds in levels_figure.seeds_of([p for p in found if p["length"] == longest]):
+        ranks = [p["ranks"]["1/L"]["p"] for p in seeds]
+        widths = [p["widths"]["1/L"]["p"] for p in seeds]
+        rank = f"{ranks[0]}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
+        width = "none" if None in widths else " or ".join(f"{w:,}" for w in sorted({*widths}))
+        ratio = seeds[0]["gamma"] ** 2 / np.log(longest)
+        told.append(f"{rank} (chain {width}) at {plain(ratio)}")
     what = f"rank of p at error 1/L, uniform, d = log2 L, L = {longest}, by R / ln L"
     heads = [p["ranks"]["1/L"]["p"] / p["tokens"] for p in points(rows, kind="head")]
     lines = [(what, listed(told))]
