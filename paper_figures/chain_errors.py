@@ -39,7 +39,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         _against_degree(axis, taylor, names)
         style.panel(axis, letter, f"{what}, $\\Gamma = {gamma:g}$")
     ax[0].set_ylabel("max error / largest entry")
-    _against_width(ax[2], points, sorted({gammas[0], gammas[-1]}))
+    ends = {min(gammas, key=lambda value: abs(value - end)) for end in (0.5, 2)}
+    _against_width(ax[2], points, sorted(ends))
     style.panel(ax[2], "c", "$A_Q$, by factor of $f$")
     ax[0].set_yscale("log")
     # Bounds above 100 say nothing, and the SVD ends at rounding.
