@@ -24,13 +24,14 @@ VERSION = 1  # bump when pretraining would give other numbers
 SIZES = Sizes(
     vocabulary=text.BYTES, d_model=64, heads=8, key_heads=4, width=8, layers=2, mlp=128, length=8192
 )
+CHARACTERS = 4  # of a piece of source, for each token
 PRETRAINED = 256  # tokens of a window that the small decoder is pretrained on
 POSITIONS = {"made": SIZES.length, "minilm": 512, "smollm2": 8192}
 
 
 def task(name: str, length: int, folder: Path) -> Task:
     """The next byte of code for the small decoder, the next token of the language reference for
-    SmolLM2, and for MiniLM the package that a piece of documentation comes from.
+    SmolLM2, and for MiniLM the package that a piece of source comes from.
 
     Raises Refused where the model's folder is not there.
     """
@@ -43,7 +44,7 @@ def task(name: str, length: int, folder: Path) -> Task:
         words = "\n\n".join(text.topics().values())
         ids = tokenizer.encode(words, add_special_tokens=False).ids
         return texts.language(ids, length, POSITIONS[name])
-    lines, labels = _documentation(length)
+    lines, labels = _sources(length)
     return texts.classes(tokenizer, lines, labels, length, POSITIONS[name])
 
 
@@ -54,16 +55,15 @@ def _check(name: str, folder: Path) -> None:
         )
 
 
-def _documentation(length: int) -> tuple[list[str], list[str]]:
-    """(pieces of docstrings, the standard package that each comes from)."""
-    # A word is a token or more, so that every piece but the last is long enough.
-    size = length
+def _sources(length: int) -> tuple[list[str], list[str]]:
+    """(pieces of source, documentation and code, the standard package that each comes from)."""
+    # More characters than a token has: nearly every piece is long enough, and no other is used.
+    size = CHARACTERS * length
     lines, labels = [], []
     for package in text.PACKAGES:
-        prose = " ".join(text.docstrings(source) for source in text.package(package).values())
-        words = prose.split()
+        words = " ".join(" ".join(source.split()) for source in text.package(package).values())
         pieces = [words[n : n + size] for n in range(0, len(words), size)]
-        lines += [" ".join(piece) for piece in pieces]
+        lines += pieces
         labels += [package] * len(pieces)
     return lines, labels
 
