@@ -12,28 +12,22 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lora_limits.instruments.compiling import quick_jit
+from lora_limits.instruments.compiling import jit_for
 from lora_limits.training import loop
 from lora_limits.training.batches import Data
 
 CHUNK = 16  # examples at a time, where nobody asks for fewer
 
 
-@functools.cache
-def _compiled() -> Any:
-    """(graphdef, adapters, frozen, tokens, labels) -> gradients of every example, compiled
-    quickly.
-    """
+def _one(graphdef: Any, adapters: Any, frozen: Any, tokens: Any, labels: Any) -> list[Any]:
+    loss = functools.partial(loop.loss_of, graphdef)
+    grads = jax.grad(loss)(adapters, frozen, tokens[None], labels[None])
+    return [leaf.reshape(-1) for leaf in jax.tree.leaves(grads)]
 
-    def one(graphdef, adapters, frozen, tokens, labels):
-        loss = functools.partial(loop.loss_of, graphdef)
-        grads = jax.grad(loss)(adapters, frozen, tokens[None], labels[None])
-        return [leaf.reshape(-1) for leaf in jax.tree.leaves(grads)]
 
-    def many(graphdef, adapters, frozen, tokens, labels):
-        return jax.vmap(functools.partial(one, graphdef, adapters, frozen))(tokens, labels)
-
-    return quick_jit(many, static_argnums=0)
+def _many(graphdef: Any, adapters: Any, frozen: Any, tokens: Any, labels: Any) -> list[Any]:
+    """Gradients of every example."""
+    return jax.vmap(functools.partial(_one, graphdef, adapters, frozen))(tokens, labels)
 
 
 def per_example(model: Any, data: Data, chunk: int = CHUNK) -> np.ndarray:
@@ -43,11 +37,12 @@ def per_example(model: Any, data: Data, chunk: int = CHUNK) -> np.ndarray:
     Whole chunks of examples, the rest dropped; time and memory of a training step for each chunk.
     """
     parts = nnx.split(model, loop.ADAPTERS, ...)
+    run = jit_for(_many, data.tokens.shape[1], parts[1:])
     rows = []
     size = min(chunk, len(data.tokens))
     for start in range(0, len(data.tokens) - size + 1, size):
         cut = slice(start, start + size)
-        leaves = _compiled()(*parts, data.tokens[cut], data.labels[cut])
+        leaves = run(*parts, data.tokens[cut], data.labels[cut])
         rows.append(np.concatenate([np.asarray(leaf, np.float64) for leaf in leaves], 1))
     return np.concatenate(rows)
 

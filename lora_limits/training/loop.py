@@ -24,7 +24,7 @@ from rich.progress import track
 
 from lora_limits.gradients.methods import Exact
 from lora_limits.instruments import timing
-from lora_limits.instruments.compiling import quick_jit
+from lora_limits.instruments.compiling import jit_for
 from lora_limits.linalg import AnyArray
 from lora_limits.nn.layered import Layered
 from lora_limits.training import batches, checkpoints
@@ -34,8 +34,6 @@ ADAPTERS = nnx.LoRAParam
 BASE = nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam))
 EXACT = Exact(512)
 SHOWN = 200  # steps from which a run shows its progress on a terminal
-# Up to so many tokens, what is run a few times costs more to compile well than it gains by it.
-SHORT = 1024
 TINY = 1e-300  # what a norm of 0 is divided by
 NOTED = ("loss", "seconds", "steps", "test_loss", "accuracy", "methods")  # in the history
 
@@ -82,12 +80,6 @@ _gradient_of = jax.grad(loss_of, argnums=1)
 gradients = jax.jit(_gradient_of, static_argnums=0)
 
 
-@functools.cache
-def _jitted(function: Callable[..., Any], quick: bool) -> Any:
-    # Made at its first use: quick_jit asks which backend there is, which no import should start.
-    return (quick_jit if quick else jax.jit)(function, static_argnums=0)
-
-
 _compiled: dict[Any, Any] = {}
 
 
@@ -129,7 +121,7 @@ def scores(model: Layered, data: Data, recipe: Recipe) -> dict[str, Float[np.nda
     count = max(min(recipe.tests, len(data.tokens)) // recipe.batch, 1)
     # Whole batches have one shape, and so one program.
     cuts = [slice(n * recipe.batch, (n + 1) * recipe.batch) for n in range(count)]
-    score = _jitted(_scores_of, data.tokens.shape[1] <= SHORT)
+    score = jit_for(_scores_of, data.tokens.shape[1], params)
     found = [score(graphdef, params, data.tokens[cut], data.labels[cut]) for cut in cuts]
     losses, rights = (np.concatenate(part) for part in zip(*found, strict=True))
     return {"loss": losses, "accuracy": rights}
@@ -149,7 +141,7 @@ def with_methods(model: Layered, methods: Sequence[Any]) -> Layered:
 
 def compare(model: Layered, data: Data) -> dict[str, float]:
     """Cosine and relative error of the adapters' gradient, as one vector, against the exact one."""
-    gradient = _jitted(_gradient_of, data.tokens.shape[1] <= SHORT)
+    gradient = jit_for(_gradient_of, data.tokens.shape[1], nnx.state(model))
 
     def flat(model: Layered) -> np.ndarray:
         parts = gradient(*nnx.split(model, ADAPTERS, ...), *data)
