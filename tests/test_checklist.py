@@ -48,7 +48,7 @@ def test_thresholds_are_those_of_the_pilot():
         ("0.017 to 0.080 from 2,048", "L = 2048: median error (90 %) | 0.017 (0.038) query"),
         ("cost 0.006 ± 0.010 in loss", "loss 0.006 ± 0.010"),
         ("above it 0.40 ± 0.09", "loss 0.40 ± 0.09"),
-        ("at rate 0.001 R passed ln L after 180 steps", "step 180 at rate 0.001"),
+        ("at rate 0.001 R passed ln L after 120 to 180 steps", "step 120 to 180 at rate 0.001"),
         ("at 0.0003 never", "never at rate 0.0003"),
     ],
 )  # fmt: skip
