@@ -166,7 +166,7 @@ def _followed(ax: Axes, rows: list[dict[str, Any]]) -> None:
         colour = colour_of(int(method.split()[1]), every)
         dash = "-" if norms == "normalised" else "--"
         ax.plot(own["steps"], mean, dash, color=colour, linewidth=0.9)
-        look: dict[str, Any] = {"color": colour, "alpha": 0.15, "linewidth": 0}
+        look: dict[str, Any] = {"color": colour, "alpha": 0.08, "linewidth": 0}
         ax.fill_between(own["steps"], mean - half, mean + half, **look)
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.set_yscale("symlog", linthresh=0.1)
@@ -213,15 +213,16 @@ def _exact_accuracy(rows: list[dict[str, Any]], where: dict[str, Any]) -> float:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """(a) noise and error, (b) b*, (c) loss against error over noise, (d) loss along long runs, (e),
-    (f) accuracy over exact's; 95 % bars.
+    """(a) noise and error, (b) b*, (c) loss over exact's against error over noise, with the
+    regression within each kind of norms, (d) the same, under exact attention, along runs of several
+    hundred steps (dashed: shrunk), (e), (f) points of accuracy over exact's; 95 % bars and bands.
     """
     fig, axes = style.figure(4.1, 2, 3)
     for ax, letter, title, part in (
         (axes[0, 0], "a", "noise and error", _against_noise),
         (axes[0, 1], "b", r"where they meet, $b^\star$", _crossings),
         (axes[0, 2], "c", "loss over exact's", _rule),
-        (axes[1, 0], "d", "the same along training", _followed),
+        (axes[1, 0], "d", "loss along training", _followed),
     ):
         part(ax, rows)
         style.panel(ax, letter, title)
@@ -230,7 +231,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         _metric(ax, rows, name)
         style.panel(ax, letter, title)
     axes[0, 0].set_ylabel("over the gradient's norm")
-    axes[1, 1].set_ylabel("accuracy over exact's (points)")
+    axes[1, 1].set_ylabel("points of accuracy")
     every = degrees(rows)
     look: dict[str, Any] = {"marker": "o", "markersize": 2.5}
     lines = [Line2D([], [], color=colour_of(g, every), label=f"degree {g}", **look) for g in every]

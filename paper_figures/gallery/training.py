@@ -87,17 +87,21 @@ def noise(rows: Rows) -> list[Line]:
 
 
 def _followed(rows: Rows) -> list[Line]:
-    """Whether a bias below the noise adds up: along runs that are ten times as long."""
+    """Whether a bias below the noise adds up, along runs several times as long."""
     lines = []
-    for (norms, method), found in batch_and_rank.followed(rows).items():
-        bias, loss = found["bias"], found["served"]
-        half, last = (batch_and_rank.interval(loss[:, n]) for n in (loss.shape[1] // 2, -1))
-        steps = found["steps"]
-        told = f"{spread(*half)} at step {steps[len(steps) // 2]}, {spread(*last)} at step {steps[-1]}; "
-        told += f"bias / noise {plain(np.median(bias[:, 0]))} at first, {plain(np.median(bias[:, -1]))} at last"
-        what = f"{method}, {norms} norms, followed ({len(loss)} seeds): "
-        what += "loss over exact training's, under exact attention"
-        lines.append((what, told))
+    every = batch_and_rank.followed(rows)
+    for norms in dict.fromkeys(norms for norms, _ in every):
+        found = {method: own for (kind, method), own in every.items() if kind == norms}
+        told, steps, seeds = [], 0, 0
+        for method, own in found.items():
+            steps, seeds = own["steps"][-1], len(own["served"])
+            bias = [plain(np.median(own["bias"][:, n])) for n in (0, -1)]
+            lost = spread(*batch_and_rank.interval(own["served"][:, -1]))
+            told.append(
+                f"{lost} degree {method.split()[1]} (bias / noise {bias[0]}, then {bias[1]})"
+            )
+        what = f"{norms} norms, {steps} steps ({seeds} seeds): loss over exact training's, "
+        lines.append((what + "under exact attention", listed(told)))
     return lines
 
 
