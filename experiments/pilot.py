@@ -18,12 +18,14 @@ from lora_limits.pilot.settings import Settings, read_method
 VERSION = 1
 POINTS = ("pilots", "steps", "seeds", "batch", "rate")
 PLACES = ("minilm", "smollm2", "cache")
+SIZES = ("steps", "seeds", "batch")  # that a pilot may have of its own
 KEPT = ("choice", "times", "start", "runs", "outcome")  # of a pilot's file, in its row
 
 
 class Config(Fields):
     """A pilot: "MODEL LENGTH METHOD", the model made, minilm or smollm2; the method "polynomial
-    DEGREE", "block tree" or "chosen", layer by layer.
+    DEGREE", "block tree" or "chosen", layer by layer. Steps, seeds and batch of one pilot alone
+    come after semicolons: "smollm2 512 polynomial 2; steps 20; batch 2".
 
     pretraining: steps of the model that is made here. minilm, smollm2: folders of these models, as
     transformers' save_pretrained writes them. cache: where what is pretrained and pilots on their
@@ -46,8 +48,21 @@ class Config(Fields):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            read(name)
+            read(divide(name)[0])
         return names
+
+
+def divide(pilot: str) -> tuple[str, dict[str, int]]:
+    """(name, sizes of its own) of a pilot as the config has it. Raises ValueError for others."""
+    name, *parts = (part.strip() for part in pilot.split(";"))
+    sizes = {}
+    for part in parts:
+        size, number = (*part.split(maxsplit=1), "", "")[:2]
+        if size not in SIZES or not number.isdecimal() or not int(number):
+            expected = f"one of {list(SIZES)} and a number above 0 after each semicolon"
+            raise ValueError(f"pilot: got {part!r} in {pilot!r}, expected {expected}")
+        sizes[size] = int(number)
+    return name, sizes
 
 
 def read(name: str) -> tuple[str, int, str | None]:
@@ -66,7 +81,7 @@ def read(name: str) -> tuple[str, int, str | None]:
 def points(config: Config) -> list[dict[str, Any]]:
     """A point for each pilot, with the sizes that pilots of one figure may differ in."""
     sizes = {name: getattr(config, name) for name in POINTS if name != "pilots"}
-    return [{"pilot": name, **sizes} for name in config.pilots]
+    return [{"pilot": name, **sizes, **own} for name, own in map(divide, config.pilots)]
 
 
 def inputs(config: Config) -> dict[str, Any]:
