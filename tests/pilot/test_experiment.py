@@ -7,7 +7,6 @@ from experiments.__main__ import main
 from experiments.runner import store
 from experiments.runner.note import load
 from tests.support import ROOT
-from tests.support.tools import refusal
 
 
 def test_a_pilot_may_have_sizes_of_its_own():
@@ -30,8 +29,10 @@ def test_a_pilot_may_have_sizes_of_its_own():
 )
 def test_other_names_are_refused_in_one_line(tmp_path, capsys, name, said):
     config = str(ROOT / "configs" / "pilot.toml")
-    told = refusal(capsys, config, "--pilots", name, "--out", str(tmp_path / "rows"))
+    assert main([config, "--pilots", name, "--out", str(tmp_path / "rows")]) == 2
+    told = capsys.readouterr().err
     assert said in told
+    assert told.count("\n") == 1
 
 
 @pytest.mark.slow
