@@ -135,8 +135,8 @@ def _saved(ax: Axes, rows: list[dict[str, Any]]) -> None:
     paper = [100 * (1 - PAPER[name][1] / PAPER[name][0]) for name in names]
     ax.bar(x, paper, 0.7, color=style.GREY, zorder=0)
     looks = {
-        "softmax_1": (BLUE, "s", r"softmax$_1$, exact"),
-        "stretched": (RED, "o", "other norms, exact"),
+        "softmax_1": (BLUE, "s", r"softmax$_1$"),
+        "stretched": (RED, "o", "softmax, larger scores"),
     }
     for row in part(rows, "step"):
         for name, (colour, marker, _) in looks.items():
@@ -149,13 +149,13 @@ def _saved(ax: Axes, rows: list[dict[str, Any]]) -> None:
         ax.plot(at, saved, "D", color=BLACK, fillstyle="none")
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.set_xticks(x, names)
-    handles = [Line2D([], [], color=style.GREY, linewidth=5, label="Table 1")]
+    handles = [Line2D([], [], color=style.GREY, linewidth=5, label="Table 1 (paper)")]
     handles += [
         Line2D([], [], color=c, marker=m, linestyle="none", label=label)
         for c, m, label in looks.values()
     ]
     hollow: dict[str, Any] = {"marker": "D", "fillstyle": "none", "linestyle": "none"}
-    handles.append(Line2D([], [], color=BLACK, label="a head at 10 % error", **hollow))
+    handles.append(Line2D([], [], color=BLACK, label="approximate, 10 % error", **hollow))
     tight: dict[str, Any] = {"handlelength": 1.2, "labelspacing": 0.15, "borderaxespad": 0.1}
     ax.legend(handles=handles, loc="upper left", **tight)
     low, high = ax.get_ylim()
