@@ -103,7 +103,9 @@ def _errors(ax: Axes, rows: list[dict[str, Any]]) -> None:
             face = colour if attention == "softmax" else "white"
             look: dict[str, Any] = {"color": colour, "marker": marker, "markerfacecolor": face}
             look["linestyle"] = dash
-            ax.plot(widths, [np.median(found[k]) for k in widths], **look)
+            # A head without a number is one of the worst, not one that is left out.
+            errors = [np.nan_to_num(found[k], nan=np.inf) for k in widths]
+            ax.plot(widths, [np.median(each) for each in errors], **look)
     ax.axhline(TOLERANCE, color=BLACK, linewidth=0.7, linestyle=":")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
