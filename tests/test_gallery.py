@@ -142,7 +142,12 @@ def test_numbers_have_two_digits(value, told):
 
 @pytest.mark.parametrize(
     ("mean", "half", "told"),
-    [(0.913, 0.052, "0.91 ± 0.05"), (56.2, 16.1, "56 ± 16"), (0.0063, 0.0098, "0.006 ± 0.010")],
+    [
+        (0.913, 0.052, "0.91 ± 0.05"),
+        (56.2, 16.1, "56 ± 16"),
+        (0.0063, 0.0098, "0.006 ± 0.010"),
+        (-0.04, 0.5, "0.0 ± 0.5"),
+    ],
 )
 def test_a_spread_has_the_digits_that_mean_something(mean, half, told):
     assert saying.spread(mean, half) == told

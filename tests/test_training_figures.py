@@ -125,6 +125,7 @@ def test_a_followed_run_is_held_against_the_exact_one_of_its_seed():
     [
         ([0.1, -0.1, 0.0], "within"),
         ([0.0], "not shown to be within"),
+        ([-5.0], "not shown to be within"),
         ([3.0, -3.0, 0.0], "not shown to be within"),
         ([-5.0, -5.1, -4.9], "beyond"),
         ([5.0, 5.1, 4.9], "beyond"),

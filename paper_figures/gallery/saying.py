@@ -28,7 +28,8 @@ def spread(mean: float, half: float, unit: str = "") -> str:
         place = max(-first + (half < 3 * 10.0**first), 0)
     else:
         place = 2
-    return f"{mean:.{place}f} ± {half:.{place}f}{unit}"
+    # + 0.0: no minus before a zero
+    return f"{round(mean, place) + 0.0:.{place}f} ± {half:.{place}f}{unit}"
 
 
 def times(slow: dict[str, Any], fast: dict[str, Any]) -> str:
