@@ -115,7 +115,13 @@ def _metric(
     A cross at the foot: runs whose loss is no number.
     """
     foot = ax.get_xaxis_transform()
-    ax.axhspan(-margin(rows), margin(rows), color=style.GREY, alpha=0.3, linewidth=0)
+    if any(
+        over_exact(runs(rows, *key), method)
+        for key in cases
+        for method in runs(rows, *key)
+        if method != "exact"
+    ):
+        ax.axhspan(-margin(rows), margin(rows), color=style.GREY, alpha=0.3, linewidth=0)
     for n, (case, task) in enumerate(cases):
         found = runs(rows, case, task)
         exact = [100 * m["final"]["accuracy"] for m in found.get("exact", {}).values()]

@@ -167,7 +167,8 @@ def _ranking(ax: Axes, rows: list[dict[str, Any]]) -> None:
     """
     order = ranked(rows)[::-1]
     margin = 100 * rows[0]["fields"]["margin"]
-    ax.axvspan(-margin, margin, color=style.GREY, alpha=0.3, linewidth=0)
+    if np.isfinite([lost(rows, task)[0] for task in order]).any():
+        ax.axvspan(-margin, margin, color=style.GREY, alpha=0.3, linewidth=0)
     for y, task in enumerate(order):
         colour, marker = LOOKS[task]
         mean, half = lost(rows, task)
