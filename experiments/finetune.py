@@ -114,8 +114,7 @@ def points(config: Config) -> list[dict[str, Any]]:
     for case, (methods, seeds) in cases.items():
         for task, length in getattr(config, case).tasks.items():
             where = {"case": case, "task": task, "length": length}
-            # A skeleton looks ahead, and the next token is predicted causally.
-            fitting = [m for m in methods if task != "next_byte" or not m.startswith("skeleton")]
+            fitting = [m for m in methods if bases.fits(m, task, length)]
             out.append({"kind": "time", **where, "methods": fitting})
             out += [
                 {"kind": "run", **where, "method": m, "seed": s}

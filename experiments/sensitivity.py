@@ -19,17 +19,16 @@ VERSION = 2
 POINTS = ("lengths", "degrees", "skeletons", "seeds")
 PLACES = ("cache",)
 WIDTH = 4
-CAUSAL = ("next_byte",)
 
 
 class Config(Fields):
     """Rank-4 adapters on Q, K and V of a model with normalised queries and keys of width 4,
     fine-tuned on each task.
 
-    degrees: of Polynomial, k = binom(4 + degree, degree); skeletons: ranks of Skeleton, which no
-    causal task takes. sample: examples behind the error of the gradient. margin: of accuracy, within
-    which a loss is to count as none; said before anything runs. cache: where pretrained bases are
-    kept.
+    degrees: of Polynomial, k = binom(4 + degree, degree); skeletons: ranks of Skeleton; of both,
+    those that approximate anything of a task. sample: examples behind the error of the gradient.
+    margin: of accuracy, within which a loss is to count as none; said before anything runs. cache:
+    where pretrained bases are kept.
     """
 
     lengths: dict[Literal["digits", "prose_or_code", "which_module", "next_byte"], PositiveInt]
@@ -58,11 +57,11 @@ def points(config: Config) -> list[dict[str, Any]]:
     out = []
     for task, length in config.lengths.items():
         methods = ["exact", *(f"polynomial {degree}" for degree in config.degrees)]
-        if task not in CAUSAL:
-            methods += [f"skeleton {rank}" for rank in config.skeletons]
+        methods += [f"skeleton {rank}" for rank in config.skeletons]
         out += [
             {"task": task, "length": length, "method": m, "seed": s}
             for m in methods
+            if bases.fits(m, task, length)
             for s in range(config.seeds)
         ]
     return out

@@ -103,3 +103,19 @@ def test_a_pilot_of_minilm_has_text_for_every_class_at_its_longest():
         assert np.bincount(part.labels).min() >= 10
     # Next to nothing is left out as too short.
     assert task.left_out < 0.05 * (len(task.train.tokens) + len(task.test.tokens))
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "length", "fits"),
+    [
+        ("exact", "next_byte", 64, True),
+        ("polynomial 4", "next_byte", 64, True),
+        ("polynomial 3", "next_byte", 64, False),
+        ("polynomial 3", "next_byte", 256, True),
+        ("skeleton 4", "next_byte", 256, False),
+        ("polynomial 3", "digits", 64, True),
+        ("skeleton 4", "digits", 64, True),
+    ],
+)
+def test_methods_that_would_be_exact_or_look_ahead_are_left_out(method, task, length, fits):
+    assert bases.fits(method, task, length) == fits
