@@ -9,101 +9,29 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from paper_figures.drawing import style
 from paper_figures.drawing.statistics import interval
+from paper_figures.drawing.training import colours_of, legend, losses
+from paper_figures.numbers.finetune import (
+    TASKS,
+    Runs,
+    lengths_of,
+    margin,
+    over_exact,
+    runs,
+    steps,
+    verdict,
+)
+
+__all__ = ["TASKS", "Runs", "draw", "margin", "over_exact", "runs", "steps", "verdict"]
 
 CONFIG = "finetune"
-TASKS = {
-    "digits": "digits",
-    "prose_or_code": "prose\nor code",
-    "which_module": "which\nmodule",
-    "next_byte": "next\nbyte",
-}
-Runs = dict[str, dict[int, dict[str, Any]]]
-SMOOTH = 5  # steps in a running mean of the training loss
-
-
-def runs(rows: list[dict[str, Any]], case: str, task: str) -> Runs:
-    """{method: {seed: metrics of its run}} in the order of the rows."""
-    out: Runs = {}
-    for row in rows:
-        point = row["point"]
-        if (point["kind"], point["case"], point["task"]) == ("run", case, task):
-            out.setdefault(point["method"], {})[point["seed"]] = row["metrics"]
-    return out
-
-
-def over_exact(found: Runs, method: str) -> list[float]:
-    """Points of accuracy over exact training's, seed by seed, of the seeds that both were run with:
-    they start from the same base and see the same data.
-    """
-    exact = found.get("exact", {})
-    return [
-        100 * own["final"]["accuracy"] - 100 * exact[seed]["final"]["accuracy"]
-        for seed, own in found[method].items()
-        if seed in exact
-    ]
-
-
-def steps(rows: list[dict[str, Any]], case: str, task: str) -> dict[str, dict[str, float]]:
-    """{method: seconds and temporary bytes of a step}, "exact" being the fastest exact
-    contender.
-    """
-    for row in rows:
-        point = row["point"]
-        metrics = row["metrics"]
-        if (point["kind"], point["case"], point["task"]) == ("time", case, task):
-            return metrics["methods"] | {"exact": metrics["methods"][metrics["best"]]}
-    return {}
-
-
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over SMOOTH steps, shorter at the start."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    last = np.arange(1, len(values) + 1)
-    first = np.maximum(last - SMOOTH, 0)
-    return (sums[last] - sums[first]) / (last - first)
-
-
-def losses(ax: Axes, found: Runs, colours: dict[str, str], seconds=None) -> None:
-    """The mean loss over seeds by step, or by the seconds that steps of each method take; exact
-    wide and pale.
-    """
-    timed = {m: x for m, x in found.items() if seconds is None or m in seconds}
-    if not timed:
-        style.empty(ax)
-    for method, metrics in timed.items():
-        loss = smooth(np.mean([m["loss"] for m in metrics.values()], axis=0))
-        x = np.arange(1, len(loss) + 1) * (seconds[method]["seconds"] if seconds else 1)
-        width, alpha = (2.6, 0.35) if method == "exact" else (0.9, 1)
-        ax.plot(x, loss, color=colours[method], linewidth=width, alpha=alpha)
-    ax.set_xlabel("seconds" if seconds else "step")
 
 
 def _places(ax: Axes, labels: list[str]) -> None:
     ax.set_xticks(range(len(labels)), labels)
     ax.set_xlim(-0.5, len(labels) - 0.5)
-
-
-def margin(rows: list[dict[str, Any]]) -> float:
-    """Points of accuracy within which training counts as equivalent, set before it ran."""
-    return 100 * rows[0]["fields"]["margin"]
-
-
-def verdict(rows: list[dict[str, Any]], differences: list[float]) -> str:
-    """Whether the 95 % interval of the differences lies within the margin, or beyond it."""
-    most = margin(rows)
-    mean, half = interval(differences)
-    if not np.isfinite(mean):
-        return "beyond"
-    if len(differences) < 2:
-        half = np.inf  # one seed shows nothing of the next
-    if mean + half < -most or mean - half > most:
-        return "beyond"
-    within = -most < mean - half and mean + half < most
-    return "within" if within else "not shown to be within"
 
 
 def _metric(
@@ -164,32 +92,6 @@ def _ratios(
     for fill, label in (("full", "time"), ("none", "memory")):
         ax.plot([], [], "ko", fillstyle=fill, markersize=3, label=label)
     ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0.1)
-
-
-def colours_of(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """One colour a method in all panels; exact training is black."""
-    methods = sorted({r["point"]["method"] for r in rows if r["point"]["kind"] == "run"})
-    approximate = [m for m in methods if m != "exact"]
-    return {"exact": "black"} | {m: style.COLOURS[n] for n, m in enumerate(approximate)}
-
-
-def lengths_of(rows: list[dict[str, Any]], case: str) -> dict[tuple[str, str], int]:
-    """{(case, task): L} of the short or the long tasks."""
-    return {
-        (case, row["point"]["task"]): row["point"]["length"]
-        for row in rows
-        if row["point"]["case"] == case
-    }
-
-
-def legend(fig: Figure, colours: dict[str, str]) -> None:
-    """The methods, above all panels; exact is wide and pale."""
-    wide: dict[str, Any] = {"linewidth": 2.6, "alpha": 0.35}
-    handles = [
-        Line2D([], [], color=colour, **(wide if method == "exact" else {}))
-        for method, colour in colours.items()
-    ]
-    fig.legend(handles, list(colours), loc="outside upper center", ncols=len(colours))
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures.drawing import style
-from paper_figures.finetune import CONFIG, TASKS, Runs, colours_of, legend, lengths_of, losses, runs
+from paper_figures.drawing.training import colours_of, legend, losses
+from paper_figures.numbers.finetune import TASKS, Runs, lengths_of, runs
 
-__all__ = ["CONFIG", "draw"]
+CONFIG = "finetune"
 
 
 def _errors(ax: Axes, found: Runs, colours: dict[str, str]) -> None:

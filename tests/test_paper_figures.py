@@ -133,7 +133,7 @@ def test_two_plans_in_one_folder_are_never_drawn_together(tmp_path, drawn, capsy
 def test_rows_without_their_fields_are_drawn_and_marked(drawn, capsys):
     """Those that are kept from older versions."""
     without = [name for name in finding.available() if not name.startswith("diagnose")]
-    without = [n for n in without if "fields" not in load(STORED, n)[0]]
+    without = [n for n in without if "fields" not in load(STORED, finding.find(n).CONFIG)[0]]
     if without:
         assert main([without[0], "--out", "nowhere"]) == 0
         assert capsys.readouterr().err.startswith(f"{without[0]}: rows of an older version")

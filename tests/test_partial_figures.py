@@ -93,7 +93,7 @@ def test_accuracies_are_compared_seed_by_seed():
     """Of runs of unlike seeds there is nothing to compare, however many there are of each."""
     rows = load(STORED, "finetune")
     whole = finetune.runs(rows, "short", "digits")
-    assert len(finetune.over_exact(whole, "polynomial 2")) == len(whole["exact"]) == 8
+    assert len(finetune.over_exact(whole, "polynomial 2")) == len(whole["exact"]) >= 5
 
     def kept(row):
         point = row["point"]
@@ -115,13 +115,13 @@ def test_a_mean_over_methods_is_of_the_seeds_they_share():
         gone = {"task": task, "method": method, "seed": seed}
         return lambda row: not gone.items() <= row["point"].items()
 
-    # Each of the first methods lacks a seed of its own: of as many runs, none is a pair.
+    # Exact training lacks one seed and every method another: of as many runs, only some are pairs.
     some = [row for row in rows if without("exact", seeds[0])(row)]
-    for method, seed in zip(names, seeds[1:], strict=False):
-        some = [row for row in some if without(method, seed)(row)]
+    for method in names:
+        some = [row for row in some if without(method, seeds[1])(row)]
     assert sensitivity.common(some) == names
-    shared = set(seeds) - {seeds[0], *seeds[1 : 1 + len(names)]}
+    shared = set(seeds[2:])
+    assert shared
     only = [row for row in rows if row["point"]["task"] != task or row["point"]["seed"] in shared]
-    gains = [sensitivity.gain(part, task) for part in (some, only)]
-    means = [sensitivity.share(part, task)[0] for part in (some, only)]
-    assert means[0] * gains[0] == pytest.approx(means[1] * gains[1])
+    means = [sensitivity.lost(part, task)[0] for part in (some, only)]
+    assert means[0] == pytest.approx(means[1])
