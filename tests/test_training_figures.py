@@ -49,6 +49,10 @@ def test_runs_of_crossing_are_all_different_and_have_every_seed():
     assert len(points) == 5 * len(runs) == len({tuple(p.values()) for p in points})
     starts = {p["rate"] for p in points if p["case"] == "as pretrained"}
     assert starts == {1e-3, 1e-2}
+    # Of a single rate, the middle one is the largest.
+    one = sweep.config.model_copy(update={"rates": (1e-2,), "cases": ("as pretrained",)})
+    runs = [tuple(p.values()) for p in crossing.points(one)]
+    assert len(runs) == len(set(runs))
 
 
 def test_norms_are_crossed_with_rates_and_batches():
@@ -85,7 +89,7 @@ def ruled_rows(losses, *, norms="free", seeds=2):
 
 def test_the_regression_is_within_one_kind_of_norms():
     rows = ruled_rows([0.0, 0.3, 0.6, 0.9]) + ruled_rows([5.0], norms="shrunk")
-    slope, half, intercept, _ = rule.regression(rows, "free")
+    slope, half, intercept = rule.regression(rows, "free")
     assert slope == pytest.approx(0.3 / math.log10(2))
     assert intercept == pytest.approx(0, abs=1e-9)
     assert half == pytest.approx(0, abs=1e-6)

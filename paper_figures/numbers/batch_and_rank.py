@@ -133,21 +133,19 @@ def _finite(rows: list[dict[str, Any]], norms: str | None) -> list[list[dict[str
     ]
 
 
-def regression(
-    rows: list[dict[str, Any]], norms: str, *, below: bool | None = None
-) -> tuple[float, float, float, float] | None:
+def regression(rows: list[dict[str, Any]], norms: str) -> tuple[float, float, float] | None:
     """Loss over exact training's against log10(error / noise) within one kind of norms, one point a
-    kind of run: (slope, half-width of its 95 % interval, intercept, mean of the logarithms). below:
-    on one side of error = noise alone. None for fewer than three kinds of run.
+    kind of run: (slope, half-width of its 95 % interval, intercept). None for fewer than three
+    kinds of run.
     """
-    groups = [g for g in _finite(rows, norms) if below is None or (typical(g) < 1) == below]
+    groups = _finite(rows, norms)
     if len(groups) < 3:
         return None
     x = np.log10([typical(group) for group in groups])
     y = [float(np.mean([pair["loss"][0] for pair in group])) for group in groups]
     fit: Any = stats.linregress(x, y)
     half = float(stats.t.ppf(0.975, len(groups) - 2) * fit.stderr)
-    return float(fit.slope), half, float(fit.intercept), float(x.mean())
+    return float(fit.slope), half, float(fit.intercept)
 
 
 def followed(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, np.ndarray]]:

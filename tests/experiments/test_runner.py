@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.runner import store
+from experiments.runner import store, telling
 from tests.support.tools import refusal
 from tests.support.written import lines, outcomes
 
@@ -152,3 +152,11 @@ def test_a_terminal_gets_a_bar_and_the_failures(toy, capsys, monkeypatch):
     assert "length=7 gamma=1.0" in printed
     assert "length=2 gamma=1.0: failed, MemoryError: length 2 is too much" in printed
     assert "results: out/rows.jsonl (6 ok, 1 failed)\n" in printed
+
+
+@pytest.mark.parametrize(("theirs", "own"), [({"x": 1, "gone": 2}, {"x": 1}), ({}, {"gone": 2})])
+def test_a_field_of_one_side_alone_names_the_other_folder(theirs, own):
+    """An experiment that changed while its version did not."""
+    plans = [{"experiment": "e", "version": 1, "fields": fields} for fields in (theirs, own)]
+    command = telling.elsewhere(["e.toml"], Path("rows"), *plans)
+    assert command.split()[-1].startswith("rows-gone-")
