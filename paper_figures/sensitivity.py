@@ -203,7 +203,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     ]
     black: dict[str, Any] = {"color": "black", "linestyle": "none"}
     marks.append(Line2D([], [], marker="o", fillstyle="none", label="skeletons", **black))
-    marks.append(Line2D([], [], marker="x", label="not finite", **black))
+    if any(not row["metrics"]["finite"] for row in rows):
+        marks.append(Line2D([], [], marker="x", label="not finite", **black))
     fig.legend(
         handles=marks, loc="outside lower center", ncols=6, columnspacing=1.0, handlelength=1.5
     )
