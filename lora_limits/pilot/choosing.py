@@ -17,11 +17,20 @@ from lora_limits.nn.layered import Layered
 from lora_limits.training import batches, gradient_noise, loop
 from lora_limits.training.batches import Data
 
-WATCHED = 8  # sequences, of the training part, that noise and error are measured on
-COMPARED = 2  # of them, that layers are compared on
+WATCHED = 8  # sequences, of the training part, that noise and error are measured on,
+WATCHED_TOKENS = 8192  # or fewer, of no more tokens than this together,
+COMPARED = 2  # but these, that layers are compared on
 SHARE = 0.5  # of the noise of a batch: what a layer's error may be
 REPEATS = 5
 MAX_SECONDS = 20.0
+
+
+def first_of(data: Data) -> Data:
+    """The sequences that noise and error are measured on: fewer of long ones, whose gradients by
+    both methods would take longer than the training.
+    """
+    within = WATCHED_TOKENS // data.tokens.shape[1]
+    return batches.first(data, min(max(within, COMPARED), WATCHED))
 
 
 def watched(model: Layered, exact: Any, data: Data, batch: int) -> dict[str, float]:

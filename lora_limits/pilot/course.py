@@ -88,7 +88,7 @@ class Pilot:
         return len(SIDES) * self.settings.seeds * self.settings.steps
 
     def _watched(self) -> batches.Data:
-        return batches.first(self.task.train, choosing.WATCHED)
+        return choosing.first_of(self.task.train)
 
     def _keep(self, name: str, value: Any) -> None:
         self.state[name] = value

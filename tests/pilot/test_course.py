@@ -173,6 +173,14 @@ def test_where_exact_is_fastest_nothing_is_trained(decoder, tmp_path, monkeypatc
     assert told[-1].startswith("NO-GO: in no layer")
 
 
+@pytest.mark.parametrize(
+    ("length", "count"), [(16, 8), (1024, 8), (2048, 4), (4096, 2), (8192, 2), (16384, 2)]
+)
+def test_fewer_of_long_sequences_are_watched_but_never_one(length, count):
+    tokens = np.zeros((9, length), np.int32)
+    assert len(choosing.first_of(Data(tokens, tokens)).tokens) == count
+
+
 def test_errors_and_noise_are_those_of_whole_gradients(decoder):
     """Layer by layer and as a whole, against gradients of the batch, taken another way."""
     folder, task = decoder
