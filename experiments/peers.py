@@ -32,7 +32,7 @@ from experiments.runner.config import Fields, Tokens
 from lora_limits.gradients.cost import exact_operations, polynomial_operations
 from lora_limits.instruments.compiling import quick_jit
 
-VERSION = 2
+VERSION = 3
 POINTS = ("grid", "lengths", "exact_lengths", "long", "rivals", "compile_degrees")
 PLACES = ("inputs",)
 
@@ -63,7 +63,7 @@ class Config(Fields):
     width: PositiveInt = 8
     rank: PositiveInt = 4
     gamma: PositiveFloat = 1.0
-    seed: int = 0
+    seeds: PositiveInt = 3
     repeats: PositiveInt = 7
     max_seconds: PositiveFloat = 4.0
     max_exact_seconds: PositiveFloat = 60.0
@@ -110,10 +110,12 @@ def measure(point: dict[str, Any], config: Config) -> dict[str, Any]:
     return panels[point["panel"]](point, config)
 
 
-def _random_problem(length: int, config: Config) -> ll.LoRAProblem:
-    # Compiled quickly, for a problem is made once.
+def _random_problems(length: int, config: Config) -> list[ll.LoRAProblem]:
+    """One of each seed."""
     sizes = {"length": length, "width": config.width, "rank": config.rank, "gamma": config.gamma}
-    return quick_jit(lambda key: ll.random_problem(key, **sizes))(jax.random.key(config.seed))
+    # Compiled quickly, for a problem is made once.
+    make = quick_jit(lambda key: ll.random_problem(key, **sizes))
+    return [make(jax.random.key(seed)) for seed in range(config.seeds)]
 
 
 def _limits(config: Config) -> Limits:
@@ -121,17 +123,17 @@ def _limits(config: Config) -> Limits:
 
 
 def _exact(
-    problem: ll.LoRAProblem, config: Config
-) -> tuple[dict[str, Contender], Reference | None, float]:
-    """(exact contenders that fit the time, reference, seconds one is estimated to take)."""
-    seconds = race.exact_seconds(problem)
+    problems: list[ll.LoRAProblem], config: Config
+) -> tuple[dict[str, Contender], list[Reference], float]:
+    """(exact contenders that fit the time, references, seconds one is estimated to take)."""
+    seconds = race.exact_seconds(problems[0])
     # Where one gradient takes too long there is no baseline and no truth either: a longer row has
     # the approximations alone.
     if seconds > config.max_exact_seconds:
-        return {}, None, seconds
+        return {}, [], seconds
     tuned = seconds <= config.max_tuned_seconds
-    contenders = race.exact_contenders(problem.target.shape[0], tuned=tuned)
-    return contenders, truth.reference(problem), seconds
+    contenders = race.exact_contenders(problems[0].target.shape[0], tuned=tuned)
+    return contenders, [truth.reference(p) for p in problems], seconds
 
 
 def _best(methods: dict[str, Any]) -> dict[str, Any]:
@@ -162,14 +164,14 @@ def _timed(methods: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
 def _grid(point: dict[str, Any], config: Config) -> dict[str, Any]:
     length = point["length"]
     width = point["width"]
-    key = jax.random.key(config.seed)
-    rank = min(config.rank, width)
-    problem = baselines.multilayer_problem(key, length=length, width=width, rank=rank)
-    contenders, true, estimated = _exact(problem, config)
+    sizes = {"length": length, "width": width, "rank": min(config.rank, width)}
+    keys = [jax.random.key(seed) for seed in range(config.seeds)]
+    problems = [baselines.multilayer_problem(key, **sizes) for key in keys]
+    contenders, true, estimated = _exact(problems, config)
     ours = {f"polynomial {g}": race.polynomial(g, width) for g in config.grid_degrees}
     beside = skinny.products(length, tuple(c.features or 0 for c in ours.values()), width)
     every = contenders | ours
-    methods, seconds = race.race(problem, every, _limits(config), true=true, beside=beside)
+    methods, seconds = race.race(problems, every, _limits(config), true=true, beside=beside)
     found = {"methods": methods, "estimated": estimated}
     return found | _best(methods) | skinny.rates(methods, seconds, length, width)
 
@@ -177,31 +179,33 @@ def _grid(point: dict[str, Any], config: Config) -> dict[str, Any]:
 def _length(point: dict[str, Any], config: Config) -> dict[str, Any]:
     length = point["length"]
     width = config.width
-    seed = config.seed
-    problem = _random_problem(length, config)
+    problems = _random_problems(length, config)
+    problem = problems[0]
     contenders = {}
-    true = None
+    true: list[Reference] = []
     if point["exact"]:
-        contenders, true, _ = _exact(problem, config)
+        contenders, true, _ = _exact(problems, config)
     for g in config.degrees:
         contender = race.polynomial(g, width)
         k = contender.features or 1
         contenders |= {f"polynomial {g}": contender, f"chain {g}": race.literal_chain(g, width)}
         # Everything of one degree has as many features as its polynomial.
-        contenders |= {f"favor {k}": race.favor(k, width, seed), f"nystrom {k}": race.nystrom(k)}
+        contenders |= {f"favor {k}": race.favor(k, width, 0), f"nystrom {k}": race.nystrom(k)}
     limits = _limits(config)
-    methods, _ = race.race(problem, contenders, limits, true=true, beside={})
+    methods, _ = race.race(problems, contenders, limits, true=true, beside={})
     ours = {f"polynomial {g}": g for g in config.degrees}
     out = {"methods": methods, **_best(methods)}
     out["model"] = {name: polynomial_operations(problem, g) for name, g in ours.items()}
     out["model"]["exact"] = exact_operations(problem)
-    if true is not None:
+    if true:
         # Equal time, as the other way to be fair: each rival gets as many features as it can use
         # until it takes as long as the slowest polynomial.
         times = {name: methods[name]["gradient"]["seconds"] for name in ours}
-        makers = {"favor": lambda k: race.favor(k, width, seed), "nystrom": race.nystrom}
+        makers = {"favor": lambda k: race.favor(k, width, 0), "nystrom": race.nystrom}
         tried = {
-            family: race.search(problem, make, limits, most_seconds=max(times.values()), true=true)
+            family: race.search(
+                problem, make, limits, most_seconds=max(times.values()), true=true[0]
+            )
             for family, make in makers.items()
         }
         out |= {"tried": tried, "equal_time": _equal_time(times, tried)}
@@ -229,8 +233,8 @@ def _long(point: dict[str, Any], config: Config) -> dict[str, Any]:
     ours = ours._replace(parts={part: ours.parts[part] for part in ("gradient", "certified")})
     beside = skinny.products(length, (ours.features or 0,), width)
     contenders = {f"polynomial {config.long_degree}": ours}
-    problem = _random_problem(length, config)
-    methods, seconds = race.race(problem, contenders, _limits(config), true=None, beside=beside)
+    problems = _random_problems(length, config)
+    methods, seconds = race.race(problems, contenders, _limits(config), beside=beside)
     return {"methods": methods, **skinny.rates(methods, seconds, length, width)}
 
 
@@ -239,29 +243,33 @@ def _rivals(point: dict[str, Any], config: Config) -> dict[str, Any]:
     if point["problem"] == "head":
         path = _file(config)
         heads = minilm.heads(path)
-        problem = minilm.problem(*heads[len(heads) // 2], length=length, path=path, noise=1.0)
+        head = heads[len(heads) // 2]
+        problems = [
+            minilm.problem(*head, length=length, path=path, noise=1.0, seed=seed)
+            for seed in range(config.seeds)
+        ]
         ours: dict[str, ll.Method] = {
             "tree 128": ll.BlockTree(128, 128),
             "tree 512": ll.BlockTree(512, 512),
             "sparse 128": ll.SparseLowRank(64, 64),
         }
     else:
-        problem = _random_problem(length, config)
+        problems = _random_problems(length, config)
         ours = {f"polynomial {g}": ll.Polynomial(g) for g in config.degrees}
-    contenders = race.exact_contenders(length, tuned=True) | race.subquadratic_rivals(config.seed)
+    contenders = race.exact_contenders(length, tuned=True) | race.subquadratic_rivals(0)
     contenders |= {name: race.library(name.split()[0], m) for name, m in ours.items()}
     # losses are left out: nothing is held against them
     contenders = {
         name: c._replace(parts={"gradient": c.parts["gradient"]}) for name, c in contenders.items()
     }
-    true = truth.reference(problem)
-    methods, _ = race.race(problem, contenders, _limits(config), true=true, beside={})
+    true = [truth.reference(p) for p in problems]
+    methods, _ = race.race(problems, contenders, _limits(config), true=true, beside={})
     return {"methods": methods, **_best(methods)}
 
 
 def _compile(point: dict[str, Any], config: Config) -> dict[str, Any]:
     degree = point["degree"]
     contenders = {f"polynomial {degree}": race.polynomial(degree, config.width)}
-    problem = _random_problem(config.compile_length, config)
+    problem = _random_problems(config.compile_length, config)[0]
     methods, _ = race.compile_all(problem, contenders, _limits(config))
     return {"methods": methods}

@@ -62,7 +62,7 @@ def _series(rows: Rows, pick) -> tuple[list[int], list[float]]:
 
 def _errors(ax: Axes, rows: Rows) -> None:
     """Speed-up against error at the longest sequence with an exact gradient; large markers: equal
-    k.
+    k, the worst seed, and a line over all.
     """
     known = [r for r in panel(rows, "length") if r["metrics"]["best"]]
     if not known:
@@ -96,6 +96,7 @@ def _family(ax: Axes, metrics: dict[str, Any], family: str, names: list[str]) ->
     # Those of several degrees are joined; FAVOR+ and Nystrom are single choices of k.
     line = "-" if family in ("chain", "polynomial") else "None"
     ax.plot(errors, speeds, linestyle=line, color=colour, marker=marker, markersize=4.5)
+    _by_seed(ax, metrics, names, speeds, "error", colour)
     if family != "polynomial":
         return
     above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
@@ -105,6 +106,16 @@ def _family(ax: Axes, metrics: dict[str, Any], family: str, names: list[str]) ->
     speeds = [metrics["speed_up"]["certified"][n] for n in names]
     bounds = [metrics["methods"][n]["bound"] for n in names]
     ax.plot(bounds, speeds, "-", color=LOOKS["certified"][0], marker=marker, markersize=4.5)
+    _by_seed(ax, metrics, names, speeds, "bound", LOOKS["certified"][0])
+
+
+def _by_seed(
+    ax: Axes, metrics: dict[str, Any], names: list[str], speeds, what: str, colour
+) -> None:
+    """A level line from the least to the largest error (or bound) of the seeds."""
+    for n, speed in zip(names, speeds, strict=True):
+        each = metrics["methods"][n]["by_seed"][what]
+        ax.hlines(speed, min(each), max(each), color=colour, linewidth=1.6)
 
 
 def _times(ax: Axes, rows: Rows) -> None:
@@ -190,7 +201,9 @@ def _grid(ax: Axes, rows: Rows) -> None:
 
 
 def _rivals(ax: Axes, rows: Rows, problem: str) -> None:
-    """Speed-up against error of each method at its sizes, at the longest sequence of the problem."""
+    """Speed-up against error of each method at its sizes, at the longest sequence of the problem:
+    the worst seed, and a line over all.
+    """
     mine = [r for r in panel(rows, "rivals") if r["point"]["problem"] == problem]
     if not mine:
         style.empty(ax)
@@ -201,6 +214,7 @@ def _rivals(ax: Axes, rows: Rows, problem: str) -> None:
         errors = [metrics["methods"][n]["error"] for n in names]
         speeds = [metrics["speed_up"]["gradient"][n] for n in names]
         ax.plot(errors, speeds, "-", color=colour, marker=marker)
+        _by_seed(ax, metrics, names, speeds, "error", colour)
     ax.axhline(1, color=style.GREY, linewidth=0.6, zorder=0)
     ax.set_xscale("log")
     ax.set_yscale("log")

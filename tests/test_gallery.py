@@ -153,6 +153,15 @@ def test_a_spread_has_the_digits_that_mean_something(mean, half, told):
     assert saying.spread(mean, half) == told
 
 
+def test_what_seeds_agree_on_is_said_once_and_what_is_not_a_number_is_said():
+    metrics = {
+        "by_seed": {"error": [2e-5, 1e-5, 4e-5], "bound": [0.31, 0.312], "lost": [1, math.nan]}
+    }
+    assert saying.over_seeds(metrics, "error") == "1.0e-5 to 4.0e-5"
+    assert saying.over_seeds(metrics, "bound") == "0.31"
+    assert "nan" in saying.over_seeds(metrics, "lost")
+
+
 def test_a_ratio_of_times_carries_both_spreads():
     slow = {"seconds": 10.0, "spread": 2.0, "repeats": 7}
     fast = {"seconds": 1.0, "spread": 0.4, "repeats": 7}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -200,57 +201,56 @@ def compile_all(problem: ll.LoRAProblem, contenders: Mapping[str, Contender], li
     return out, programs
 
 
-def _judge(
-    problem: ll.LoRAProblem,
-    name: str,
-    contender: Contender,
-    values: Mapping[tuple[str, str], Any],
-    limits: Limits,
-    true: Reference,
-) -> dict[str, Any]:
-    """Errors of what a contender computed."""
-    out: dict[str, Any] = {}
-    if (name, "gradient") in values:
-        out |= errors(values[name, "gradient"], true)
-        # The factors of an output are two L x k arrays and what they are made from.
-        size = 24.0 * problem.target.shape[0] * (contender.features or 0)
-        if contender.features and size <= limits.max_bytes:
-            out["output_error"] = output_error(problem, contender, true)
-    return out
+def _forward(
+    problem: ll.LoRAProblem, contender: Contender, limits: Limits, true: Reference
+) -> dict[str, float | None]:
+    """The error of the output, where a contender forms one that fits into memory."""
+    # The factors of an output are two L x k arrays and what they are made from.
+    size = 24.0 * problem.target.shape[0] * (contender.features or 0)
+    if not contender.features or size > limits.max_bytes:
+        return {}
+    return {"output_error": output_error(problem, contender, true)}
 
 
 def race(
-    problem: ll.LoRAProblem,
+    problems: Sequence[ll.LoRAProblem],
     contenders: Mapping[str, Contender],
     limits: Limits,
     *,
-    true: Reference | None,
+    true: Sequence[Reference] = (),
     beside: Mapping[str, Callable[[], Any]],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-    """(metrics by contender, seconds of the calls in `beside`), all timed by turns; errors where
-    `true` is given; a "bound" wherever a gradient is certified, beside its largest entry.
+    """(metrics by contender, seconds of the calls in `beside`), all timed by turns on the first of
+    the problems, which have one shape.
+
+    Where `true` has a reference of each: "error" and what `errors` has beside it. Wherever a
+    gradient is certified: its "bound", beside its largest entry. Both are the largest of all
+    problems, and "by_seed" has each; all else is of the first.
     """
+    problem = problems[0]
     out, programs = compile_all(problem, contenders, limits)
-    values: dict[tuple[str, str], Any] = {}
-
-    def call(key: tuple[str, str]) -> Any:
-        values[key] = programs[key](problem)
-        return values[key]
-
-    calls = {" ".join(key): (lambda key=key: call(key)) for key in programs}
+    calls = {" ".join(key): functools.partial(run, problem) for key, run in programs.items()}
     times = timing.interleaved(
         calls | dict(beside), repeats=limits.repeats, max_seconds=limits.max_seconds
     )
     for name, part in programs:
         out[name][part] |= times[f"{name} {part}"]
     for name, contender in contenders.items():
-        if true is not None:
-            out[name] |= _judge(problem, name, contender, values, limits, true)
-        if (name, "certified") in values:
-            gradient, bound = values[name, "certified"]
+        by_seed: dict[str, list[float]] = {}
+        if true and (name, "gradient") in programs:
+            gradients = [programs[name, "gradient"](p) for p in problems]
+            each = [errors(g, t) for g, t in zip(gradients, true, strict=True)]
+            by_seed |= {what: [e[what] for e in each] for what in ("error", "max_error")}
+            out[name] |= each[0] | _forward(problem, contender, limits, true[0])
+        if (name, "certified") in programs:
+            found = [programs[name, "certified"](p) for p in problems]
             # beside its own gradient where there is no other
-            held = of_gradient(gradient) if true is None else true
-            out[name]["bound"] = relative_bound(bound, held)
+            held = true or [of_gradient(gradient) for gradient, _ in found]
+            pairs = zip(found, held, strict=True)
+            by_seed["bound"] = [relative_bound(bound, h) for (_, bound), h in pairs]
+        if by_seed:
+            out[name] |= {what: float(np.max(each)) for what, each in by_seed.items()}
+            out[name]["by_seed"] = by_seed
     return out, {name: times[name]["seconds"] for name in beside}
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 Rows = list[dict[str, Any]]
 Line = tuple[str, str]
 
@@ -49,6 +51,12 @@ def span(values: Iterable[float], digits: int = 2) -> str:
     """lowest to highest."""
     values = list(values)
     return f"{plain(min(values), digits)} to {plain(max(values), digits)}"
+
+
+def over_seeds(metrics: dict[str, Any], name: str) -> str:
+    """What was measured of several problems: lowest to highest, or the one where they look alike."""
+    low, high = (plain(float(end(metrics["by_seed"][name]))) for end in (np.min, np.max))
+    return low if low == high else f"{low} to {high}"
 
 
 def listed(parts: Sequence[str]) -> str:

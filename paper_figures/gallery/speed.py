@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from paper_figures import scaling
-from paper_figures.gallery.saying import Line, Rows, listed, plain, points, spread, times
+from paper_figures.gallery.saying import (
+    Line,
+    Rows,
+    listed,
+    over_seeds,
+    plain,
+    points,
+    spread,
+    times,
+)
 
 BIG = 2**20
 
@@ -13,7 +22,7 @@ BIG = 2**20
 def _scaling(rows: Rows, case: str, length: int) -> str:
     (m,) = points(rows, case=case, length=length)
     ratio = times(m["methods"][m["best"]], m["methods"]["polynomial"])
-    return f"{ratio}, relative error {plain(m['error'])}"
+    return f"{ratio}, relative error {over_seeds(m, 'error')}"
 
 
 def adapters(rows: Rows) -> list[Line]:
@@ -56,7 +65,7 @@ def grid(rows: Rows) -> list[Line]:
     best = m["methods"][m["best"]["gradient"]]["gradient"]
     ours = {n: x for n, x in m["methods"].items() if x["family"] == "polynomial"}
     told = [
-        f"degree {n.split()[1]}: {times(best, x['gradient'])} at gradient error {plain(x['error'])}"
+        f"degree {n.split()[1]}: {times(best, x['gradient'])} at gradient error {over_seeds(x, 'error')}"
         for n, x in ours.items()
     ]
     rates = [f"{m['attained'][name]:.0%}" for name in ours]
@@ -91,10 +100,8 @@ def rivals(rows: Rows) -> list[Line]:
     ):
         rival = m["methods"][f"{name} {3 if name == 'chain' else ours['features']}"]
         ratio = ours["gradient"]["seconds"] / rival["gradient"]["seconds"]
-        told.append(f"{label}: error {plain(rival['error'])}, {plain(ratio)} times as fast")
-    what = (
-        f"instead of degree 3 (error {plain(ours['error'])}) at k = {ours['features']}, L = 16384"
-    )
+        told.append(f"{label}: error {over_seeds(rival, 'error')}, {plain(ratio)} times as fast")
+    what = f"instead of degree 3 (error {over_seeds(ours, 'error')}) at k = {ours['features']}, L = 16384"
     return [(what, "; ".join(told))]
 
 

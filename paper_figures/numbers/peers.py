@@ -41,7 +41,7 @@ COMMON = (
     "gradient, ms (certified)",
     "speed-up (certified)",
     "speed-up, forward",
-    "gradient error",
+    "worst gradient error",
     "max error",
     "forward error",
     "bound",
@@ -121,11 +121,11 @@ def table(rows: Rows) -> str:
     """Markdown: MultiLayer's grid beside its published figures, every approximation over L, the
     polynomial alone.
 
-    Errors are relative. "loses to": exact, where that is faster; zero, whose error is 1; another,
-    faster and nearer.
+    Errors are relative, the worst of the seeds but for the forward one. "loses to": exact, where
+    that is faster; zero, whose error is 1; another, faster and nearer.
     """
     head = ("d", "L", "best exact, ms", "degree (k)", *COMMON)
-    others = ("problem", "L", "best exact, ms", "method", "ms", "speed-up", "gradient error")
+    others = ("problem", "L", "best exact, ms", "method", "ms", "speed-up", "worst gradient error")
     parts = [
         markdown((*head, "of skinny rate", "published, forward, ms"), _grid(rows)),
         markdown(("L", "method", "k", *COMMON), _over_lengths(rows)),

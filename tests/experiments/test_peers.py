@@ -2,6 +2,8 @@
 a run is right.
 """
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -146,12 +148,30 @@ def test_a_bound_stands_beside_a_certified_gradient_with_a_truth_and_without():
     limits = race.Limits(repeats=1, max_seconds=1.0, max_bytes=1e9, most_features=8)
     true = truth.of_gradient(quick_jit(lambda p: ll.gradient(p, ll.Exact()).gradient)(problem))
     bounds = []
-    for known in (None, true._replace(rows=np.arange(1), output=np.ones((1, 3)))):
-        run, _ = race.race(problem, {"ours": contender}, limits, true=known, beside={})
+    for known in ([], [true._replace(rows=np.arange(1), output=np.ones((1, 3)))]):
+        run, _ = race.race([problem], {"ours": contender}, limits, true=known, beside={})
         bounds.append(run["ours"]["bound"])
     # beside its own largest entry, or the true one
     assert bounds[0] == pytest.approx(bounds[1], rel=0.05)
     assert bounds[1] > run["ours"]["max_error"]
+
+
+def test_errors_and_bounds_are_the_worst_of_all_problems_and_each_is_there():
+    draw = partial(ll.random_problem, length=48, width=3, rank=2)
+    # the worst is the second, so that neither the first nor the last passes for it
+    tries = [draw(jax.random.key(n), gamma=g) for n, g in enumerate((0.5, 1.5, 0.3))]
+    true = [truth.reference(p) for p in tries]
+    limits = race.Limits(repeats=1, max_seconds=1.0, max_bytes=1e9, most_features=8)
+    run, _ = race.race(tries, {"ours": race.polynomial(2, 3)}, limits, true=true, beside={})
+    method = ll.Polynomial(2)
+    each = [ll.gradient(p, method) for p in tries]
+    want = {
+        "error": [truth.errors(r.gradient, t)["error"] for r, t in zip(each, true, strict=True)],
+        "bound": [truth.relative_bound(r.bound, t) for r, t in zip(each, true, strict=True)],
+    }
+    for name, values in want.items():
+        assert run["ours"]["by_seed"][name] == pytest.approx(values, rel=1e-6)
+        assert run["ours"][name] == pytest.approx(values[1], rel=1e-6)
 
 
 def test_multilayers_queries_keys_and_values_are_those_it_draws():
