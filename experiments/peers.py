@@ -30,6 +30,7 @@ from experiments.contenders.truth import Reference
 from experiments.problems import minilm, real
 from experiments.runner.config import Fields, Tokens
 from lora_limits.gradients.cost import exact_operations, polynomial_operations
+from lora_limits.instruments import timing
 from lora_limits.instruments.compiling import quick_jit
 
 VERSION = 3
@@ -150,9 +151,9 @@ def _best(methods: dict[str, Any]) -> dict[str, Any]:
     speed_up = {}
     for part, baseline in (("gradient", "gradient"), ("loss", "loss"), ("certified", "gradient")):
         if baseline in best:
-            least = methods[best[baseline]][baseline]["seconds"]
-            times = _timed(methods, part)
-            speed_up[part] = {n: least / t["seconds"] for n, t in times.items() if n not in exact}
+            slow = methods[best[baseline]][baseline]
+            ours = {n: t for n, t in _timed(methods, part).items() if n not in exact}
+            speed_up[part] = {n: timing.ratio(slow, t)[0] for n, t in ours.items()}
     return {"best": best, "speed_up": speed_up}
 
 

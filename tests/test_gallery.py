@@ -169,3 +169,5 @@ def test_a_ratio_of_times_carries_both_spreads():
     assert saying.times(slow, fast) == f"10 ± {half:.0f} times"
     assert saying.times(slow | {"repeats": 1}, fast) == "10 times (one timed round)"
     assert math.isclose(half, 3.0)
+    slow["rounds"], fast["rounds"] = [20.0, 20.0, 40.0, 44.0, 40.0], [2.0, 2.0, 4.0, 4.0, 4.0]
+    assert saying.times(slow, fast) == "10.00 ± 0.00 times"

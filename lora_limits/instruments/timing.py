@@ -15,7 +15,7 @@ from lora_limits.checks import fail
 
 def median_time(
     function: Callable[..., Any], *args: Any, repeats: int, max_seconds: float
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Time `function(*args)` as `interleaved` does, alone."""
     alone = {"": functools.partial(function, *args)}
     return interleaved(alone, repeats=repeats, max_seconds=max_seconds)[""]
@@ -23,12 +23,13 @@ def median_time(
 
 def interleaved(
     functions: Mapping[str, Callable[[], Any]], *, repeats: int, max_seconds: float
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Times of several contenders by turns in one run: what slows the machine slows them all.
 
     Each is called once to warm up (and compile), then in up to `repeats` rounds, until the rounds
     have taken `max_seconds` in all; one round there is always. For each name: "seconds", the
-    median; "spread", the interquartile range in seconds; "repeats", the rounds there were.
+    median; "spread", the interquartile range in seconds; "repeats", the rounds there were;
+    "rounds", the seconds of each.
     Raises ValueError for repeats below 1.
     """
     if repeats < 1:
@@ -49,10 +50,22 @@ def interleaved(
     return {name: _summary(seconds) for name, seconds in times.items()}
 
 
-def _summary(seconds: list[float]) -> dict[str, float]:
+def _summary(seconds: list[float]) -> dict[str, Any]:
     # Quartiles: one pause of the machine moves neither.
     lower, median, upper = np.percentile(seconds, [25, 50, 75])
-    return {"seconds": float(median), "spread": float(upper - lower), "repeats": len(seconds)}
+    told = {"seconds": float(median), "spread": float(upper - lower)}
+    return told | {"repeats": len(seconds), "rounds": seconds}
+
+
+def ratio(slow: Mapping[str, Any], fast: Mapping[str, Any]) -> tuple[float, float]:
+    """(how many times as fast, half the interquartile range), of two of one `interleaved`.
+
+    Of the ratios round by round: a machine that is slower for a while is so for both, and moves
+    them less than it moves the medians of either.
+    """
+    each = np.asarray(slow["rounds"]) / np.asarray(fast["rounds"])
+    lower, median, upper = np.percentile(each, [25, 50, 75])
+    return float(median), float(upper - lower) / 2
 
 
 def compile_seconds(jitted: Any, *args: Any) -> tuple[Any, float]:

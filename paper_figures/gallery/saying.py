@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lora_limits.instruments import timing
+
 Rows = list[dict[str, Any]]
 Line = tuple[str, str]
 
@@ -37,12 +39,15 @@ def spread(mean: float, half: float, unit: str = "") -> str:
 def times(slow: dict[str, Any], fast: dict[str, Any]) -> str:
     """How many times as fast, from two timings with "seconds", "spread" and "repeats".
 
-    The spread is the sum of half the relative interquartile ranges of both; of a single round there
-    is none.
+    The median and half the interquartile range of the ratios round by round, where the rows have
+    rounds. Else the ratio of the medians, with the sum of half the relative interquartile ranges of
+    both. Of a single round there is no spread.
     """
     ratio = slow["seconds"] / fast["seconds"]
     if min(slow["repeats"], fast["repeats"]) == 1:
         return f"{plain(ratio)} times (one timed round)"
+    if "rounds" in slow and "rounds" in fast:
+        return f"{spread(*timing.ratio(slow, fast))} times"
     half = ratio * sum(timed["spread"] / timed["seconds"] for timed in (slow, fast)) / 2
     return f"{spread(ratio, half)} times"
 

@@ -14,11 +14,19 @@ def test_contenders_are_timed_by_turns():
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, max_seconds=9
     )
     assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
-    assert times["a"]["repeats"] == 3
+    assert times["a"]["repeats"] == len(times["a"]["rounds"]) == 3
+    assert sorted(times["a"]["rounds"])[1] == times["a"]["seconds"]
     assert times["a"]["seconds"] >= 0
     assert timing.median_time(time.sleep, 0.01, repeats=50, max_seconds=0.035)["repeats"] < 6
     with pytest.raises(ValueError, match="repeats: got 0"):
         timing.median_time(time.sleep, 0.01, repeats=0, max_seconds=1)
+
+
+def test_a_ratio_is_of_the_rounds_and_a_machine_that_slows_down_does_not_move_it():
+    fast = {"rounds": [1.0, 1.0, 2.0, 2.0, 2.0]}
+    slow = {"rounds": [10.0, 10.0, 20.0, 20.0, 24.0]}
+    assert timing.ratio(slow, fast) == (10, 0)
+    assert timing.ratio(slow, {"rounds": [1.0, 2.0, 4.0, 2.0, 2.0]}) == (10, 2.5)
 
 
 def test_compile_time_and_working_memory_are_read_without_a_run():
