@@ -12,6 +12,9 @@ import numpy as np
 
 from lora_limits.checks import fail
 
+WAKE = 3  # a call so many times as fast as the one before it runs in its wake,
+LEAST = 0.01  # if that took so many seconds
+
 
 def median_time(
     function: Callable[..., Any], *args: Any, repeats: int, max_seconds: float
@@ -29,7 +32,8 @@ def interleaved(
     Each is called once to warm up (and compile), then in up to `repeats` rounds, until the rounds
     have taken `max_seconds` in all; one round there is always. For each name: "seconds", the
     median; "spread", the interquartile range in seconds; "repeats", the rounds there were;
-    "rounds", the seconds of each.
+    "rounds", the seconds of each. A call that took WAKE times less than the one before it is timed
+    once more: while the memory of a large program is given back, a small one waits.
     Raises ValueError for repeats below 1.
     """
     if repeats < 1:
@@ -39,15 +43,24 @@ def interleaved(
         jax.block_until_ready(function())
     times: dict[str, list[float]] = {name: [] for name in functions}
     began = time.perf_counter()
+    before = 0.0
     for turn in range(repeats):
         # Back and forth: no contender always runs in the wake of the same other.
         for name in list(functions)[:: -1 if turn % 2 else 1]:
-            start = time.perf_counter()
-            jax.block_until_ready(functions[name]())
-            times[name].append(time.perf_counter() - start)
+            took = _seconds(functions[name])
+            if before > max(WAKE * took, LEAST):
+                took = _seconds(functions[name])
+            times[name].append(took)
+            before = took
         if time.perf_counter() - began >= max_seconds:
             break
     return {name: _summary(seconds) for name, seconds in times.items()}
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
 
 
 def _summary(seconds: list[float]) -> dict[str, Any]:
