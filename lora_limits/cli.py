@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 
 from lora_limits import __version__
@@ -64,7 +65,8 @@ COMMANDS = {
             "--length": {
                 "type": int,
                 "metavar": "N",
-                "help": "tokens a window (default: the model's most, up to 2048)",
+                "help": "tokens a window (default: the model's most, up to 2048); where longer texts "
+                "would pay they are tried too, up to 8192 tokens, which may take most of the time",
             },
             "--batch": {
                 "type": int,
@@ -105,7 +107,12 @@ COMMANDS = {
                 "by layer)",
             },
             "--steps": {"type": int, "default": 100, "metavar": "N", "help": "steps (100)"},
-            "--seeds": {"type": int, "default": 3, "metavar": "S", "help": "runs a side (3)"},
+            "--seeds": {
+                "type": int,
+                "default": 3,
+                "metavar": "S",
+                "help": "runs a side (3); of one alone nothing is a go",
+            },
             "--length": {
                 "type": int,
                 "metavar": "L",
@@ -156,24 +163,49 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status of the subcommand; 2 for bad arguments, 130 if it was interrupted.
+    """Exit status of the subcommand; 2 for bad arguments, 130 if it was interrupted, 143 if it was
+    terminated.
 
     Imports nothing of a subcommand, JAX least of all, before its arguments are read.
     """
     given = _parser().parse_args(argv)
     module, function, _, arguments = COMMANDS[given.command]
-    command = getattr(importlib.import_module(module), function)
     try:
+        command = getattr(importlib.import_module(module), function)
         return command(*(getattr(given, argument.lstrip("-")) for argument in arguments))
     except BrokenPipeError:
         # The reader, `head` for one, has seen enough. What is left in the buffer goes nowhere, or
         # Python would complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which Python would end at without leaving a `with`."""
+
+
+def program() -> None:
+    """`main` as a process of its own, which ends with its status."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    status = main()
+    if status > 128:
+        # At once: threads of JAX are still at work, and taking down the interpreter beside them
+        # crashes now and then.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -1,5 +1,6 @@
 """The command `lora-limits` at its door: what it imports, what it refuses, how it ends."""
 
+import signal
 import subprocess
 import sys
 
@@ -66,6 +67,35 @@ def test_a_reader_that_leaves_early_is_no_error_of_ours():
         child.stdout.close()
         assert child.wait(timeout=60) == 1
         assert child.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_program_that_is_told_to_end_leaves_nothing_and_ends_at_once(number, status, tmp_path):
+    """Its temporary folder goes, and what would run as the interpreter is taken down does not."""
+    code = (
+        "import atexit, sys, tempfile, time\n"
+        "from lora_limits import cli\n"
+        "def slow(folder):\n"
+        "    with tempfile.TemporaryDirectory(dir=folder):\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "sys.modules['slow'] = sys\n"
+        "sys.slow = slow\n"
+        "cli.COMMANDS['slow'] = ('slow', 'slow', '', {'FOLDER': {}})\n"
+        "atexit.register(print, 'taken down')\n"
+        f"sys.argv = ['lora-limits', 'slow', {str(tmp_path)!r}]\n"
+        "cli.program()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        printed, said = child.communicate(timeout=60)
+    assert (child.returncode, printed) == (status, "")
+    assert said in ("interrupted\n", "terminated\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_command_says_so_in_one_line(monkeypatch, capsys):

@@ -204,7 +204,10 @@ def _row(
         return row | {"refused": f"no adapter with a gradient ({reason or 'none on this layer'})"}
     if not methods.ladder(problem, problem.x_query.shape[0]):
         has = ", ".join(structure_of(problem))
-        return row | {"refused": f"no approximate method takes what it has ({has})"}
+        tokens = problem.x_query.shape[0]
+        return row | {
+            "refused": f"no approximate method at {tokens} tokens for what it has ({has})"
+        }
     row |= measure.measure_head(found, clock, tolerance)
     return row | {"dials": dials.head_dials(row, tolerance)}
 

@@ -20,6 +20,7 @@ EXTRA = ("torch", "transformers", "tokenizers", "peft")
 INSTALL = "pip install 'lora-limits[models]'"
 MOST_SAID = 500  # characters of a library's message
 ADAPTER = "adapter_config.json"  # what peft writes, beside a model's own files where it is told to
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model")  # files that one is read from
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5")
 # What a checkpoint may lack: heads and poolers, never a layer or an embedding.
 NEEDED = re.compile(r"\.\d+\.|embed")
@@ -68,7 +69,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not folder.is_dir():
-        fail(folder, "no such folder", "a local Hugging Face model folder")
+        fail(folder, "no such folder", "a local Hugging Face model folder, downloaded beforehand")
     if not path.is_file():
         fail(folder, "a folder without config.json", "a Hugging Face model folder")
     with one_line(str(path)):
@@ -195,6 +196,8 @@ def check_finite(folder: Path, model: Any) -> None:
 
 def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer. Raises ValueError unless it can be read and is a fast one."""
+    if not any(file for pattern in TOKENIZERS for file in folder.glob(pattern)):
+        fail(folder, "no tokenizer", "tokenizer.json, as transformers' save_pretrained writes it")
     import transformers
 
     with one_line(f"{folder}: tokenizer"):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_limits.diagnose import heads, texts
+from lora_limits.diagnose.dials import head_dials
 from lora_limits.diagnose.errors import arrays, error, exact_arrays
-from lora_limits.diagnose.methods import label, ladder
+from lora_limits.diagnose.methods import label, ladder, scale_needed
 from lora_limits.diagnose.projections import read_projections
 from lora_limits.diagnose.recordings import Recordings
 from lora_limits.diagnose.store import Store
@@ -48,8 +49,8 @@ def confirm(
     """Measures heads once more, in one longer window of the model that reaches their length.
 
     Where the method is still within the tolerance the basis is "measured"; where it is not the head
-    never pays, with what was tried. row["longer"]: {"length", "error"}, and seconds there. folder:
-    where recordings lie meanwhile.
+    never pays, with what was tried, and its dials are those of that window. row["longer"]:
+    {"length", "error"}, and seconds there. folder: where recordings lie meanwhile.
     """
     for length, rows in sorted(lengths(diagnosis["heads"], diagnosis["longest"]).items()):
         given = at(length)
@@ -97,6 +98,10 @@ def _measure(row: dict[str, Any], problem: Any, clock: Clock, tolerance: float) 
     wrong = error(arrays(problem, method)[0], exact_arrays(problem))
     row["longer"] = {"length": tokens, "error": wrong}
     if wrong > tolerance:
+        # What it would need is what it would need here, where it was to pay.
+        scale = scale_needed(problem, method, tolerance)
+        row["dial"] = {"method": row["method"], "pays_from": row["pays_from"], "scale": scale}
+        row["dials"] = head_dials(row, tolerance)
         row |= {"verdict": "never", "pays_from": None, "basis": None}
         return
     mine, exact = clock.pair(problem, method)

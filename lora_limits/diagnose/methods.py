@@ -13,6 +13,7 @@ from lora_limits.diagnose.errors import Arrays, arrays, error, exact_arrays
 from lora_limits.diagnose.outputs import cooled, laid_end_to_end
 from lora_limits.diagnose.times import Clock
 from lora_limits.factors import BlockTree, Skeleton, SparseLowRank
+from lora_limits.gradients.by_rows import block_size, in_blocks
 from lora_limits.gradients.methods import Polynomial
 from lora_limits.method import Method
 from lora_limits.polynomial import monomials
@@ -37,8 +38,9 @@ def ladder(problem: LoRAProblem, length: int) -> dict[str, tuple[Method, ...]]:
     """
     width = problem.weights.query.shape[1]
     degrees = [g for g in range(1, 25) if monomials.count(width, g) <= MOST_FEATURES]
+    polynomials = (_approximating(problem, g) for g in degrees)
     families: dict[str, tuple[Method, ...]] = {
-        "Polynomial": tuple(Polynomial(g) for g in degrees),
+        "Polynomial": tuple(p for p in polynomials if p is not None),
         "Skeleton": tuple(Skeleton(k) for k in RANKS if 2 * k <= length),
         "SparseLowRank": tuple(SparseLowRank(t, k) for t, k in ENTRIES if 2 * (t + k) <= length),
         "BlockTree": tuple(BlockTree(n, m) for n, m in NEAR if 2 * (n + m) <= length),
@@ -47,8 +49,27 @@ def ladder(problem: LoRAProblem, length: int) -> dict[str, tuple[Method, ...]]:
     return {name: tried for name, tried in families.items() if tried and has <= tried[0].knows}
 
 
+def _approximating(problem: LoRAProblem, degree: int) -> Polynomial | None:
+    """The polynomial where its blocks, exact in themselves with a causal order or documents, are at
+    most a quarter of the tokens: in smaller ones where need be, None where there are none.
+
+    Else short windows would seem right at any norm, for nothing in them is approximated.
+    """
+    quarter = -(-problem.x_key.shape[0] // 4)
+    sizes = (None, quarter) if in_blocks(problem) else (None,)
+    tried = (Polynomial(degree, block_size=size) for size in sizes)
+    return next((p for p in tried if _exact_tokens(problem, p) <= quarter), None)
+
+
+def _exact_tokens(problem: LoRAProblem, method: Polynomial) -> int:
+    """To a block that is exact in itself; 0 where none is."""
+    return block_size(problem, method) if in_blocks(problem) else 0
+
+
 def label(method: Method) -> str:
-    """A method as one would write it: Polynomial(3)."""
+    """A method as one would write it: Polynomial(3). Blocks go with the length, and are left out."""
+    if isinstance(method, Polynomial):
+        method = dataclasses.replace(method, block_size=None)
     fields = dataclasses.fields(method)  # pyright: ignore[reportArgumentType]
     given = {f.name: getattr(method, f.name) for f in fields}
     # A field without a default is always written, the others where they differ.

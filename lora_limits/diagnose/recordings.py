@@ -81,7 +81,8 @@ class Recordings:
             return
         count = len(self.windows.ids)
         losses = self.task.name is not None
-        progress.stage("recording windows", count + losses)
+        length = self.windows.ids.shape[1]
+        progress.stage(f"recording {count} x {length:,} tokens", count + losses)
         for window in range(count):
             self._record(window)
             progress.step()

@@ -30,9 +30,11 @@ def select(
     """The heads of each layer that are diagnosed. heads: how many each layer has.
 
     Where neither option is given, all of MOST heads or fewer, else SAMPLE of them at even distances.
-    Raises ValueError for options that name no head of the model.
+    Raises ValueError for options that name layers or heads that the model lacks, or none.
     """
     wanted_layers, wanted = parse("--layers", layers), parse("--heads", numbers)
+    _check_there("--layers", layers, wanted_layers, set(heads))
+    _check_there("--heads", numbers, wanted, set(range(max(heads.values(), default=0))))
     pairs = [
         (layer, head)
         for layer, count in sorted(heads.items())
@@ -48,3 +50,9 @@ def select(
     for layer, head in pairs:
         chosen[layer] = (*chosen.get(layer, ()), head)
     return chosen
+
+
+def _check_there(option: str, text: str | None, wanted: set[int] | None, there: set[int]) -> None:
+    """What is asked for and is not there would be missed in the results, not in the command."""
+    if missing := sorted((wanted or set()) - there):
+        fail(option, f"{text!r}, without {missing[0]} in this model", f"of 0 to {max(there)}")

@@ -73,9 +73,13 @@ def _method(diagnosis: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         return f"{commonest(paying)} most often, median error {error:.1%}; {allowed}"
     if not rows:
         return "none: no head could be analysed"
-    errors = [math.inf if row["error"] is None else row["error"] for row in rows]
+    # Of the longest window that it was tried in: errors grow with the length.
+    tried = [row.get("longer", row) for row in rows]
+    errors = [math.inf if of["error"] is None else of["error"] for of in tried]
     least = statistics.median(errors)
-    return f"none is within the tolerance; median of the best {least:.0%}, {allowed}"
+    longest = max(of.get("length", diagnosis["length"]) for of in tried)
+    beyond = f" at {longest:,} tokens" if longest > diagnosis["length"] else ""
+    return f"none: at best {least:.0%}{beyond} in the median head; {allowed}"
 
 
 def _norms(diagnosis: dict[str, Any]) -> str:
@@ -92,8 +96,9 @@ def _rank(diagnosis: dict[str, Any], count: int) -> str:
         return "unknown"
     if rank["full"]:
         return f"no rank helps {rank['full']} of {count} heads: frozen norms are too large"
-    room = "any rank would do" if rank["needs"] is None else f"room for rank {rank['needs']:.0f}"
-    return f"{room}: the adapter is not what makes norms large"
+    if rank["needs"] is None:
+        return "no rank changes this: the adapter is not what makes norms large"
+    return f"room for rank {rank['needs']:.0f}: the adapter is not what makes norms large"
 
 
 def _batch(diagnosis: dict[str, Any]) -> str:

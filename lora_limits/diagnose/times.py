@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lora_limits.gradients.cost import exact_method
+from lora_limits.gradients.methods import Polynomial
 from lora_limits.gradients.solve import gradient
 from lora_limits.method import GradientResult, Method
 from lora_limits.problem import LoRAProblem
@@ -78,6 +79,8 @@ class Clock:
         name = (tuple(x.shape for x in leaves), structure, method, length or tokens)
         if name not in self._held:
             long = problem if length in (None, tokens) else stretched(problem, length)
+            if long is not problem and isinstance(method, Polynomial):
+                method = dataclasses.replace(method, block_size=None)  # of a short window
             exact = exact_method(long)
             functions = {
                 "method": lambda: run(long, method=method),

@@ -43,6 +43,8 @@ class Pretrained(Layered):
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json. Raises ValueError where it is absent or no object."""
+    if not folder.is_dir():
+        fail(folder, "no such folder", "a local Hugging Face model folder, downloaded beforehand")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

@@ -32,7 +32,8 @@ class Pilot:
     load: (seed) -> the model with fresh adapters of the settings' LoRA. say: told what goes on.
     Everything that is done is found there again by another of the same `asked`, and a run that was
     killed goes on from its last evaluation.
-    Raises ValueError as `records.resume` and `settings.read_method` do.
+    Raises ValueError as `records.resume` and `settings.read_method` do, and `run` as
+    `settings.check_features` does.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Pilot:
         self.say = say
         self.state = records.resume(out, asked)
         self.state["classes"] = task.classes
+        self.reached = 0  # steps done, of all runs
         causal = task.classes is None
         name = settings.method
         if name is None:
@@ -61,8 +63,10 @@ class Pilot:
     def run(self) -> dict[str, Any]:
         """Does what is not done yet; returns the state, its "outcome" in it."""
         model = self.load(0)
-        heads = model.blocks[0].attention.heads
-        exact = asking.exact(self.task.length, self.settings.batch * heads)
+        attention = model.blocks[0].attention
+        if self.settings.method is not None:
+            asking.check_features(self.settings.method, attention.width)
+        exact = asking.exact(self.task.length, self.settings.batch * attention.heads)
         if "choice" not in self.state:
             self.say(0, self.total, "choosing a method for each layer")
             given = (self._watched(), self.settings.batch, exact, self.approximate)
@@ -74,7 +78,7 @@ class Pilot:
         self.methods = {"exact": [self.exact] * len(methods), "approximate": methods}
         if any(layer["method"] != choice["exact"] for layer in choice["layers"]):
             if "times" not in self.state:
-                self.say(0, self.total, "timing a step of each side")
+                self.say(0, self.total, f"timing a step of each side, {choosing.REPEATS} rounds")
                 self._keep("times", self._times(model))
             if "start" not in self.state:
                 self._keep("start", self._start(model))
@@ -149,12 +153,15 @@ class Pilot:
         folder = self.out / "runs" / name
 
         def watch(model: Layered, _: batches.Data) -> dict[str, float]:
+            self.say(self.reached, self.total, f"{side}, seed {seed}: error and noise")
             return choosing.watched(model, self.exact, self._watched(), recipe.batch)
 
         def told(step: int, history: dict[str, Any]) -> None:
+            self.reached = before + step
             said = f"{side}, seed {seed}: step {step}, loss {history['loss'][-1]:.3f}"
-            self.say(before + step, self.total, said)
+            self.say(self.reached, self.total, said)
 
+        self.reached = before
         self.say(before, self.total, f"{side}, seed {seed}")
         history = loop.train(
             model,
@@ -165,6 +172,7 @@ class Pilot:
             folder=folder,
             told=told,
         )
+        self.say(before + recipe.steps, self.total, f"{side}, seed {seed}: held-out text")
         final = self._scores(model)
         models.save(model, self.task.classes, self.out / "adapters" / name)
         checkpoints.forget(folder)

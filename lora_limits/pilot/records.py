@@ -16,8 +16,13 @@ FILE = "pilot.json"
 def resume(out: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What the folder's file holds; where there is none, what is asked alone.
 
-    Raises ValueError for a file of another pilot, and for one that cannot be read.
+    Makes the folder, so that one that cannot be written to is refused before anything is measured.
+    Raises ValueError for a file of another pilot, and for one that cannot be read; OSError for a
+    folder that cannot be made.
     """
+    if out.exists() and not out.is_dir():
+        fail("--out", f"{out}, a file", "a folder")
+    out.mkdir(parents=True, exist_ok=True)
     path = out / FILE
     if not path.exists():
         return {"asked": dict(asked)}
@@ -36,7 +41,6 @@ def resume(out: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def save(state: Mapping[str, Any], out: Path) -> Path:
     """Writes the file, under another name until it is whole; returns its path."""
-    out.mkdir(parents=True, exist_ok=True)
     path = out / FILE
     half = path.with_suffix(".part")
     # Not a number is written as the word NaN, which Python's reader knows.

@@ -22,28 +22,29 @@ def lines(state: Mapping[str, Any], settings: Settings) -> list[str]:
     sizes = f"{settings.steps} steps of {settings.batch} x {settings.length} tokens"
     out = [
         f"{state['asked']['model'][:24]}: {seeds}, {sizes}, rank {settings.rank}",
-        *_choice(state["choice"]),
+        *_choice(state["choice"], settings.length),
     ]
     if "runs" in state:
         out += [*_sides(state, settings), *_difference(state, settings)]
     else:
         out.append(_least(state["choice"]))
-    return [*out, f"{'GO' if outcome['go'] else 'NO-GO'}: {outcome['reason']}"]
+    verdict = "GO" if outcome["go"] else "NO-GO"
+    return [*out, f"{verdict} at {settings.length} tokens: {outcome['reason']}"]
 
 
 def _row(name: str, *cells: str) -> str:
     return f"  {name:10s}{''.join(f'{cell:24s}' for cell in cells)}".rstrip()
 
 
-def _choice(choice: Mapping[str, Any]) -> list[str]:
+def _choice(choice: Mapping[str, Any], length: int) -> list[str]:
     counts = Counter(layer["method"] for layer in choice["layers"])
-    told = [f"{name} in {count}" for name, count in counts.most_common()]
+    told = [f"{name} in {count} of {counts.total()}" for name, count in counts.most_common()]
     seconds = choice["seconds"]
     fastest = min((s["seconds"], name) for name, s in seconds.items() if not _is_exact(name))
     ratio = seconds[choice["exact"]]["seconds"] / fastest[0]
     return [
         _row("layers", ", ".join(told)),
-        _row("attention", f"{fastest[1]} {ratio:.2f} times as fast as {choice['exact']}"),
+        _row("attention", f"{fastest[1]} {ratio:.2f} times as fast as exact at {length} tokens"),
     ]
 
 
@@ -52,7 +53,8 @@ def _least(choice: Mapping[str, Any]) -> str:
     least = [np.nanmin([*layer["errors"].values(), np.inf]) for layer in choice["layers"]]
     ratios = np.asarray(least) / [layer["noise"] for layer in choice["layers"]]
     span = f"{ratios.min():.2g} to {ratios.max():.2g}"
-    return _row("error", f"{span} of the noise, layer by layer; at most {SHARE:g} is taken")
+    within = f"{(ratios <= SHARE).sum()} of {len(ratios)} layers"
+    return _row("error", f"{span} of the noise; up to {SHARE:g} is taken ({within})")
 
 
 def _is_exact(name: str) -> bool:

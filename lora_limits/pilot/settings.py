@@ -13,9 +13,11 @@ from lora_limits.factors.block_tree.method import BlockTree
 from lora_limits.gradients.methods import Exact, Polynomial
 from lora_limits.method import Method
 from lora_limits.nn.lora import PROJECTIONS, HeadMethod, LoRA
+from lora_limits.polynomial import monomials
 from lora_limits.problem import NAMES
 
 SHORT_NAMES = {"q": "query", "k": "key", "v": "value", "o": "output"}
+MOST_FEATURES = 2**16  # of a polynomial: an array of a block's fills gigabytes
 DENSE = 2**30  # bytes of scores up to which the dense exact layouts are tried too
 
 
@@ -88,6 +90,16 @@ def read_method(name: str, length: int, *, causal: bool) -> Method:
         expected = "'polynomial DEGREE'" + ("" if causal else " or 'block tree'")
         fail("--method", repr(name), expected + (" for a decoder" if causal else ""))
     return Polynomial(int(match[1]), block_size=min(512, quarter))
+
+
+def check_features(name: str, width: int) -> None:
+    """Raises ValueError for a polynomial of more than MOST_FEATURES features at that width."""
+    method = read_method(name, 1, causal=False)
+    if isinstance(method, Polynomial):
+        count = monomials.count(width, method.degree)
+        if count > MOST_FEATURES:
+            got = f"{name!r}, {count:,} features at heads of width {width}"
+            fail("--method", got, f"at most {MOST_FEATURES:,}: a lower degree")
 
 
 def exact(length: int, rows: int) -> dict[str, HeadMethod]:

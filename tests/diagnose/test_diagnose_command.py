@@ -215,6 +215,16 @@ def advised(rows, *, longest=10_000, gain=1.0):
     )
 
 
+def test_the_error_that_is_told_is_that_of_the_longest_text_tried():
+    told = {"tolerance": 0.1, "length": 128}
+    row = {"verdict": "never", "pays_from": None, "error": 1e-6}
+    tried = row | {"longer": {"length": 2048, "error": 42.0}}
+    assert "best 4200% at 2,048 tokens" in summary._method(told, [tried, tried, row])
+    lost = row | {"longer": {"length": 2048, "error": None}}
+    assert "best inf%" in summary._method(told, [lost])
+    assert "best 0% in the median head; 10% is allowed" in summary._method(told, [row])
+
+
 def test_the_advice_is_one_of_four():
     dial = {"scale": 0.5, "pays_from": 900}
     now = {"verdict": "now", "pays_from": 512, "basis": "measured", "dial": dial}
@@ -266,3 +276,7 @@ def test_heads_are_chosen_by_number_or_sampled_over_all_layers():
     assert sum(map(len, selection.select(many, "all", None).values())) == 270
     with pytest.raises(ValueError, match="expected layers 0 to 1, heads 0 to 3"):
         selection.select(few, "7", None)
+    # one that is not there among some that are
+    for asked in (("0,7", None), ("0", "3-4")):
+        with pytest.raises(ValueError, match=r"without [47] in this model, expected of 0 to [13]"):
+            selection.select(few, *asked)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
-from lora_limits.diagnose import errors, heads, methods, outputs, times
+from lora_limits.diagnose import errors, heads, longer, methods, outputs, times
 from lora_limits.diagnose.layers import NAMES, Layer, Mask
 from lora_limits.diagnose.projections import Projection
+from lora_limits.gradients import by_rows
 from lora_limits.instruments.timing import temporary_bytes
 from lora_limits.problem_checks import refuse_structure
 from tests.diagnose.made_up import CAUSAL, FULL, LENGTH, WIDTH, recording, rotated
@@ -47,6 +48,42 @@ def test_a_method_is_tried_where_it_knows_what_the_problem_has(mask, turn):
     assert ("Polynomial" in tried) == (not mask.window)
     for method in (family[0] for family in tried.values()):
         refuse_structure(problem, "it", method.knows)
+
+
+@pytest.mark.parametrize(("length", "degrees"), [(24, {2, 4}), (511, {2, 4}), (512, {1, 2, 3, 4})])
+def test_of_a_short_text_with_an_order_no_more_than_a_quarter_is_exact(length, degrees):
+    """Blocks of up to 512 tokens are exact in themselves: a text of one would seem right as it is."""
+    plain = heads.make_head(*recording(mask=CAUSAL, turn=rotated), 0).problem
+    problem = times.stretched(plain, length)
+    tried = methods.ladder(problem, length)["Polynomial"]
+    assert {p.degree for p in tried} & {1, 2, 3, 4} == degrees
+    assert max(by_rows.block_size(problem, p) for p in tried) <= -(-length // 4)
+    assert {methods.label(p) for p in tried} == {f"Polynomial({p.degree})" for p in tried}
+    # Where nothing has an order nothing is exact either, and all degrees are there.
+    free = methods.ladder(heads.make_head(*recording(), 0).problem, length)["Polynomial"]
+    assert {p.degree for p in free} >= {1, 2, 3, 4}
+
+
+def test_where_a_longer_text_fails_its_norms_are_what_is_too_large():
+    plain = heads.make_head(*recording(mask=CAUSAL, turn=rotated), 0).problem
+    hot = outputs.cooled(times.stretched(plain, 64), jax.numpy.asarray(3.0, plain.dtype))
+    norms = {"gamma_centred": 2.0}
+    row = {
+        "method": "Polynomial(2)",
+        "pays_from": 50,
+        "error": 1e-6,
+        "noise": None,
+        "rank_of_adapter": 4,
+        "update": {},
+        "norms": {"frozen": norms, "adapted": norms},
+        "dial": {"method": "Polynomial(2)", "pays_from": 50, "scale": 1.0},
+    }
+    longer._measure(row, hot, times.Clock(), 0.01)
+    assert (row["verdict"], row["pays_from"]) == ("never", None)
+    assert row["longer"]["error"] > 0.01
+    assert row["dial"]["pays_from"] == 50
+    assert row["dial"]["scale"] is None or row["dial"]["scale"] < 1
+    assert row["dials"]["gamma_needed"] != 2.0
 
 
 def test_the_climb_stops_at_the_first_success_of_each_family(monkeypatch):

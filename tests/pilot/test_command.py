@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lora_limits.cli import main
-from lora_limits.pilot import texts
-from lora_limits.pilot.settings import Settings, read_method, read_targets
+from lora_limits.pilot import records, texts
+from lora_limits.pilot.settings import Settings, check_features, read_method, read_targets
 from tests.support.tiny_models import TEXT, tiny
 from tests.support.tools import extra
 
@@ -71,11 +71,23 @@ def test_lines_of_a_class_are_cut_and_the_short_ones_left_out():
         (lambda: read_targets("q,w"), "--targets: got q,w"),
         (lambda: read_method("tree", 64, causal=False), "--method: got 'tree'"),
         (lambda: read_method("block tree", 64, causal=True), "for a decoder"),
+        (lambda: check_features("polynomial 4", 64), "814,385 features at heads of width 64"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_what_features_leave_room_for_is_taken():
+    check_features("polynomial 3", 64)
+    check_features("block tree", 64)
+
+
+def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match=r"--out: got .*out, a file, expected a folder"):
+        records.resume(tmp_path / "out", {})
 
 
 def test_targets_have_short_names():
