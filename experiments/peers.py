@@ -172,9 +172,9 @@ def _grid(point: dict[str, Any], config: Config) -> dict[str, Any]:
     ours = {f"polynomial {g}": race.polynomial(g, width) for g in config.grid_degrees}
     beside = skinny.products(length, tuple(c.features or 0 for c in ours.values()), width)
     every = contenders | ours
-    methods, seconds = race.race(problems, every, _limits(config), true=true, beside=beside)
+    methods, times = race.race(problems, every, _limits(config), true=true, beside=beside)
     found = {"methods": methods, "estimated": estimated}
-    return found | _best(methods) | skinny.rates(methods, seconds, length, width)
+    return found | _best(methods) | skinny.rates(methods, times, length, width)
 
 
 def _length(point: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -235,8 +235,8 @@ def _long(point: dict[str, Any], config: Config) -> dict[str, Any]:
     beside = skinny.products(length, (ours.features or 0,), width)
     contenders = {f"polynomial {config.long_degree}": ours}
     problems = _random_problems(length, config)
-    methods, seconds = race.race(problems, contenders, _limits(config), beside=beside)
-    return {"methods": methods, **skinny.rates(methods, seconds, length, width)}
+    methods, times = race.race(problems, contenders, _limits(config), beside=beside)
+    return {"methods": methods, **skinny.rates(methods, times, length, width)}
 
 
 def _rivals(point: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -219,8 +219,8 @@ def race(
     *,
     true: Sequence[Reference] = (),
     beside: Mapping[str, Callable[[], Any]],
-) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-    """(metrics by contender, seconds of the calls in `beside`), all timed by turns on the first of
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """(metrics by contender, times of the calls in `beside`), all timed by turns on the first of
     the problems, which have one shape.
 
     Where `true` has a reference of each: "error" and what `errors` has beside it. Wherever a
@@ -251,7 +251,7 @@ def race(
         if by_seed:
             out[name] |= {what: float(np.max(each)) for what, each in by_seed.items()}
             out[name]["by_seed"] = by_seed
-    return out, {name: times[name]["seconds"] for name in beside}
+    return out, {name: times[name] for name in beside}
 
 
 def search(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lora_limits.instruments import timing
 from lora_limits.linalg import dot
 
 SQUARE = 2048
@@ -32,16 +33,16 @@ def products(length: int, features: tuple[int, ...], width: int) -> dict[str, An
 
 
 def rates(
-    methods: dict[str, Any], beside: dict[str, float], length: int, width: int
+    methods: dict[str, Any], beside: dict[str, dict[str, Any]], length: int, width: int
 ) -> dict[str, Any]:
     """Ratios to the square product, and the share of the skinny rate that 3 products of L k (d + 1)
     terms come to.
 
     Three are what a query adapter cannot do without; a value adapter needs more, which is not
-    counted.
+    counted. beside: the times of `products`, by turns with the methods'; ratios are round by round.
     """
     out: dict[str, Any] = {
-        "square_seconds": beside["square"],
+        "square_seconds": beside["square"]["seconds"],
         "skinny_rate": {},
         "attained": {},
         "to_square": {},
@@ -50,12 +51,11 @@ def rates(
         k = method["features"]
         if f"skinny {k}" not in beside or method["family"] != "polynomial":
             continue
+        skinny, tokens = beside[f"skinny {k}"], min(length, SKINNY_LENGTH)
         # Two operations a term of one product, for each token.
-        products = 2.0 * k * (width + 1)
-        rate = products * min(length, SKINNY_LENGTH) / beside[f"skinny {k}"]
-        out["skinny_rate"][name] = rate
+        out["skinny_rate"][name] = 2.0 * k * (width + 1) * tokens / skinny["seconds"]
         if "seconds" in method["gradient"]:
-            seconds = method["gradient"]["seconds"]
-            out["attained"][name] = 3 * products * length / seconds / rate
-            out["to_square"][name] = seconds / beside["square"]
+            own = method["gradient"]
+            out["attained"][name] = 3 * length / tokens * timing.ratio(skinny, own)[0]
+            out["to_square"][name] = timing.ratio(own, beside["square"])[0]
     return out

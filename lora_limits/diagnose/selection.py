@@ -33,8 +33,12 @@ def select(
     Raises ValueError for options that name layers or heads that the model lacks, or none.
     """
     wanted_layers, wanted = parse("--layers", layers), parse("--heads", numbers)
-    _check_there("--layers", layers, wanted_layers, set(heads))
-    _check_there("--heads", numbers, wanted, set(range(max(heads.values(), default=0))))
+    there = f"layers 0 to {max(heads)}, heads 0 to {max(heads.values()) - 1}"
+    # One that is asked for and not there would be missed in the results, not in the command.
+    if missing := sorted((wanted_layers or set()) - set(heads)):
+        fail("--layers", f"{layers!r}, and there is no layer {missing[0]}", there)
+    if missing := sorted((wanted or set()) - set(range(max(heads.values())))):
+        fail("--heads", f"{numbers!r}, and there is no head {missing[0]}", there)
     pairs = [
         (layer, head)
         for layer, count in sorted(heads.items())
@@ -42,7 +46,6 @@ def select(
         if (wanted_layers is None or layer in wanted_layers) and (wanted is None or head in wanted)
     ]
     if not pairs:
-        there = f"layers 0 to {max(heads)}, heads 0 to {max(heads.values()) - 1}"
         fail("--layers and --heads", f"{layers or 'all'} and {numbers or 'all'}", there)
     if layers is None and numbers is None and len(pairs) > MOST:
         pairs = [pairs[round(n * (len(pairs) - 1) / (SAMPLE - 1))] for n in range(SAMPLE)]
@@ -50,9 +53,3 @@ def select(
     for layer, head in pairs:
         chosen[layer] = (*chosen.get(layer, ()), head)
     return chosen
-
-
-def _check_there(option: str, text: str | None, wanted: set[int] | None, there: set[int]) -> None:
-    """What is asked for and is not there would be missed in the results, not in the command."""
-    if missing := sorted((wanted or set()) - there):
-        fail(option, f"{text!r}, without {missing[0]} in this model", f"of 0 to {max(there)}")

@@ -32,8 +32,9 @@ def interleaved(
     Each is called once to warm up (and compile), then in up to `repeats` rounds, until the rounds
     have taken `max_seconds` in all; one round there is always. For each name: "seconds", the
     median; "spread", the interquartile range in seconds; "repeats", the rounds there were;
-    "rounds", the seconds of each. A call that took WAKE times less than the one before it is timed
-    once more: while the memory of a large program is given back, a small one waits.
+    "rounds", the seconds of each. A call that takes WAKE times less than the one before it is
+    repeated, up to a third of that one's time, and the last counts: while the memory of a large
+    program is given back, a small one waits.
     Raises ValueError for repeats below 1.
     """
     if repeats < 1:
@@ -47,9 +48,10 @@ def interleaved(
     for turn in range(repeats):
         # Back and forth: no contender always runs in the wake of the same other.
         for name in list(functions)[:: -1 if turn % 2 else 1]:
-            took = _seconds(functions[name])
-            if before > max(WAKE * took, LEAST):
+            took, spent = _seconds(functions[name]), 0.0
+            while before > max(WAKE * took, LEAST) and spent < before / WAKE:
                 took = _seconds(functions[name])
+                spent += took
             times[name].append(took)
             before = took
         if time.perf_counter() - began >= max_seconds:

@@ -28,8 +28,7 @@ def lines(state: Mapping[str, Any], settings: Settings) -> list[str]:
         out += [*_sides(state, settings), *_difference(state, settings)]
     else:
         out.append(_least(state["choice"]))
-    verdict = "GO" if outcome["go"] else "NO-GO"
-    return [*out, f"{verdict} at {settings.length} tokens: {outcome['reason']}"]
+    return [*out, f"{'GO' if outcome['go'] else 'NO-GO'}: {outcome['reason']}"]
 
 
 def _row(name: str, *cells: str) -> str:

@@ -81,8 +81,9 @@ def long(rows: Rows) -> list[Line]:
     (m,) = points(rows, panel="long", length=BIG)
     (name,) = m["methods"]
     gradient = m["methods"][name]["gradient"]
+    seconds = spread(gradient["seconds"], gradient["spread"] / 2, " s")
     told = (
-        f"{plain(gradient['seconds'])} s, {plain(m['to_square'][name])} times one 2048^3 product; "
+        f"{seconds}, {plain(m['to_square'][name])} times one 2048^3 product; "
         f"{plain(gradient['temporary'] / 1e6)} MB of temporaries"
     )
     return [(f"{name} on 2^20 tokens, d = 8, two adapters", told)]

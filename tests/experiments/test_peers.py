@@ -10,7 +10,7 @@ import pytest
 
 import lora_limits as ll
 from experiments import peers
-from experiments.contenders import baselines, race, truth
+from experiments.contenders import baselines, race, skinny, truth
 from experiments.problems import conditioned as problems
 from lora_limits.factors import nystrom, random_features
 from lora_limits.problem import projections
@@ -172,6 +172,20 @@ def test_errors_and_bounds_are_the_worst_of_all_problems_and_each_is_there():
     for name, values in want.items():
         assert run["ours"]["by_seed"][name] == pytest.approx(values, rel=1e-6)
         assert run["ours"][name] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_rates_are_held_against_the_products_round_by_round():
+    def timed(*rounds):
+        return {"seconds": float(np.median(rounds)), "rounds": list(rounds)}
+
+    ours = {"family": "polynomial", "features": 6, "gradient": timed(2.0, 4.0, 4.0)}
+    beside = {"square": timed(1.0, 2.0, 2.0), "skinny 6": timed(0.5, 1.0, 1.0)}
+    methods = {"polynomial 2": ours, "dense": {"family": "exact", "features": None}}
+    got = skinny.rates(methods, beside, 2 * skinny.SKINNY_LENGTH, 3)
+    # half of the tokens in the product, a quarter of the gradient's time, three products
+    assert got["attained"] == {"polynomial 2": 3 * 2 * 0.25}
+    assert got["to_square"] == {"polynomial 2": 2}
+    assert got["skinny_rate"] == {"polynomial 2": 2.0 * 6 * 4 * skinny.SKINNY_LENGTH / 1.0}
 
 
 def test_multilayers_queries_keys_and_values_are_those_it_draws():

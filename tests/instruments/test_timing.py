@@ -1,6 +1,7 @@
 """Timing by turns, compile time apart, working memory without a run."""
 
 import math
+import re
 import time
 
 import pytest
@@ -32,11 +33,11 @@ def test_what_runs_in_the_wake_of_a_slow_one_is_timed_again():
 
     def quick():
         calls.append("q")
-        time.sleep(0.05 if calls[-2] == "s" else 0.001)
+        time.sleep(0.04 if "s" in calls[-3:] else 0.001)
 
     times = timing.interleaved({"slow": slow, "quick": quick}, repeats=3, max_seconds=9)
-    assert "".join(calls) == "sq" + "sqq" + "qs" + "sqq"
-    assert max(times["quick"]["rounds"]) < 0.04
+    assert re.fullmatch("sq" + "sqqq+" + "qs" + "sqqq+", "".join(calls))
+    assert max(times["quick"]["rounds"]) < 0.03
 
 
 def test_a_ratio_is_of_the_rounds_and_a_machine_that_slows_down_does_not_move_it():
