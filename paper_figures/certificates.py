@@ -141,7 +141,7 @@ def _against_reach(axis: Axes, table: Table, rows: list[dict[str, Any]]) -> None
     axis.axhline(1, color="black", linewidth=0.7, linestyle="--")
     violations = sum(row["metrics"]["violations"] for row in rows)
     checked = sum(row["metrics"]["checked"] for row in rows)
-    note = f"violated, all series: {violations} of {checked:,}"
+    note = f"violated: {violations} of {checked:,}"
     axis.annotate(note, (0.5, 0.03), xycoords="axes fraction", fontsize=7, ha="center")
     axis.set_xscale("log")
     axis.set_yscale("log")
