@@ -98,7 +98,7 @@ def test_the_wheel_says_what_pyproject_says(wheel, metadata):
     assert metadata.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2406.03136"]
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
-        assert "lora-limits = lora_limits.cli:main" in archive.read(name).decode()
+        assert "lora-limits = lora_limits.cli:program" in archive.read(name).decode()
 
 
 def test_version_and_date_are_told_alike():

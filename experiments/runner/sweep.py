@@ -43,9 +43,6 @@ def run(
     whose row says "failed" are measured again. `argv` goes into the manifest.
     Raises Refused for a folder that holds results of another plan, and as `store.appender` does.
     """
-    # Here, for it imports JAX, and the command's help and refusals do not wait for that.
-    from lora_limits.instruments import compiling
-
     _set_precision(sweep.experiment.x64)
     planned = plan(sweep)
     first, step = shard or (1, 1)
@@ -69,11 +66,18 @@ def run(
                     append(row)
                     end(row)
                     rows[key] = row
-                    # A sweep may compile programs by the thousand, none of them wanted again.
-                    compiling.make_room()
+                    _make_room()
     failed = [row for row in rows.values() if row["status"] == "failed"]
     telling.say(f"results: {path} ({len(rows) - len(failed)} ok, {len(failed)} failed)")
     return failed
+
+
+def _make_room() -> None:
+    """A sweep may compile programs by the thousand, none of them wanted again."""
+    # Here, for it imports JAX, which a command that measures nothing does not wait for.
+    from lora_limits.instruments import compiling
+
+    compiling.make_room()
 
 
 def measure(sweep: Sweep, key: str, point: dict[str, Any]) -> store.Row:
