@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -74,10 +75,11 @@ def run(
 
 def _make_room() -> None:
     """A sweep may compile programs by the thousand, none of them wanted again."""
-    # Here, for it imports JAX, which a command that measures nothing does not wait for.
-    from lora_limits.instruments import compiling
+    # What imports no JAX compiles nothing, and does not wait for it.
+    if "jax" in sys.modules:
+        from lora_limits.instruments import compiling
 
-    compiling.make_room()
+        compiling.make_room()
 
 
 def measure(sweep: Sweep, key: str, point: dict[str, Any]) -> store.Row:
