@@ -8,7 +8,7 @@ import pytest
 
 import lora_limits as ll
 from lora_limits.cli import main
-from lora_limits.diagnose import adapters, loading, methods
+from lora_limits.diagnose import adapters, loading, longer, methods
 from lora_limits.diagnose.times import Clock
 from lora_limits.problem_checks import structure_of
 from tests.diagnose.with_models import refusal
@@ -64,7 +64,8 @@ def test_the_command_leaves_ten_lines_a_json_a_picture_and_a_page(
 
 def test_a_length_that_the_model_takes_is_measured_in_it(made, tmp_path, monkeypatch):
     """Windows of 20 tokens, heads that would pay from 27: one window of 32 tells."""
-    monkeypatch.setattr(methods, "ladder", few)
+    for module in (methods, longer):
+        monkeypatch.setattr(module, "ladder", few)
     monkeypatch.setattr(Clock, "pays_from", lambda self, problem, method: 27)
     monkeypatch.setattr(Clock, "pair", lambda self, problem, method: (1.0, 2.0))
     text = tmp_path / "text"

@@ -120,7 +120,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, capsys):
     (packed / "q4.gguf").touch()
     long = ["--length", "65"]
     for argv, said in (
-        ([str(tmp_path / "nowhere"), "--text", str(words)], "No such file"),
+        ([str(tmp_path / "nowhere"), "--text", str(words)], "no such folder"),
         ([str(folder), "--text", str(tmp_path / "none")], "No such file"),
         ([str(packed), "--text", str(words)], "got q4.gguf, expected safetensors"),
         ([str(folder), "--text", str(words)], "--labels: got none"),
