@@ -79,7 +79,8 @@ def _method(diagnosis: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     least = statistics.median(errors)
     longest = max(of.get("length", diagnosis["length"]) for of in tried)
     beyond = f" at {longest:,} tokens" if longest > diagnosis["length"] else ""
-    return f"none: at best {least:.0%}{beyond} in the median head; {allowed}"
+    said = f"{least:.0%}" if least < 10 else "over 1000%"
+    return f"none: at best {said}{beyond} in the median head; {allowed}"
 
 
 def _norms(diagnosis: dict[str, Any]) -> str:
