@@ -64,6 +64,22 @@ def test_of_a_short_text_with_an_order_no_more_than_a_quarter_is_exact(length, d
     assert {p.degree for p in free} >= {1, 2, 3, 4}
 
 
+def test_longer_texts_are_timed_in_their_own_blocks(monkeypatch):
+    problem = heads.make_head(*recording(mask=CAUSAL, turn=rotated), 0).problem
+    tokens, asked = problem.x_query.shape[0], []
+    monkeypatch.setattr(
+        times, "run", lambda p, method: asked.append((p.x_query.shape[0], method.block_size))
+    )
+    method = methods.ladder(problem, tokens)["Polynomial"][0]
+    assert method.block_size
+    exact = ll.Exact().block_size
+    monkeypatch.setattr(times, "exact_method", lambda problem: ll.Exact())
+    for length in (None, 2 * tokens):
+        times.Clock().pair(problem, method, length)
+    here, longer_text = ({b for n, b in asked if n == m} for m in (tokens, 2 * tokens))
+    assert (here, longer_text) == ({method.block_size, exact}, {None, exact})
+
+
 def test_where_a_longer_text_fails_its_norms_are_what_is_too_large():
     plain = heads.make_head(*recording(mask=CAUSAL, turn=rotated), 0).problem
     hot = outputs.cooled(times.stretched(plain, 64), jax.numpy.asarray(3.0, plain.dtype))

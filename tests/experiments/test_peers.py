@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lora_limits as ll
-from experiments import peers
+from experiments import peers, scaling
 from experiments.contenders import baselines, race, skinny, truth
 from experiments.problems import conditioned as problems
 from lora_limits.factors import nystrom, random_features
@@ -172,6 +172,17 @@ def test_errors_and_bounds_are_the_worst_of_all_problems_and_each_is_there():
     for name, values in want.items():
         assert run["ours"]["by_seed"][name] == pytest.approx(values, rel=1e-6)
         assert run["ours"][name] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_scaling_has_an_error_and_a_bound_of_every_seed(monkeypatch):
+    monkeypatch.setattr(scaling, "_exchanged", lambda problem, config: {})
+    sizes = {"width": 2, "rank": 1, "degree": 1, "repeats": 1, "max_seconds": 0.1}
+    config = scaling.Config(exact_lengths=(32,), lengths=(32,), seeds=3, **sizes)
+    (point, *_) = scaling.points(config)
+    got = scaling.measure(point, config)
+    for name in ("error", "bound"):
+        assert len(set(got["by_seed"][name])) == 3
+        assert got[name] == max(got["by_seed"][name])
 
 
 def test_rates_are_held_against_the_products_round_by_round():

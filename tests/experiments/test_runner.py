@@ -10,6 +10,7 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.runner import store, telling
+from lora_limits.instruments import compiling
 from tests.support.tools import refusal
 from tests.support.written import lines, outcomes
 
@@ -38,6 +39,15 @@ def test_a_sweep_writes_rows_and_a_manifest(toy, capsys):
     assert manifest["versions"]["numpy"]
     assert {"commit", "dirty", "device", "cpus", "x64", "started", "size"} <= manifest.keys()
     assert manifest["runs"] == []
+
+
+def test_room_is_made_for_programs_after_every_point_that_is_measured(toy, monkeypatch):
+    made = []
+    monkeypatch.setattr(compiling, "make_room", lambda: made.append(1))
+    main(["toy.toml", "--lengths", "1", "2"])
+    assert len(made) == 2
+    main(["toy.toml", "--lengths", "1", "2"])
+    assert len(made) == 2
 
 
 def test_the_manifest_keeps_the_runs_before_and_rows_name_their_run(toy):

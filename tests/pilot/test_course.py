@@ -139,6 +139,12 @@ def test_a_folder_of_another_pilot_is_refused(decoder, whole):
         run(decoder, whole[1], Settings(**{**vars(SETTINGS), "steps": 5}))
 
 
+def test_more_features_than_fit_are_refused_before_anything_is_timed(decoder, tmp_path):
+    asked = Settings(**{**vars(SETTINGS), "method": "polynomial 900"})
+    with pytest.raises(ValueError, match=r"--method: got 'polynomial 900', [\d,]+ features"):
+        run(decoder, tmp_path, asked)
+
+
 def test_ten_lines_of_eighty_columns(whole):
     told = report.lines(whole[0], SETTINGS)
     assert len(told) <= 10
