@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import signal
 import sys
 
 from lora_limits import __version__
+from lora_limits.arguments import Parser, integer, number
 
 # subcommand: (module, function, help, {argument: options of argparse}); the function takes the
 # arguments, in order, and returns the exit status
@@ -57,19 +57,19 @@ COMMANDS = {
                 "help": "LoRA adapter that peft wrote (default: a random one of rank 4)",
             },
             "--tolerance": {
-                "type": float,
+                "type": number,
                 "default": 0.1,
                 "metavar": "T",
                 "help": "relative error (default: 0.1)",
             },
             "--length": {
-                "type": int,
+                "type": integer,
                 "metavar": "N",
                 "help": "tokens a window (default: the model's most, up to 2048); where longer texts "
                 "would pay they are tried too, up to 8192 tokens, which may take most of the time",
             },
             "--batch": {
-                "type": int,
+                "type": integer,
                 "metavar": "N",
                 "help": "windows (default: 4, or what the text fills)",
             },
@@ -106,34 +106,44 @@ COMMANDS = {
                 "help": "of every layer: 'polynomial DEGREE' or 'block tree' (default: chosen layer "
                 "by layer)",
             },
-            "--steps": {"type": int, "default": 100, "metavar": "N", "help": "steps (100)"},
+            "--steps": {"type": integer, "default": 100, "metavar": "N", "help": "steps (100)"},
             "--seeds": {
-                "type": int,
+                "type": integer,
                 "default": 3,
                 "metavar": "S",
                 "help": "runs a side (3); of one alone nothing is a go",
             },
             "--length": {
-                "type": int,
+                "type": integer,
                 "metavar": "L",
                 "help": "tokens a sequence (default: the model's most, up to 2048; with labels what "
                 "half of the lines have)",
             },
-            "--batch": {"type": int, "default": 4, "metavar": "B", "help": "sequences a step (4)"},
-            "--rank": {"type": int, "default": 4, "metavar": "r", "help": "of the adapters (4)"},
+            "--batch": {
+                "type": integer,
+                "default": 4,
+                "metavar": "B",
+                "help": "sequences a step (4)",
+            },
+            "--rank": {
+                "type": integer,
+                "default": 4,
+                "metavar": "r",
+                "help": "of the adapters (4)",
+            },
             "--targets": {
                 "default": "q,v",
                 "metavar": "LIST",
                 "help": "projections with adapters (default: q,v)",
             },
             "--rate": {
-                "type": float,
+                "type": number,
                 "default": 1e-3,
                 "metavar": "X",
                 "help": "largest learning rate of Adam (1e-3)",
             },
             "--margin": {
-                "type": float,
+                "type": number,
                 "default": 0.01,
                 "metavar": "X",
                 "help": "how much worse is no worse, in accuracy or in loss a token (0.01)",
@@ -149,8 +159,8 @@ COMMANDS = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="lora-limits", description="The theorems of arXiv 2406.03136, made to run."
     )
     parser.add_argument("--version", action="version", version=f"lora-limits {__version__}")

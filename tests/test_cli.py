@@ -36,15 +36,26 @@ def test_the_version_is_the_packages(capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["theorem"], ["theorems", "--jsn"], ["solve"], ["diagnose", "folder"]]
+    ("argv", "said"),
+    [
+        ([], "the following arguments are required: COMMAND (lora-limits --help"),
+        (["theorem"], "COMMAND: got 'theorem', expected one of "),
+        (["theorems", "--jsn"], "unrecognized arguments: --jsn (lora-limits --help"),
+        (["solve"], "the following arguments are required: FILE (lora-limits solve --help"),
+        (["diagnose", "folder"], "the following arguments are required: --text"),
+        (["pilot", "folder", "--steps", "2.5"], "--steps: got '2.5', expected an integer"),
+        (["pilot", "folder", "--rate", "fast"], "--rate: got 'fast', expected a number"),
+        (["pilot", "folder", "--steps"], "--steps: expected one argument"),
+    ],
 )
-def test_bad_arguments_end_with_2(argv, capsys):
+def test_bad_arguments_end_with_2_after_one_line(argv, said, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(argv)
     assert ended.value.code == 2
-    printed, said = capsys.readouterr()
+    printed, told = capsys.readouterr()
     assert printed == ""
-    assert "error" in said
+    assert told.startswith(f"error: {said}")
+    assert told.count("\n") == 1
 
 
 def test_a_reader_that_leaves_early_is_no_error_of_ours():

@@ -8,6 +8,7 @@ from tests.support import ROOT
 GROUND = {"checks", "linalg", "problem", "problem_checks", "polynomial", "rotary"}
 MAY_IMPORT = {
     "checklist": set(),
+    "arguments": set(),
     "checks": set(),
     "linalg": set(),
     "polynomial": {"checks", "linalg"},

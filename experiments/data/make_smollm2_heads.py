@@ -15,7 +15,6 @@ k)| after rotation, over the keys that a query sees.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import sys
@@ -31,6 +30,7 @@ import numpy as np
 from flax import nnx
 
 import lora_limits as ll
+from lora_limits.arguments import Parser, integer
 from lora_limits.nn import llama
 from lora_limits.nn.lora import LoRA
 from lora_limits.training import loop
@@ -197,12 +197,12 @@ def differences(path: Path, arrays: dict[str, np.ndarray]) -> list[str]:
 
 def main() -> int:
     """Writes the file, or checks it. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=OUT, help="the file (default: %(default)s)")
-    add("--tokens", type=int, default=TOKENS, help="at most 8192 (default: %(default)s)")
-    add("--layers", type=int, nargs="+", choices=range(30), metavar="N", help="0 to 29")
-    add("--heads", type=int, default=4, help="kept of each of --layers (default: %(default)s)")
+    add("--tokens", type=integer, default=TOKENS, help="at most 8192 (default: %(default)s)")
+    add("--layers", type=integer, nargs="+", choices=range(30), metavar="N", help="0 to 29")
+    add("--heads", type=integer, default=4, help="kept of each of --layers (default: %(default)s)")
     add("--whole", action="store_true", help="in half precision, not in 8 bits")
     add("--model", type=Path, help="a converted folder (default: the package's GGUF, converted)")
     add("--check", action="store_true", help="compare with the file and write nothing")

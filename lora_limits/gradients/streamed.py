@@ -22,9 +22,10 @@ from lora_limits.certificate import bound, columns
 from lora_limits.certificate.columns import Columns
 from lora_limits.certificate.terms import Grounds
 from lora_limits.checks import fail
-from lora_limits.coordinates import blocks, sampling
+from lora_limits.coordinates import blocks, key_statistics, sampling
 from lora_limits.coordinates import frame as frames
 from lora_limits.coordinates.frame import Frame
+from lora_limits.coordinates.key_statistics import KeyStatistics
 from lora_limits.coordinates.sampling import Sample
 from lora_limits.gradients import fitting, key_summary, methods, plan, sweeps
 from lora_limits.gradients.methods import Polynomial
@@ -221,8 +222,8 @@ def _frame(source: _Source, overview: _Overview, centred: bool) -> tuple[Frame, 
 
 
 @jax.jit
-def _statistics(chunk: LoRAProblem, q_shift: jax.Array) -> frames.KeyStatistics:
-    return frames.key_statistics(chunk, q_shift, frames.BLOCK)
+def _statistics(chunk: LoRAProblem, q_shift: jax.Array) -> KeyStatistics:
+    return key_statistics.of_problem(chunk, q_shift, frames.BLOCK)
 
 
 class _Shared(NamedTuple):

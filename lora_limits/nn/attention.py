@@ -48,8 +48,8 @@ def attention(
     query t sees keys s <= t, whatever T and S are. local_window_size: (left, right), query t sees
     keys t - left to t + right; one integer for both.
     Returns (B, T, N, Hv) in that dtype, computed in at least float32. jit with method, is_causal,
-    local_window_size and axis_name static; vmap; reverse-mode derivatives in query, key, value and scale, and
-    with Exact or a window forward-mode ones too.
+    local_window_size and axis_name static; vmap; reverse-mode derivatives in query, key, value and
+    scale, and with Exact or a window forward-mode ones too.
 
     Padding: mask, (B, S) or (B, 1, 1, S) booleans, or key_value_seq_lengths, (B,) integers, say
     which keys exist; query_mask, (B, T), or query_seq_lengths which queries. What stands in tokens

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from experiments import Refused
 from experiments.runner import telling
 from experiments.runner.results import Results
+from lora_limits.arguments import Parser
 from paper_figures.command import finding, keeping
 from paper_figures.command.finding import HERE, STORED, available
 
@@ -55,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line. argparse itself ends it with status 2 for a flag there is not."""
-    parser = argparse.ArgumentParser(prog="python -m paper_figures", description=ABOUT)
+    """The command line. The parser itself ends it with status 2 for a flag there is not."""
+    parser = Parser(prog="python -m paper_figures", description=ABOUT)
     names = f"what to draw, all by default: {', '.join(available())}"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     results = "where the results lie: a folder of results folders, or one of them (default: those kept here)"

@@ -4,16 +4,16 @@ data/claims.json from the configs and kept rows.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from experiments import Refused
+from lora_limits.arguments import Parser
 from paper_figures.gallery import claims, notes, page
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 2 for bad arguments or missing rows, after one line on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m paper_figures.gallery", description=__doc__)
+    parser = Parser(prog="python -m paper_figures.gallery", description=__doc__)
     parser.add_argument(
         "--minutes",
         nargs="+",

@@ -21,7 +21,7 @@ from lora_limits.factors.block_tree.layout import arrange
 from lora_limits.factors.method import coordinates
 from lora_limits.instruments.counting import count_operations
 from lora_limits.problem import projections
-from tests.support import dense_attention, reference
+from tests.support import reference
 from tests.support.compiled import GRADIENT
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
@@ -204,48 +204,6 @@ def test_what_it_says_of_its_error_is_near_the_error():
             assert not bool(result.failed)
     assert 0.5 < np.median(ratios) < 3
     assert min(ratios) > 0.25
-
-
-def test_attention_whose_keys_are_all_near_is_exact():
-    """Grouped heads and masked tokens, with the derivative in all three inputs."""
-    *inputs, cotangent = dense_attention.inputs(3, value_width=dense_attention.V + 1)
-    # queries taken for padding get 0
-    there = dense_attention.HOLES[:, :, None, None]
-    inputs.append(cotangent * there)
-    want = dense_attention.compiled(None, False, dense_attention.peer)(
-        *inputs, dense_attention.HOLES
-    )
-    got = dense_attention.compiled(ll.BlockTree())(*inputs, dense_attention.HOLES)
-    assert not np.asarray(got[0])[~dense_attention.HOLES].any()
-    dense_attention.assert_near(got, (np.asarray(want[0]) * there, want[1]), 1e-6)
-
-
-def test_attention_with_far_and_masked_keys_is_near_the_exact_one():
-    p = head()
-    rng = np.random.default_rng(0)
-    inputs = [np.asarray(x)[None, :, None] for x in projections(p)]
-    there = rng.uniform(size=(1, 300)) < 0.8
-    # queries taken for padding get 0
-    real = there[:, :, None, None]
-    cotangent = rng.normal(size=inputs[0].shape) * real
-    out, back = dense_attention.compiled(ll.BlockTree(64, 64))(*inputs, cotangent, there, p.beta)
-    true, true_back = dense_attention.compiled(ll.Exact())(*inputs, cotangent, there, p.beta)
-    for got, want in zip((out, *back), (np.asarray(true) * real, *true_back), strict=True):
-        off = np.linalg.norm(got - want) / np.linalg.norm(want)
-        assert 1e-6 < off < 0.2
-    assert not np.asarray(back[1])[:, ~there[0]].any()
-
-
-def test_clusters_are_refused_where_attention_is_causal():
-    q = jnp.ones((1, 4, 1, 2))
-    with pytest.raises(ValueError, match="method of causal attention: got BlockTree"):
-        ll.attention(q, q, q, method=ll.BlockTree(), is_causal=True)
-
-
-@pytest.mark.parametrize("field", ["near", "samples"])
-def test_sizes_must_be_positive_integers(field):
-    with pytest.raises(ValueError, match=f"BlockTree {field}: got 0, expected an integer"):
-        ll.BlockTree(**{field: 0})
 
 
 def shapes(length):

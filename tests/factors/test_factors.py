@@ -21,7 +21,7 @@ from lora_limits.factors import adapted, factor, kernel, random_features
 from lora_limits.factors.method import coordinates, factorise
 from lora_limits.gradients import chain
 from lora_limits.problem import projections
-from tests.support import dense_attention, reference
+from tests.support import reference
 from tests.support.compiled import GRADIENT
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
@@ -258,26 +258,6 @@ def test_a_row_sum_that_is_not_positive_is_a_failure():
     assert bool(result.failed)
 
 
-def test_attention_by_a_factor_wide_enough_is_exact():
-    """Grouped heads and masked keys, with the derivative in all three inputs.
-
-    A query whose key is masked is padding, as there are as many queries as keys.
-    """
-    holes = dense_attention.HOLES
-    there = holes[:, :, None, None]
-    *arrays, cotangent = dense_attention.inputs(3, value_width=dense_attention.H)
-    asked = (*arrays, np.where(there, cotangent, 0), holes)
-    out, gradients = dense_attention.compiled(None, False, dense_attention.peer)(*asked)
-    got = dense_attention.compiled(ll.SparseLowRank(50, 3))(*asked)
-    dense_attention.assert_near(got, (np.where(there, out, 0), gradients), 2e-5)
-
-
-def test_a_factor_is_refused_where_attention_is_causal():
-    q = jnp.ones((1, 4, 1, 2))
-    with pytest.raises(ValueError, match="method of causal attention: got Skeleton"):
-        ll.attention(q, q, q, method=ll.Skeleton(2), is_causal=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("adapt", problems.FULL)
 def test_sparse_plus_low_rank_reaches_most_real_heads(adapt):
@@ -310,23 +290,3 @@ def sizes(jaxpr):
         yield from (math.prod(v.aval.shape) for v in eqn.outvars)
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
             yield from sizes(sub)
-
-
-@pytest.mark.parametrize(
-    "name", ["Svd", "Skeleton", "Nystrom", "RandomFeatures", "AdaptedMonomials"]
-)
-@pytest.mark.parametrize("rank", [0, 2.5, True])
-def test_a_rank_must_be_a_positive_integer(name, rank):
-    with pytest.raises(
-        ValueError, match=f"{name} rank: got {rank!r}, expected an integer of at least 1"
-    ):
-        getattr(ll, name)(rank)
-
-
-def test_entries_and_degree_are_checked_too():
-    with pytest.raises(ValueError, match="SparseLowRank entries: got 0"):
-        ll.SparseLowRank(0, 4)
-    with pytest.raises(ValueError, match="SparseLowRank rank: got 0"):
-        ll.SparseLowRank(4, 0)
-    with pytest.raises(ValueError, match="AdaptedMonomials degree: got 0"):
-        ll.AdaptedMonomials(4, 0)

@@ -13,9 +13,8 @@ from lora_limits.factors import masked, masked_error, prefix
 from lora_limits.factors.factor import rows_of
 from lora_limits.heads.tokens import sees_of, settled
 from lora_limits.instruments.counting import count_operations
-from tests.gradients.test_masked import abstract, assert_untouched
 from tests.support import masked_reference
-from tests.support.masked_problems import L, having
+from tests.support.masked_problems import L, abstract, assert_untouched, having
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
 

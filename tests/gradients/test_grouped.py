@@ -9,8 +9,7 @@ import lora_limits as ll
 from experiments.problems import conditioned as problems
 from lora_limits.instruments.counting import count_operations
 from lora_limits.problem import replaced
-from tests.gradients.test_masked import abstract
-from tests.support.masked_problems import having
+from tests.support.masked_problems import abstract, having
 from tests.support.tools import assert_close, quick_jit
 
 GROUP = 3

@@ -16,7 +16,14 @@ from lora_limits.heads.tokens import pattern_of, seen_by_any, tokens_of
 from lora_limits.instruments.counting import count_operations
 from lora_limits.problem import projections, replaced
 from tests.support import masked_reference
-from tests.support.masked_problems import FIELDS, L, combinations, filled, having
+from tests.support.masked_problems import (
+    L,
+    abstract,
+    assert_untouched,
+    combinations,
+    filled,
+    having,
+)
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
 EXACT = quick_jit(ll.gradient, static_argnums=1)
@@ -82,29 +89,6 @@ def test_a_query_that_sees_no_key_gives_zero():
 # ------------------------------------------------------------------------------------ what may not matter
 
 
-def spoiled(p, value, queries, keys):
-    """The problem with `value` in the tokens that these masks mark, unchecked, as under jit."""
-
-    def put(x, where):
-        return jnp.where(jnp.asarray(where)[:, None], value, x)
-
-    return replaced(
-        p,
-        x_query=put(p.x_query, queries),
-        target=put(p.target, queries),
-        x_key=put(p.x_key, keys),
-        x_value=put(p.x_value, keys),
-    )
-
-
-def assert_untouched(run, p, queries, keys):
-    """Bit for bit the same with anything in tokens that do not count."""
-    want = jax.tree.leaves(run(p))
-    for value in (3.0, 1e300, np.inf, np.nan):
-        got = jax.tree.leaves(run(spoiled(p, value, queries, keys)))
-        assert all(np.array_equal(x, y) for x, y in zip(got, want, strict=True)), value
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("names", [("causal", "rotations"), *later((("causal", "window"),))])
 def test_what_comes_after_the_queries_that_count_changes_no_bit(names, method):
@@ -166,18 +150,6 @@ def test_a_problem_without_fields_is_the_same_program_as_ever():
 # ----------------------------------------------------------------------------------------------- the cost
 
 
-def abstract(length, **fields):
-    """A causal problem of `length` tokens without numbers in it."""
-    shape = problems.Shape(lq=4, lk=4, inputs=(16, 16, 16), width=8, value_width=8, rank=2)
-    p = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            tuple(length if n == 4 else n for n in np.shape(x)), np.float64
-        ),
-        problems.make(0, shape=shape),
-    )
-    return replaced(p, **fields)
-
-
 def test_tiles_that_no_pair_sees_in_are_not_computed():
     n, block = 4096, 256
 
@@ -220,74 +192,6 @@ def test_only_what_the_adapters_ask_for_is_computed():
     tiles = 8 * 9 // 2
     # p K, p^T Q, V g
     assert every - one >= 2 * 128**2 * tiles * 3 * 8
-
-
-# ---------------------------------------------------------------------------------------------- refusals
-
-
-def refusals():
-    yield {"causal": 1}, "causal: got 1, expected True or False"
-    yield {"window": 3}, "window: got 3, expected one beside causal=True"
-    yield {"causal": True, "window": 0}, "window: got 0, expected an integer of at least 1"
-    yield {"query_mask": np.ones(L)}, "query_mask: got float64, expected booleans"
-    yield {"query_mask": [True] * L}, "query_mask: got list, expected booleans"
-    yield {"key_mask": np.ones(L - 1, bool)}, r"key_mask: got shape \(12,\), expected \(13,\)"
-    yield {"segments": np.zeros(L)}, "segments: got float64, expected integers"
-    yield {"rotations": np.zeros(L)}, r"rotations of the query: got shape \(13,\), expected angles"
-    yield {"rotations": np.zeros((L, 3))}, "rotations of the query: got 3 angles, expected from 1"
-    yield {"rotations": np.zeros((9, 2))}, "rotations of the query: got 9 tokens, expected 13"
-    yield {"rotations": np.zeros((L, 2), np.float32)}, "rotations of the query: got dtype float32"
-    pair = (np.zeros((L, 2)), np.zeros((L, 1)))
-    yield {"rotations": pair}, "rotations of the key: got 1 angles, expected 2"
-    yield {"rotations": np.full((L, 2), np.nan)}, "rotations.query: got NaN or infinite entries"
-
-
-@pytest.mark.parametrize(("fields", "message"), list(refusals()))
-def test_what_does_not_fit_is_refused_at_the_door(fields, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(having(), **fields)
-
-
-@pytest.mark.parametrize("field", [{"causal": True}, {"segments": np.zeros(11, int)}])
-def test_an_order_of_tokens_needs_as_many_queries_as_keys(field):
-    p = problems.make(0, shape=problems.CROSS)
-    with pytest.raises(ValueError, match="got 17 tokens, expected 11, as many as x_query"):
-        dataclasses.replace(p, **field)
-
-
-KNOWN_BY = [
-    ll.Chain(2),
-    ll.Polynomial(2),
-    ll.BlockTree(),
-    ll.Skeleton(2),
-    ll.SparseLowRank(2, 2),
-    ll.Nystrom(2),
-    ll.Svd(2),
-    ll.RandomFeatures(2),
-    ll.AdaptedMonomials(2),
-]
-
-
-@pytest.mark.parametrize("name", [n for n in FIELDS if n != "partial rotations"])
-@pytest.mark.parametrize("method", KNOWN_BY, ids=lambda m: type(m).__name__)
-def test_what_a_method_does_not_know_it_refuses_by_name(method, name):
-    p = having(name)
-    unknown = {name} - method.knows
-    if unknown:
-        with pytest.raises(ValueError, match=f"expected none: {type(method).__name__}.*not know"):
-            ll.gradient(p, method)
-
-
-@pytest.mark.parametrize("name", [n for n in FIELDS if n != "partial rotations"])
-def test_functions_that_know_no_structure_refuse_it_by_name(name):
-    p = having(name)
-    mesh = jax.make_mesh((1,), ("x",))
-    for run, who in (
-        (lambda: ll.sharded_gradient(p, ll.Polynomial(2), mesh), "sharded_gradient"),
-        (lambda: ll.streamed_gradient([p], ll.Polynomial(2)), "streamed_gradient"),
-    ):
-        with pytest.raises(ValueError, match=f"expected none: {who} does not know it"):
-            run()
 
 
 # ------------------------------------------------------------------------------ the chain, norms, choosing

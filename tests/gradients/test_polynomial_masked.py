@@ -15,9 +15,15 @@ from experiments.problems import conditioned as problems
 from lora_limits.instruments.counting import count_operations
 from lora_limits.problem import replaced
 from lora_limits.rotary import Rotations
-from tests.gradients.test_masked import abstract, assert_untouched
 from tests.support import masked_reference
-from tests.support.masked_problems import L, combinations, filled, having
+from tests.support.masked_problems import (
+    L,
+    abstract,
+    assert_untouched,
+    combinations,
+    filled,
+    having,
+)
 from tests.support.tools import arrays, assert_close, later, quick_jit
 
 PROMISED = quick_jit(ll.gradient, static_argnums=1)

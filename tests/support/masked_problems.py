@@ -1,12 +1,17 @@
-"""Problems with what models put into attention: every field alone, and in combinations."""
+"""Problems with what models put into attention: every field alone, in combinations, without numbers,
+and with anything in the tokens that do not count.
+"""
 
 import dataclasses
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import lora_limits as ll
 from experiments.problems import conditioned as problems
+from lora_limits.problem import replaced
 
 L = 13
 SELF = dataclasses.replace(problems.SELF, width=4, rank=1)
@@ -56,3 +61,38 @@ def filled(p):
         # partial rotations of n pairs turn other pairs than full ones: no filling makes them alike
         raise ValueError("partial rotations cannot be filled")
     return dataclasses.replace(p, **missing)
+
+
+def abstract(length, **fields):
+    """A causal problem of `length` tokens without numbers in it."""
+    shape = problems.Shape(lq=4, lk=4, inputs=(16, 16, 16), width=8, value_width=8, rank=2)
+    p = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            tuple(length if n == 4 else n for n in np.shape(x)), np.float64
+        ),
+        problems.make(0, shape=shape),
+    )
+    return replaced(p, **fields)
+
+
+def spoiled(p, value, queries, keys):
+    """The problem with `value` in the tokens that these masks mark, unchecked, as under jit."""
+
+    def put(x, where):
+        return jnp.where(jnp.asarray(where)[:, None], value, x)
+
+    return replaced(
+        p,
+        x_query=put(p.x_query, queries),
+        target=put(p.target, queries),
+        x_key=put(p.x_key, keys),
+        x_value=put(p.x_value, keys),
+    )
+
+
+def assert_untouched(run, p, queries, keys):
+    """Bit for bit the same with anything in tokens that do not count."""
+    want = jax.tree.leaves(run(p))
+    for value in (3.0, 1e300, np.inf, np.nan):
+        got = jax.tree.leaves(run(spoiled(p, value, queries, keys)))
+        assert all(np.array_equal(x, y) for x, y in zip(got, want, strict=True)), value
