@@ -172,3 +172,15 @@ def test_a_ratio_of_times_carries_both_spreads():
     assert math.isclose(half, 3.0)
     slow["rounds"], fast["rounds"] = [20.0, 20.0, 40.0, 44.0, 40.0], [2.0, 2.0, 4.0, 4.0, 4.0]
     assert saying.times(slow, fast) == "10.00 ± 0.00 times"
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ([{}, {}], "3 seeds a point"),
+        ([{"seeds": 3}, {"seeds": 1}], "1 to 3 seeds a point"),
+        ([{"seed": 0}, {"seed": 1}], "2 seeds"),
+    ],
+)
+def test_points_that_ask_for_fewer_seeds_are_told(points, said):
+    assert notes.seeds({"config": {"seeds": 3}}, [{"point": point} for point in points]) == said

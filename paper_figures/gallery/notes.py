@@ -63,8 +63,10 @@ def seeds(told: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         return f"{config['instances']} instances a point"
     if "seed" in config:
         return f"one seed ({config['seed']})"
-    # A point may ask for several seeds itself.
-    return f"{config['seeds']} seeds a point"
+    # A point may ask for several seeds itself, and a long one for fewer.
+    asked = [row["point"].get("seeds", config["seeds"]) for row in rows]
+    fewest = "" if min(asked) == max(asked) else f"{min(asked)} to "
+    return f"{fewest}{max(asked)} seeds a point"
 
 
 def otherwise(told: dict[str, Any]) -> str:

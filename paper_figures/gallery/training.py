@@ -236,7 +236,8 @@ def pilots(rows: Rows) -> list[Line]:
         told += "never" if found["stop"] is None else f"at step {found['stop']}"
         told += f": {'go' if found['go'] else 'no-go'}"
         seeds = row["point"]["seeds"]
-        lines.append((f"pilot of {pilot.label(name)} ({seeds} seeds)", told))
+        count = "one seed" if seeds == 1 else f"{seeds} seeds"
+        lines.append((f"pilot of {pilot.label(name)} ({count})", told))
     return lines
 
 
