@@ -18,6 +18,7 @@ from lora_limits.coordinates import collectives
 from lora_limits.coordinates.collectives import Axis
 from lora_limits.coordinates.sweep import scan
 from lora_limits.heads.features import evaluate, join, split
+from lora_limits.heads.visibility import runs
 from lora_limits.linalg import dot
 from lora_limits.polynomial import monomials
 
@@ -41,13 +42,16 @@ class Tile(NamedTuple):
     w: Float[Array, "*blocks 1 n"]
     one_v: Float[Array, "*blocks dv_and_1 n"]
     document: Int[Array, "*blocks 1 n"] | None  # None where all tokens are of one
+    keys: Int[Array, "*blocks 1 n"] | None  # keys that the document of each token has
 
     @property
     def of_queries(self) -> Int[Array, "1 gn"] | None:
         """The document of each query."""
-        if self.document is None:
-            return None
-        return jnp.repeat(self.document, self.x.shape[1] // self.y.shape[1], axis=1)
+        return None if self.document is None else self.for_queries(self.document)
+
+    def for_queries(self, of_tokens: Int[Array, "1 n"]) -> Int[Array, "1 gn"]:
+        """What is known of each token, of each of its queries."""
+        return jnp.repeat(of_tokens, self.x.shape[1] // self.y.shape[1], axis=1)
 
     def end(self, at: int) -> Int[Array, ""] | None:
         """The document of the first or the last token."""
@@ -93,6 +97,8 @@ def diagonal(
         # the first feature and the first column are ones: the sum of the weights before
         weights = jnp.broadcast_to(before.total[0, 0], (1, x.shape[1]))
         further = of_document(of_queries, before.document, weights) > 0
+    elif tile.keys is not None:
+        further = tile.for_queries(tile.keys) > allowed.sum(1, dtype=jnp.int32)[None]
     else:
         further = jnp.ones((1, x.shape[1]), bool)
     top = jnp.max(s, axis=1, keepdims=True, where=allowed, initial=least)
@@ -107,9 +113,15 @@ def tiles_of(rule: Rule, x, y, w, one_v, document) -> Tile:
     """The blocks of all tokens."""
     group = x.shape[1] // y.shape[1]
     size = min(rule.block, y.shape[1])
+    exists = (w > 0).astype(jnp.int32)
     y, w, one_v = (split(z, size) for z in (y, w[None], one_v))
-    documents = None if document is None else split(document[None], size)
-    return Tile(split(x, size * group), y, w, one_v, documents)
+    x = split(x, size * group)
+    if document is None:
+        return Tile(x, y, w, one_v, None, None)
+    first, last = runs(document)
+    count = jnp.cumsum(exists)
+    keys = count[last] - count[first] + exists[first]
+    return Tile(x, y, w, one_v, split(document[None], size), split(keys[None], size))
 
 
 def nothing(rule: Rule, columns: int, x: jax.Array, document: Any, at: int) -> Sum:

@@ -170,6 +170,33 @@ def test_no_key_is_lost_where_its_weight_would_underflow():
     np.testing.assert_allclose(got.gradient["value"].a, want["value"].a, rtol=1e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_document_within_its_block_is_exact_however_low_its_scores(causal):
+    """exp of every score of the first document is 0, and of the second more than there is; padding
+    behind makes neither of them any longer.
+    """
+    n, rng = 12, np.random.default_rng(0)
+    one = np.ones((1, 1))
+    queries = np.where(np.arange(n) < 4, -40.0, 40.0)[:, None]
+    p = ll.LoRAProblem(
+        queries + rng.normal(size=(n, 1)) / 80,
+        20.0 + rng.normal(size=(n, 1)) / 80,
+        rng.normal(size=(n, 1)),
+        rng.normal(size=(n, 1)),
+        weights=ll.AttentionWeights(one, one, one),
+        adapters={name: ll.Adapter(0.1 * one, one) for name in problems.FULL},
+        scale=1.0,
+        beta=1.0,
+        causal=causal,
+        segments=np.repeat([0, 1, 2], 4),
+        key_mask=np.repeat([True, True, False], 4),
+    )
+    got = GRADIENT(p, ll.Polynomial(2, centred=False, block_size=8))
+    loss, want = masked_reference.loss_and_gradient(p)
+    np.testing.assert_allclose(got.loss, loss, rtol=1e-10)
+    assert_close(got.gradient, want, 1e-9)
+
+
 # ----------------------------------------------------------------------------------------------- the cost
 
 LONG = 2**14
