@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
 
+Kind = TypeVar("Kind")
 CHOICE = re.compile(r"invalid choice: (.+) \(choose from (.+)\)")
 
 
@@ -30,7 +32,7 @@ def number(text: str) -> float:
     return _read(float, text, "a number")
 
 
-def _read(kind: type, text: str, expected: str):
+def _read(kind: Callable[[str], Kind], text: str, expected: str) -> Kind:
     try:
         return kind(text)
     except ValueError:

@@ -173,8 +173,7 @@ def rows(
     values: of `evaluate` at x. d_sum: the computed D_i. d_score: rounding of the scores, which
     acts as one more error of exp, |e^{s + ds} - e^s| <= 2 ds e^s (`terms` counts it as rounding).
     """
-    degree = setup.degree
-    gamma = setup.gamma
+    degree, gamma = setup.degree, setup.gamma
     count = moments.radial.shape[1]
     norm = column_lengths(x)
     reach = row_range(x, moments.reach, moments.box)

@@ -104,8 +104,7 @@ def visit_queries(plan: Plan, grounds: Grounds | None, m: Float[Array, "k column
         mean = u[1:] / u[:1]
         mean_v = mean[:dv]
         c = mean_v + frame.v_mean[:, None] - target
-        rho = down(c * mean_v)
-        g = jnp.concatenate([-rho, c]) * (live / u[:1])
+        g = jnp.concatenate([-down(c * mean_v), c]) * (live / u[:1])
         gradient = dict(carry.gradient)
         back = []
         dq, m_xb, ca = None, None, carry.ca

@@ -98,7 +98,7 @@ def test_a_length_that_no_point_can_have_is_refused_before_any_is_measured(
 
 
 def test_the_shortest_points_that_are_taken_can_be_measured():
-    """Of what is refused below: the gadget of the hardness proof."""
+    """Below it, `hardness` refuses: its gadget has no room."""
     sweep = override(load(ROOT / "configs" / "hardness.toml", "smoke"), {"lengths": [4]})
     point = next(point for point in sweep.experiment.points(sweep.config) if point["n"] == 4)
     assert sweep.experiment.measure(point, sweep.config)["decisions"] > 0

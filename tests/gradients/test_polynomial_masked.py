@@ -145,25 +145,29 @@ def test_padding_changes_no_bit():
     assert_untouched(run, p, ~p.query_mask, ~p.key_mask)
 
 
+def of_width_one(queries, keys, adapted=0.0, **fields):
+    """A problem whose scores are the products of these numbers; value inputs and target drawn."""
+    one, rng = np.ones((1, 1)), np.random.default_rng(0)
+    value, target = rng.normal(size=(2, len(keys), 1))
+    return ll.LoRAProblem(
+        queries[:, None],
+        keys[:, None],
+        value,
+        target,
+        weights=ll.AttentionWeights(one, one, one),
+        adapters={name: ll.Adapter(adapted * one, one) for name in problems.FULL},
+        scale=1.0,
+        beta=1.0,
+        **fields,
+    )
+
+
 def test_no_key_is_lost_where_its_weight_would_underflow():
     """Every key scores 114 above the one before: seen from the last, the first is exp(-800), and yet
     all that the first query has. (The queries between are beyond any polynomial.)
     """
-    n = 8
-    one = np.ones((1, 1))
-    rng = np.random.default_rng(0)
-    p = ll.LoRAProblem(
-        np.full((n, 1), 5.7),
-        20.0 * np.arange(n)[:, None],
-        rng.normal(size=(n, 1)),
-        rng.normal(size=(n, 1)),
-        weights=ll.AttentionWeights(one, one, one),
-        adapters={name: ll.Adapter(0 * one, one) for name in problems.FULL},
-        scale=1.0,
-        beta=1.0,
-        causal=True,
-        query_mask=np.array([True] + [False] * 6 + [True]),
-    )
+    ends = np.array([True] + [False] * 6 + [True])
+    p = of_width_one(np.full(8, 5.7), 20.0 * np.arange(8), causal=True, query_mask=ends)
     got = GRADIENT(p, ll.Polynomial(2, block_size=1))
     loss, want = masked_reference.loss_and_gradient(p)
     np.testing.assert_allclose(got.loss, loss, rtol=1e-6)
@@ -172,24 +176,19 @@ def test_no_key_is_lost_where_its_weight_would_underflow():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_document_within_its_block_is_exact_however_low_its_scores(causal):
-    """exp of every score of the first document is 0, and of the second more than there is; padding
-    behind makes neither of them any longer.
+    """exp of every score of the first document is more than there is, and of the second 0, which
+    padding makes no longer than its block.
     """
-    n, rng = 12, np.random.default_rng(0)
-    one = np.ones((1, 1))
-    queries = np.where(np.arange(n) < 4, -40.0, 40.0)[:, None]
-    p = ll.LoRAProblem(
-        queries + rng.normal(size=(n, 1)) / 80,
-        20.0 + rng.normal(size=(n, 1)) / 80,
-        rng.normal(size=(n, 1)),
-        rng.normal(size=(n, 1)),
-        weights=ll.AttentionWeights(one, one, one),
-        adapters={name: ll.Adapter(0.1 * one, one) for name in problems.FULL},
-        scale=1.0,
-        beta=1.0,
+    rng, there = np.random.default_rng(1), np.arange(12) < 8
+    queries = np.where(np.arange(12) < 4, 40.0, -40.0) + rng.normal(size=12) / 80
+    p = of_width_one(
+        queries,
+        20.0 + rng.normal(size=12) / 80,
+        adapted=0.1,
         causal=causal,
-        segments=np.repeat([0, 1, 2], 4),
-        key_mask=np.repeat([True, True, False], 4),
+        segments=np.repeat([0, 1], [4, 8]),
+        key_mask=there,
+        query_mask=there,
     )
     got = GRADIENT(p, ll.Polynomial(2, centred=False, block_size=8))
     loss, want = masked_reference.loss_and_gradient(p)
