@@ -3,6 +3,7 @@
 """
 
 import os
+import signal
 from pathlib import Path
 
 from tests.support import ROOT
@@ -63,6 +64,14 @@ def precision():
     yield
     if not jax.config.jax_enable_x64:
         jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def heeding_interrupts():
+    """A shell's background jobs ignore SIGINT, and so would the programs that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

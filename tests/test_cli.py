@@ -80,6 +80,7 @@ def test_a_reader_that_leaves_early_is_no_error_of_ours():
         assert child.stderr.read() == ""
 
 
+@pytest.mark.usefixtures("heeding_interrupts")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_program_that_is_told_to_end_leaves_nothing_and_ends_at_once(number, status, tmp_path):
     """Its temporary folder goes, and what would run as the interpreter is taken down does not."""

@@ -60,12 +60,7 @@ def assert_whole(folder="out"):
     )
 
 
-@pytest.fixture(autouse=True)
-def heeding_interrupts():
-    """A shell's background jobs ignore SIGINT, and so would the programs that they start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("heeding_interrupts")
 
 
 def taken_over(process):
